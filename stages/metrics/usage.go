@@ -1,0 +1,63 @@
+package metrics
+
+import (
+	"fmt"
+	"math"
+)
+
+// Usage is a histogram of the codes that a pass over the data chose.
+type Usage struct {
+	counts []int64
+	total  int64
+}
+
+// NewUsage counts codes 0 ≤ c < codes.
+func NewUsage(codes int) *Usage { return &Usage{counts: make([]int64, codes)} }
+
+// Add counts codes; one outside the codebook is an error, and those before it are counted.
+func (u *Usage) Add(codes []int32) error {
+	for i, c := range codes {
+		if c < 0 || int(c) >= len(u.counts) {
+			return fmt.Errorf("code %d of %d is %d (want 0..%d)", i, len(codes), c, len(u.counts)-1)
+		}
+		u.counts[c]++
+		u.total++
+	}
+	return nil
+}
+
+// Perplexity is exp(-Σ p·ln p) over the shares p of the codes: how many codes, used evenly, would say as much. It is
+// between 1 and the size of the codebook, and 0 before any code was added.
+func (u *Usage) Perplexity() float64 {
+	if u.total == 0 {
+		return 0
+	}
+	var entropy float64
+	for _, n := range u.counts {
+		if n > 0 {
+			p := float64(n) / float64(u.total)
+			entropy -= p * math.Log(p)
+		}
+	}
+	return math.Exp(entropy)
+}
+
+// Share is the part of the codebook that was used at least once, in [0, 1].
+func (u *Usage) Share() float64 {
+	var used int
+	for _, n := range u.counts {
+		if n > 0 {
+			used++
+		}
+	}
+	return float64(used) / float64(max(1, len(u.counts)))
+}
+
+// Total is the number of codes added.
+func (u *Usage) Total() int64 { return u.total }
+
+// Reset forgets all codes.
+func (u *Usage) Reset() {
+	clear(u.counts)
+	u.total = 0
+}
