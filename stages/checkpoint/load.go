@@ -1,0 +1,118 @@
+package checkpoint
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+// Load reads a checkpoint that Save wrote, whole, or says why it can't be trusted. It may run beside a Save. Errors
+// start with the path.
+func Load(path string) (*volume.Snapshot, error) {
+	var s *volume.Snapshot
+	_, err := scan(path, func(r io.Reader, h *header) (err error) {
+		if s, err = trusted(h); err != nil {
+			return err
+		}
+		s.Arrays, err = readArrays(r, h)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Verify reads a checkpoint as Load does, and keeps nothing of it.
+func Verify(path string) error {
+	_, err := scan(path, func(r io.Reader, h *header) error {
+		if _, err := trusted(h); err != nil {
+			return err
+		}
+		if n, err := io.Copy(io.Discard, r); err != nil {
+			return err
+		} else if n != h.bytes()-int64(8+len(h.raw)) {
+			return io.ErrUnexpectedEOF
+		}
+		return nil
+	})
+	return err
+}
+
+// trusted is the snapshot, without arrays, of a header that has a seal.
+func trusted(h *header) (*volume.Snapshot, error) {
+	s, err := decodeMeta(h.meta)
+	if err == nil && h.seal == "" {
+		err = errors.New("no checksum: not written by flowrun, or damaged")
+	}
+	return s, err
+}
+
+// Info is what a safetensors file says of itself.
+type Info struct {
+	Path       string
+	Bytes      int64
+	SHA256     string // the seal, hex, as stated (see Verify); "" if it has none
+	Tensors    []Tensor
+	Meta       map[string]string
+	Checkpoint bool // the rest is known: flowrun wrote it
+	Step       int
+	Cursor     volume.Cursor
+	Metrics    map[string]float64
+	Reason     string
+	Tags       int // how many
+}
+
+// Peek reads only the header of a safetensors file, a checkpoint or not. Errors start with the path.
+func Peek(path string) (Info, error) {
+	f, size, err := open(path)
+	if err != nil {
+		return Info{}, err
+	}
+	defer func() { _ = f.Close() }()
+	h, err := readHeader(f, size)
+	if err != nil {
+		return Info{}, fmt.Errorf("%s: %w", path, err)
+	}
+	info := Info{Path: path, Bytes: size, SHA256: h.seal, Tensors: h.tensors, Meta: h.meta}
+	if _, ok := h.meta[stateKey]; !ok {
+		return info, nil
+	}
+	s, err := decodeMeta(h.meta)
+	if err != nil {
+		return Info{}, fmt.Errorf("%s: %w", path, err)
+	}
+	info.Checkpoint, info.Meta = true, s.Meta
+	info.Step, info.Cursor, info.Metrics, info.Reason, info.Tags = s.Step, s.Cursor, s.Metrics, s.Reason, len(s.Tags)
+	return info, nil
+}
+
+// Latest loads the checkpoint of the highest step that verifies whole. What it had to skip is reported, and stays on
+// disk. A folder without checkpoints gives nil and no error; one where none verifies is an error, so that a run
+// doesn't start anew over damaged work.
+func (s *Store) Latest() (snapshot *volume.Snapshot, path string, skipped []error, err error) {
+	files, err := s.files()
+	if err != nil {
+		return nil, "", nil, err
+	}
+	for _, f := range slices.Backward(files) {
+		path := s.path(f)
+		snapshot, err := Load(path)
+		if err == nil && snapshot.Step != f {
+			err = fmt.Errorf("%s: holds step %d", path, snapshot.Step)
+		}
+		if err == nil {
+			return snapshot, path, skipped, nil
+		}
+		s.damaged[f] = true
+		skipped = append(skipped, err)
+	}
+	if len(skipped) > 0 {
+		return nil, "", skipped, fmt.Errorf("%s: no checkpoint verifies (newest: %w): move them away to start anew, or choose another run.dir",
+			s.dir, skipped[0])
+	}
+	return nil, "", nil, nil
+}

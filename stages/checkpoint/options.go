@@ -1,0 +1,26 @@
+package checkpoint
+
+import "math"
+
+// Options are the keys of the checkpoint stage.
+type Options struct {
+	Every int    `key:"every" default:"500" unit:"steps" min:"1" doc:"Optimiser steps between checkpoints. A validation, a stop and the end of the run write one too."`
+	Keep  int    `key:"keep" default:"3" unit:"checkpoints" min:"1" doc:"How many of the best checkpoints are kept, beside the last one and the one before it."`
+	Best  string `key:"best" default:"psnr" oneof:"psnr ssim mae_hu" doc:"The validation metric that ranks checkpoints: that of the EMA weights where there are any, else that of the raw ones. mae_hu is better when lower."`
+}
+
+// Disk is the most that checkpoints of the given size take at once, in bytes: those kept, and the one being written.
+func (o Options) Disk(checkpoint int64) int64 { return int64(o.Keep+3) * checkpoint }
+
+// score ranks a checkpoint by its metrics, higher first. A checkpoint without the metric, or with one that isn't a
+// number, has no rank.
+func (o Options) score(metrics map[string]float64) (float64, bool) {
+	v, ok := metrics["val/ema_"+o.Best]
+	if !ok {
+		v, ok = metrics["val/"+o.Best]
+	}
+	if o.Best == "mae_hu" {
+		v = -v
+	}
+	return v, ok && !math.IsNaN(v)
+}

@@ -1,0 +1,325 @@
+package checkpoint
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+// Names of relative symlinks to the newest and to the best checkpoint.
+const (
+	LastName = "last.safetensors"
+	BestName = "best.safetensors"
+)
+
+const temporary = ".tmp"
+
+var stepName = regexp.MustCompile(`^step-(\d{8,18})\.safetensors$`)
+
+// Name is the file name of the checkpoint of a step.
+func Name(step int) string { return fmt.Sprintf("step-%08d.safetensors", step) }
+
+// Store keeps the checkpoints of one run in a folder. One goroutine at a time may use it; others may read the files.
+type Store struct {
+	dir     string
+	options Options
+	disk    disk
+	damaged map[int]bool       // steps whose file didn't verify: not counted, never removed
+	saved   int                // the step of the last Save, or -1
+	metrics map[string]float64 // of that Save
+}
+
+// Open makes the folder if it isn't there, and removes what a killed Save left behind. The caller holds the run's
+// lock: another Save in the folder would lose its file.
+func Open(dir string, o Options) (*Store, error) {
+	s := &Store{dir: dir, options: o, disk: local(), damaged: make(map[int]bool), saved: -1}
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return nil, s.explain(dir, 0, err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, s.explain(dir, 0, err)
+	}
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), temporary)
+		if ok && (stepName.MatchString(name) || name == LastName || name == BestName) {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+				return nil, s.explain(filepath.Join(dir, e.Name()), 0, err)
+			}
+		}
+	}
+	return s, nil
+}
+
+func (s *Store) path(step int) string { return filepath.Join(s.dir, Name(step)) }
+
+// files are the steps that have a checkpoint, ascending.
+func (s *Store) files() ([]int, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.dir, reason(err))
+	}
+	var steps []int
+	for _, e := range entries {
+		if m := stepName.FindStringSubmatch(e.Name()); m != nil && e.Type().IsRegular() {
+			if step, err := strconv.Atoi(m[1]); err == nil && Name(step) == e.Name() {
+				steps = append(steps, step)
+			}
+		}
+	}
+	slices.Sort(steps)
+	return steps, nil
+}
+
+// Save makes a snapshot durable and returns its path; then it points best and last at their files and removes the
+// checkpoints that are neither the newest two nor among the best. When it fails, the older ones are all still there.
+// A snapshot of a step that was saved before takes that one's place; without metrics of its own it inherits those of
+// the Save just before.
+func (s *Store) Save(ctx context.Context, snapshot *volume.Snapshot) (string, error) {
+	path := s.path(snapshot.Step)
+	if snapshot.Step == s.saved && snapshot.Metrics == nil {
+		again := *snapshot
+		again.Metrics, again.Free = s.metrics, nil
+		snapshot = &again
+	}
+	meta, err := encodeMeta(snapshot)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	h, err := newHeader(snapshot.Arrays, meta, true)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	if err := s.commit(path, func(f file) error { return seal(ctx, f, h, snapshot.Arrays) }); err != nil {
+		return "", s.explain(path, h.bytes(), err)
+	}
+	s.saved, s.metrics = snapshot.Step, snapshot.Metrics
+	delete(s.damaged, snapshot.Step)
+	s.tidy()
+	return path, nil
+}
+
+// commit has fill write a temporary file beside path and gives it path's name once it is durable.
+func (s *Store) commit(path string, fill func(file) error) (err error) {
+	f, err := s.disk.create(path + temporary)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(path + temporary)
+		}
+	}()
+	err = fill(f)
+	if err == nil {
+		err = f.Sync()
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = s.disk.rename(path+temporary, path)
+	}
+	if err != nil {
+		return err
+	}
+	return s.disk.syncDir(s.dir)
+}
+
+// seal writes a file while hashing it, then puts the hash where the header left room for it.
+func seal(ctx context.Context, f file, h *header, arrays []volume.Array) error {
+	sum := sha256.New()
+	if err := write(io.MultiWriter(until{ctx, f}, sum), h, arrays); err != nil {
+		return err
+	}
+	_, err := f.WriteAt([]byte(hex.EncodeToString(sum.Sum(nil))), int64(8+len(sealPrefix)))
+	return err
+}
+
+// until is a writer that fails once its context is done.
+type until struct {
+	ctx context.Context
+	w   io.Writer
+}
+
+func (u until) Write(b []byte) (int, error) {
+	if u.ctx.Err() != nil {
+		return 0, context.Cause(u.ctx)
+	}
+	return u.w.Write(b)
+}
+
+// SetAside renames the checkpoints after a step, damaged ones included, so that a run that goes on from that step
+// neither counts nor finds them: step-….safetensors.aside, .aside2 and so on. Nothing is removed. It returns the new
+// paths.
+func (s *Store) SetAside(step int) ([]string, error) {
+	files, err := s.files()
+	if err != nil {
+		return nil, err
+	}
+	var moved []string
+	for _, f := range files {
+		if f <= step {
+			continue
+		}
+		path := s.path(f)
+		to := path + ".aside"
+		for n := 2; ; n++ {
+			if _, err := os.Lstat(to); errors.Is(err, fs.ErrNotExist) {
+				break
+			} else if err != nil {
+				return moved, s.explain(path, 0, err)
+			}
+			to = path + ".aside" + strconv.Itoa(n)
+		}
+		if err := os.Rename(path, to); err != nil {
+			return moved, s.explain(path, 0, err)
+		}
+		delete(s.damaged, f)
+		moved = append(moved, to)
+	}
+	if len(moved) > 0 {
+		s.tidy()
+	}
+	return moved, nil
+}
+
+// ranked is a checkpoint as retention sees it.
+type ranked struct {
+	step  int
+	score float64 // higher is better
+	valid bool    // it has a score
+}
+
+// tidy points the links at their files and removes what isn't kept. What can't be removed is tried again next time.
+func (s *Store) tidy() {
+	files, err := s.files()
+	if err != nil {
+		return
+	}
+	var list []ranked
+	for _, step := range files {
+		if s.damaged[step] {
+			continue
+		}
+		info, err := Peek(s.path(step))
+		if err != nil || !info.Checkpoint || info.Step != step {
+			continue // Latest will say what is wrong with it
+		}
+		score, ok := s.options.score(info.Metrics)
+		list = append(list, ranked{step, score, ok})
+	}
+	keep, best := retain(list, s.saved, s.options.Keep)
+	if len(list) > 0 {
+		s.link(LastName, list[len(list)-1].step)
+	}
+	s.link(BestName, best)
+	for _, r := range list {
+		if !keep[r.step] {
+			_ = os.Remove(s.path(r.step))
+		}
+	}
+}
+
+// retain says which of list, ascending by step, are kept: the last two, the one just saved, and the n with the highest
+// scores, the earlier of two equals. best is the first of those, or -1.
+func retain(list []ranked, saved, n int) (keep map[int]bool, best int) {
+	keep, best = make(map[int]bool), -1
+	for _, r := range list[max(0, len(list)-2):] {
+		keep[r.step] = true
+	}
+	keep[saved] = true
+	scored := slices.DeleteFunc(slices.Clone(list), func(r ranked) bool { return !r.valid })
+	slices.SortStableFunc(scored, func(a, b ranked) int {
+		switch {
+		case a.score > b.score:
+			return -1
+		case a.score < b.score:
+			return 1
+		}
+		return 0
+	})
+	for i, r := range scored[:min(n, len(scored))] {
+		keep[r.step] = true
+		if i == 0 {
+			best = r.step
+		}
+	}
+	return keep, best
+}
+
+// link makes name a relative symlink to the checkpoint of a step, or removes it if step < 0. A file of that name that
+// isn't a link is left alone. Where there are no symlinks there is no link.
+func (s *Store) link(name string, step int) {
+	path := filepath.Join(s.dir, name)
+	if info, err := os.Lstat(path); err == nil && info.Mode()&fs.ModeSymlink == 0 {
+		return
+	}
+	if step < 0 {
+		_ = os.Remove(path)
+		return
+	}
+	if to, err := os.Readlink(path); err == nil && to == Name(step) {
+		return
+	}
+	_ = os.Remove(path + temporary)
+	if os.Symlink(Name(step), path+temporary) != nil {
+		return
+	}
+	if os.Rename(path+temporary, path) != nil {
+		_ = os.Remove(path + temporary)
+	}
+}
+
+// explain says what to do about an error of the disk. need is the size of the file that was to be written.
+func (s *Store) explain(path string, need int64, err error) error {
+	err = reason(err)
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		space := ""
+		if free, ok := s.disk.free(s.dir); ok {
+			space = fmt.Sprintf(", %s free", size(free))
+		}
+		return fmt.Errorf("%s: %w: needs %s%s; make room or lower checkpoint.keep, then run again to resume from the checkpoint before it",
+			path, err, size(need), space)
+	case errors.Is(err, syscall.EFBIG):
+		return fmt.Errorf("%s: %w: needs %s; raise the limit on file sizes (ulimit -f) or choose a run.dir on another disk", path, err, size(need))
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
+		return fmt.Errorf("%s: %w: make the folder writable or choose another run.dir", path, err)
+	}
+	return fmt.Errorf("%s: %w", path, err)
+}
+
+// reason is an error of package os without its operation and path, which the caller states.
+func reason(err error) error {
+	var p *fs.PathError
+	var l *os.LinkError
+	switch {
+	case errors.As(err, &p):
+		return p.Err
+	case errors.As(err, &l):
+		return l.Err
+	}
+	return err
+}
+
+// size is a number of bytes for people.
+func size(n int64) string {
+	if n < 1<<20 {
+		return fmt.Sprintf("%d bytes", n)
+	}
+	return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+}
