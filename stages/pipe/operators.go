@@ -1,0 +1,218 @@
+package pipe
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"reflect"
+	"sync"
+
+	"github.com/reugn/go-streams"
+)
+
+// From runs gen as a source. emit waits until the next stage takes the element; it fails, for good, when the graph stops:
+// gen then returns what emit returned. gen's ctx ends at a soft stop too, with ErrStopped as its cause; an error
+// that comes of that isn't a failure. emit is for one goroutine at a time, until gen returns.
+func From[T any](g *Graph, stage string, gen func(ctx context.Context, emit func(T) error) error) Port[T] {
+	n := newNode(g, stage, 1)
+	n.from = nil
+	p := port[T](n)
+	n.start(func() error {
+		err := gen(g.data, func(v T) error {
+			if !n.send(v, g.data.Done()) {
+				return context.Cause(g.data)
+			}
+			return nil
+		})
+		if g.cut() && (errors.Is(err, ErrStopped) || errors.Is(err, context.Canceled)) {
+			return nil
+		}
+		return err
+	})
+	return p
+}
+
+// Map applies fn with so many workers (at least 1) and keeps order. At most that many elements are inside, those included
+// that wait for their turn.
+func Map[T, R any](in Port[T], stage string, workers int, fn func(context.Context, T) (R, error)) Port[R] {
+	type result struct {
+		value R
+		ok    bool
+	}
+	workers = max(workers, 1)
+	g := in.g
+	n := newNode(g, stage, workers)
+	n.alone, n.keeps = false, true
+	n.m.count = [kinds]int{starved: workers}
+	take(in, n)
+	p := port[R](n)
+	n.start(func() error {
+		room := make(chan struct{}, workers)
+		turns := make(chan chan result, workers)
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		defer close(turns)
+		wg.Go(func() {
+			for turn := range turns {
+				if r := <-turn; r.ok {
+					n.send(r.value, g.ctx.Done())
+				}
+				n.m.note(blocked, starved, 0, 0, 0)
+				<-room
+			}
+		})
+		for {
+			room <- struct{}{}
+			v, ok := receive[T](n)
+			if !ok {
+				return nil
+			}
+			n.m.note(starved, working, 0, 0, 0)
+			turn := make(chan result, 1)
+			turns <- turn
+			wg.Go(func() {
+				var r result
+				bytes := n.size(v)
+				defer func() {
+					n.m.note(working, blocked, 0, 0, n.size(r.value)-bytes)
+					turn <- r
+				}()
+				g.guard(stage, func() error {
+					value, err := fn(g.ctx, v)
+					if err == nil {
+						r = result{value, true}
+					}
+					return err
+				})
+			})
+		}
+	})
+	return p
+}
+
+// Expand replaces each element by a sequence, of which one element is alive at a time. An error in the sequence is the
+// stage's failure. The element itself is fn's to release when its sequence ends or is broken off.
+func Expand[T, R any](in Port[T], stage string, fn func(context.Context, T) iter.Seq2[R, error]) Port[R] {
+	return transform(in, stage, false, func(n *node, in iter.Seq[T]) iter.Seq2[R, error] {
+		return func(yield func(R, error) bool) {
+			for v := range in {
+				more := true
+				fn(n.g.ctx, v)(func(r R, err error) bool {
+					more = yield(r, err)
+					return more
+				})
+				if !more {
+					return
+				}
+			}
+		}
+	})
+}
+
+// Transform runs a function from sequence to sequence, in one goroutine. in may be ranged over several times; it goes on
+// where it was left. An error that is yielded is the stage's failure. in ends at the end of data and at a soft stop, and
+// early at a hard stop: look at ctx before acting on its end.
+//
+// When the sequence ends before its input, without an error, the graph is Done: the rest of the input is
+// released.
+func Transform[T, R any](in Port[T], stage string, fn func(ctx context.Context, in iter.Seq[T]) iter.Seq2[R, error]) Port[R] {
+	t, r := reflect.TypeFor[T](), reflect.TypeFor[R]()
+	return transform(in, stage, r == t || r == reflect.SliceOf(t), func(n *node, in iter.Seq[T]) iter.Seq2[R, error] {
+		return fn(n.g.ctx, in)
+	})
+}
+
+// transform is Transform; keeps says that what fn yields is what it was given, so that the difference is inside.
+func transform[T, R any](in Port[T], stage string, keeps bool, fn func(*node, iter.Seq[T]) iter.Seq2[R, error]) Port[R] {
+	g := in.g
+	n := newNode(g, stage, 1)
+	n.keeps = keeps
+	take(in, n)
+	p := port[R](n)
+	n.start(func() error {
+		var failure error
+		over := false
+		received := func(yield func(T) bool) {
+			for !over {
+				if v, ok := receive[T](n); !ok || !yield(v) {
+					return
+				}
+			}
+		}
+		// Called as a function, not ranged over: an iterator that goes on after false is told so again, without harm.
+		fn(n, received)(func(r R, err error) bool {
+			switch {
+			case err != nil:
+				if !over {
+					failure, over = err, true
+				}
+			case over:
+				n.drop(r)
+			default:
+				over = !n.send(r, g.ctx.Done())
+			}
+			return !over
+		})
+		over = true
+		if failure == nil && !n.ended && !g.hard() {
+			g.Done()
+		}
+		return failure
+	})
+	return p
+}
+
+// Through runs a go-streams operator that emits R. pipe can't guard it: a panic in it ends the process, and what it
+// drops isn't released. Its counters are of what comes out of it.
+func Through[R, T any](in Port[T], stage string, f streams.Flow) Port[R] {
+	g := in.g
+	n := newNode(g, stage, 1)
+	p := port[R](n)
+	if from := n.claim(in.edge); from != nil {
+		from.Via(f)
+	} else {
+		close(f.In())
+	}
+	f.Via(n)
+	n.start(func() error {
+		for {
+			v, ok := receive[R](n)
+			if !ok || !n.send(v, g.ctx.Done()) {
+				return nil
+			}
+		}
+	})
+	return p
+}
+
+// Into calls fn with each element, in order. The result is Wait's.
+func Into[T any](in Port[T], stage string, fn func(context.Context, T) error) {
+	n := newNode(in.g, stage, 1)
+	take(in, n)
+	n.start(func() error {
+		for {
+			v, ok := receive[T](n)
+			if !ok {
+				return nil
+			}
+			if err := fn(n.g.ctx, v); err != nil {
+				return err
+			}
+		}
+	})
+}
+
+// Discard releases each element.
+func Discard[T any](in Port[T], stage string) {
+	n := newNode(in.g, stage, 1)
+	take(in, n)
+	n.start(func() error {
+		for {
+			v, ok := receive[T](n)
+			if !ok {
+				return nil
+			}
+			n.drop(v)
+		}
+	})
+}
