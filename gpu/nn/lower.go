@@ -1,0 +1,257 @@
+package nn
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/flowrun/flowrun/gpu"
+)
+
+// Sizes is what planning asks of an engine; every gpu.Engine answers it before anything is reserved.
+type Sizes interface {
+	Bytes(d gpu.Dims, halo int) int64
+	ConvSizes(c gpu.Conv) gpu.ConvSizes
+	NormStats(n gpu.Norm, d gpu.Dims) int64
+	NormWork(n gpu.Norm, d gpu.Dims) int64
+	QuantizeWork(k gpu.Quantizer, d gpu.Dims) int64
+	LossWork(d gpu.Dims) int64
+}
+
+// buffer is a stretch of the program's region for the instructions from first to last.
+type buffer struct {
+	name        string
+	kind        Kind
+	bytes       int64
+	first, last int // instructions; -1 is before the first, len(program) after the last
+	kept        bool
+	whole       bool // lives through the whole program
+	off         int64
+	at          gpu.Ptr // once bound
+	into        *buffer // the buffer whose memory this one took over
+}
+
+func (b *buffer) root() *buffer {
+	for b.into != nil {
+		b = b.into
+	}
+	return b
+}
+
+// tensor is a value's or a gradient's place. A value that is recomputed has several in turn.
+type tensor struct {
+	gpu.Tensor
+	buf *buffer
+}
+
+// instr is one call of the engine.
+type instr struct {
+	kind, name    string
+	flops         int64
+	out           *tensor
+	reads, writes []*buffer
+	over          []*tensor // operands whose memory out may take if they die here
+	run           func(e gpu.Engine, c *Call)
+}
+
+// packs are a convolution's packed weights.
+type packs struct {
+	op                *convOp
+	forward, backward *buffer
+}
+
+type lowering struct {
+	sizes   Sizes
+	train   bool
+	program []instr
+	buffers []*buffer
+	tensors []*tensor
+	at      map[*Value]*tensor // where a value is now
+	grad    map[*Value]*tensor // its gradient, as far as it is known
+	results map[*Scalars]*buffer
+	stats   map[op]*buffer // what an op's forward leaves for its backward
+	packed  map[*convOp]*packs
+	convs   []*packs
+	again   map[*Value]bool // recomputed in the backward pass
+	turn    int             // index of the first instruction of the backward pass
+}
+
+// lower emits the instructions of a graph.
+func lower(g *Graph, s Sizes, train bool, again map[*Value]bool) *lowering {
+	l := &lowering{sizes: s, train: train, again: again, at: map[*Value]*tensor{}, grad: map[*Value]*tensor{},
+		results: map[*Scalars]*buffer{}, stats: map[op]*buffer{}, packed: map[*convOp]*packs{}}
+	for _, v := range g.inputs {
+		t := l.tensor(v.Name, Inputs, gpu.Tensor{Dims: v.Dims, Halo: v.halo, Pad: v.pad})
+		t.buf.first = -1
+		l.at[v] = t
+	}
+	for _, o := range g.ops {
+		o.forward(l)
+	}
+	l.turn = len(l.program)
+	if train {
+		for v := range again {
+			delete(l.at, v)
+		}
+		for _, o := range slices.Backward(g.ops) {
+			o.backward(l)
+			if v := o.out(); v != nil {
+				delete(l.grad, v)
+			}
+		}
+	}
+	for _, v := range g.values {
+		if t := l.at[v]; t != nil && v.kept {
+			t.buf.kept = true
+		}
+	}
+	return l
+}
+
+func (l *lowering) emit(in instr) { l.program = append(l.program, in) }
+
+func (l *lowering) buffer(name string, kind Kind, bytes int64) *buffer {
+	b := &buffer{name: name, kind: kind, bytes: align(bytes), first: len(l.program), last: len(l.program)}
+	l.buffers = append(l.buffers, b)
+	return b
+}
+
+func (l *lowering) scalars(name string, s *Scalars) *buffer {
+	b := l.buffer(name, Activations, 4*int64(s.n))
+	b.kept = true
+	l.results[s] = b
+	return b
+}
+
+func (l *lowering) tensor(name string, kind Kind, t gpu.Tensor) *tensor {
+	r := &tensor{Tensor: t, buf: l.buffer(name, kind, l.sizes.Bytes(t.Dims, t.Halo))}
+	l.tensors = append(l.tensors, r)
+	return r
+}
+
+// y is a new place for a value.
+func (l *lowering) y(v *Value) *tensor {
+	return l.tensor(v.Name, Activations, gpu.Tensor{Dims: v.Dims, Halo: v.halo, Pad: v.pad})
+}
+
+// dy is a new place for a value's gradient. It has the halo that the op which made the value wants of it; behind a norm
+// that of the norm's input, so that the norm's gradient can be written over it.
+func (l *lowering) dy(v *Value) *tensor {
+	halo := 0
+	for at := v; at != nil; {
+		switch o := at.by.(type) {
+		case *convOp:
+			halo, at = o.dyHalo(), nil
+		case *normOp:
+			at = o.x
+		default:
+			at = nil
+		}
+	}
+	return l.tensor("∇"+v.Name, Deltas, gpu.Tensor{Dims: v.Dims, Halo: halo, Pad: gpu.Zero})
+}
+
+// need is where a value is, recomputed if it wasn't kept.
+func (l *lowering) need(v *Value) *tensor {
+	if t := l.at[v]; t != nil {
+		return t
+	}
+	c, conv := v.by.(*convOp)
+	had := conv && l.at[c.x] != nil
+	v.by.replay(l)
+	if conv && !had && l.again[c.x] {
+		// What the convolution read is cheaper to recompute once more than to hold until its weights' gradient wants it.
+		delete(l.at, c.x)
+	}
+	return l.at[v]
+}
+
+// gradient adds t to a value's gradient. t may be another value's gradient too: nothing is written in place while it lives.
+func (l *lowering) gradient(v *Value, t *tensor) {
+	old := l.grad[v]
+	if old == nil {
+		l.grad[v] = t
+		return
+	}
+	sum := l.dy(v)
+	l.sum("∇"+v.Name, old, t, sum)
+	l.grad[v] = sum
+}
+
+func (l *lowering) sum(name string, a, b, y *tensor) {
+	l.emit(instr{kind: "add", name: name, out: y, reads: []*buffer{a.buf, b.buf}, writes: []*buffer{y.buf}, over: []*tensor{a, b},
+		run: func(e gpu.Engine, _ *Call) { e.Add(a.Tensor, b.Tensor, y.Tensor) }})
+}
+
+// pack is the place of a convolution's packed weights. They stay for the whole program: weights are packed once a step.
+func (l *lowering) pack(o *convOp) *packs {
+	if p := l.packed[o]; p != nil {
+		return p
+	}
+	s := l.sizes.ConvSizes(o.conv)
+	p := &packs{op: o, forward: l.buffer(o.id+" packed", Packed, s.Packed)}
+	p.forward.whole = true
+	if l.train && o.x.grad {
+		p.backward = l.buffer(o.id+" packed for the input gradient", Packed, s.PackedGrad)
+		p.backward.whole = true
+	}
+	l.packed[o] = p
+	l.convs = append(l.convs, p)
+	return p
+}
+
+// fuse turns a sum with a convolution's output into the convolution's own addition.
+func fuse(g *Graph) {
+	defined := map[*Value]int{}
+	for i, o := range g.ops {
+		if v := o.out(); v != nil {
+			defined[v] = i
+		}
+	}
+	g.ops = slices.DeleteFunc(g.ops, func(o op) bool {
+		sum, ok := o.(*addOp)
+		if !ok {
+			return false
+		}
+		for _, pair := range [][2]*Value{{sum.b, sum.a}, {sum.a, sum.b}} {
+			v, other := pair[0], pair[1]
+			c, ok := v.by.(*convOp)
+			if !ok || c.add != nil || len(v.uses) != 1 || v.kept || v == other || other.by != nil && defined[other] > defined[v] {
+				continue
+			}
+			c.add, c.y, sum.y.by = other, sum.y, c
+			defined[sum.y] = defined[v]
+			other.uses[slices.Index(other.uses, o)] = c
+			return true
+		}
+		return false
+	})
+}
+
+// candidates are the values that a backward pass can recompute, what saves most for the least work first: outputs of norms,
+// largest first; then the largest convolutions between two norms (the first ones of residual blocks at full resolution).
+func candidates(g *Graph) []*Value {
+	var norms, convs []*Value
+	largest := 0
+	for _, o := range g.ops {
+		switch o := o.(type) {
+		case *normOp:
+			if !o.y.kept {
+				norms = append(norms, o.y)
+			}
+		case *convOp:
+			largest = max(largest, o.y.Voxels())
+			if _, after := o.x.by.(*normOp); after && o.add == nil && !o.y.kept && !o.x.kept && len(o.y.uses) == 1 {
+				if _, before := o.y.uses[0].(*normOp); before {
+					convs = append(convs, o.y)
+				}
+			}
+		}
+	}
+	convs = slices.DeleteFunc(convs, func(v *Value) bool { return v.Voxels() < largest })
+	bySize := func(a, b *Value) int { return cmp.Compare(b.Len(), a.Len()) }
+	slices.SortStableFunc(norms, bySize)
+	return append(norms, convs...)
+}
+
+func (in *instr) String() string { return fmt.Sprintf("%s %s", in.kind, in.name) }

@@ -1,0 +1,242 @@
+package nn
+
+import "github.com/flowrun/flowrun/gpu"
+
+// op is a node of a graph. It emits instructions: forward once; backward once, after all that reads its output has added
+// to that output's gradient; replay where its output is wanted again and wasn't kept.
+type op interface {
+	name() string
+	out() *Value // nil where there is none
+	forward(l *lowering)
+	backward(l *lowering)
+	replay(l *lowering) // only of ops that a recompute policy names
+}
+
+// convOp is y = conv(x) + bias (+ add).
+type convOp struct {
+	id   string
+	conv gpu.Conv
+	x, y *Value
+	add  *Value
+	w, b *Param
+}
+
+func (o *convOp) name() string { return o.id }
+func (o *convOp) out() *Value  { return o.y }
+
+func (o *convOp) forward(l *lowering) { l.at[o.y] = o.emit(l, l.y(o.y)) }
+func (o *convOp) replay(l *lowering)  { l.at[o.y] = o.emit(l, l.y(o.y)) }
+
+func (o *convOp) emit(l *lowering, y *tensor) *tensor {
+	p, x := l.pack(o), l.need(o.x)
+	in := instr{kind: "conv", name: o.id, flops: o.conv.FLOPs(), out: y, reads: []*buffer{x.buf, p.forward}, writes: []*buffer{y.buf}}
+	var add *gpu.Tensor
+	if o.add != nil {
+		a := l.need(o.add)
+		add = &a.Tensor
+		in.reads = append(in.reads, a.buf)
+		in.over = []*tensor{a}
+	}
+	in.run = func(e gpu.Engine, _ *Call) { e.Conv(o.conv, x.Tensor, p.forward.at, o.b.weight(), add, y.Tensor) }
+	l.emit(in)
+	return y
+}
+
+// dyHalo is the halo that the gradient of y has: the input gradient's taps reach it.
+func (o *convOp) dyHalo() int { return o.conv.Halo() }
+
+func (o *convOp) backward(l *lowering) {
+	dy := l.grad[o.y]
+	if dy == nil {
+		return
+	}
+	if o.add != nil && o.add.grad {
+		l.gradient(o.add, dy)
+	}
+	p, x := l.pack(o), l.need(o.x)
+	work := l.buffer(o.id+" workspace", Workspace, l.sizes.ConvSizes(o.conv).Workspace)
+	l.emit(instr{kind: "conv.grad_weight", name: o.id, flops: o.conv.FLOPs(), reads: []*buffer{x.buf, dy.buf}, writes: []*buffer{work},
+		run: func(e gpu.Engine, _ *Call) {
+			e.ConvGradWeight(o.conv, x.Tensor, dy.Tensor, o.w.grad(), o.b.grad(), work.at)
+		}})
+	if !o.x.grad {
+		return
+	}
+	dx := l.dy(o.x)
+	l.emit(instr{kind: "conv.grad_input", name: o.id, flops: o.conv.FLOPs(), out: dx,
+		reads: []*buffer{dy.buf, p.backward}, writes: []*buffer{dx.buf},
+		run: func(e gpu.Engine, _ *Call) { e.ConvGradInput(o.conv, dy.Tensor, p.backward.at, dx.Tensor) }})
+	l.gradient(o.x, dx)
+}
+
+// normOp is y = silu(norm(x)).
+type normOp struct {
+	id          string
+	norm        gpu.Norm
+	x, y        *Value
+	gain, shift *Param
+}
+
+func (o *normOp) name() string { return o.id }
+func (o *normOp) out() *Value  { return o.y }
+
+func (o *normOp) forward(l *lowering) {
+	x, y := l.need(o.x), l.y(o.y)
+	stats := l.buffer(o.id+" statistics", Activations, l.sizes.NormStats(o.norm, o.x.Dims))
+	l.stats[o] = stats
+	l.at[o.y] = y
+	l.emit(instr{kind: "norm", name: o.id, out: y, reads: []*buffer{x.buf}, writes: []*buffer{y.buf, stats},
+		run: func(e gpu.Engine, _ *Call) {
+			e.NormAct(o.norm, x.Tensor, o.gain.weight(), o.shift.weight(), stats.at, y.Tensor)
+		}})
+}
+
+func (o *normOp) replay(l *lowering) {
+	x, y, stats := l.need(o.x), l.y(o.y), l.stats[o]
+	l.at[o.y] = y
+	l.emit(instr{kind: "norm.apply", name: o.id, out: y, reads: []*buffer{x.buf, stats}, writes: []*buffer{y.buf},
+		run: func(e gpu.Engine, _ *Call) {
+			e.NormActApply(o.norm, x.Tensor, o.gain.weight(), o.shift.weight(), stats.at, y.Tensor)
+		}})
+}
+
+func (o *normOp) backward(l *lowering) {
+	dy := l.grad[o.y]
+	if dy == nil {
+		return
+	}
+	x, stats, dx := l.need(o.x), l.stats[o], l.dy(o.x)
+	work := l.buffer(o.id+" workspace", Workspace, l.sizes.NormWork(o.norm, o.x.Dims))
+	in := instr{kind: "norm.grad", name: o.id, out: dx, reads: []*buffer{x.buf, stats, dy.buf}, writes: []*buffer{dx.buf, work}, over: []*tensor{dy}}
+	var add *gpu.Tensor
+	if a := l.grad[o.x]; a != nil {
+		add = &a.Tensor
+		in.reads = append(in.reads, a.buf)
+		in.over = []*tensor{a, dy}
+		delete(l.grad, o.x)
+	}
+	in.run = func(e gpu.Engine, _ *Call) {
+		e.NormActGrad(o.norm, x.Tensor, o.gain.weight(), o.shift.weight(), stats.at, dy.Tensor, add, dx.Tensor,
+			o.gain.grad(), o.shift.grad(), work.at)
+	}
+	l.emit(in)
+	l.gradient(o.x, dx)
+}
+
+// addOp is y = a + b.
+type addOp struct {
+	id      string
+	a, b, y *Value
+}
+
+func (o *addOp) name() string     { return o.id }
+func (o *addOp) out() *Value      { return o.y }
+func (o *addOp) replay(*lowering) {}
+
+func (o *addOp) forward(l *lowering) {
+	y := l.y(o.y)
+	l.sum(o.id, l.need(o.a), l.need(o.b), y)
+	l.at[o.y] = y
+}
+
+func (o *addOp) backward(l *lowering) {
+	dy := l.grad[o.y]
+	if dy == nil {
+		return
+	}
+	for _, v := range []*Value{o.a, o.b} {
+		if v.grad {
+			l.gradient(v, dy)
+		}
+	}
+}
+
+// quantizeOp is q = the codes nearest to z.
+type quantizeOp struct {
+	id         string
+	book       Codebook
+	z, q       *Value
+	commitment float64
+	loss       *Scalars
+}
+
+func (o *quantizeOp) name() string     { return o.id }
+func (o *quantizeOp) out() *Value      { return o.q }
+func (o *quantizeOp) replay(*lowering) {}
+
+func (o *quantizeOp) forward(l *lowering) {
+	k := o.book.Quantizer
+	z, q := l.need(o.z), l.y(o.q)
+	idx := l.buffer(o.id+" codes", Activations, 4*int64(o.z.Voxels()))
+	idx.kept = true
+	work := l.buffer(o.id+" workspace", Workspace, l.sizes.QuantizeWork(k, o.z.Dims))
+	l.stats[o] = idx
+	l.at[o.q] = q
+	loss, count := l.scalars(o.id+" loss", o.loss), l.train && o.book.Counts != nil
+	l.emit(instr{kind: "quantize", name: o.id, out: q, reads: []*buffer{z.buf}, writes: []*buffer{q.buf, idx, loss, work},
+		run: func(e gpu.Engine, _ *Call) {
+			counts, sums := gpu.Ptr(-1), gpu.Ptr(-1)
+			if count {
+				counts, sums = o.book.Counts.At, o.book.Sums.At
+			}
+			e.Quantize(k, z.Tensor, o.book.Codes.At, idx.at, q.Tensor, counts, sums, loss.at, work.at)
+		}})
+}
+
+func (o *quantizeOp) backward(l *lowering) {
+	dq := l.grad[o.q]
+	if dq == nil || !o.z.grad {
+		return
+	}
+	z, idx, dz := l.need(o.z), l.stats[o], l.dy(o.z)
+	scale := 2 * o.commitment / float64(o.z.Len())
+	l.emit(instr{kind: "quantize.grad", name: o.id, out: dz, reads: []*buffer{z.buf, idx, dq.buf}, writes: []*buffer{dz.buf}, over: []*tensor{dq},
+		run: func(e gpu.Engine, c *Call) {
+			e.QuantizeGrad(o.book.Quantizer, z.Tensor, o.book.Codes.At, idx.at, dq.Tensor, float32(c.Share*scale), dz.Tensor)
+		}})
+	l.gradient(o.z, dz)
+}
+
+// reconOp compares y with t. In training it runs as the first thing of the backward pass, for it writes the gradient too.
+type reconOp struct {
+	id     string
+	y, t   *Value
+	l1, l2 float64
+	result *Scalars
+}
+
+func (o *reconOp) name() string     { return o.id }
+func (o *reconOp) out() *Value      { return nil }
+func (o *reconOp) replay(*lowering) {}
+
+func (o *reconOp) forward(l *lowering) {
+	if !l.train || !o.y.grad {
+		o.emit(l, nil)
+	}
+}
+
+func (o *reconOp) backward(l *lowering) {
+	if !o.y.grad {
+		return
+	}
+	dy := l.dy(o.y)
+	o.emit(l, dy)
+	l.gradient(o.y, dy)
+}
+
+func (o *reconOp) emit(l *lowering, dy *tensor) {
+	y, t := l.need(o.y), l.need(o.t)
+	result := l.scalars(o.id, o.result)
+	work := l.buffer(o.id+" workspace", Workspace, l.sizes.LossWork(o.y.Dims))
+	in := instr{kind: "loss", name: o.id, reads: []*buffer{y.buf, t.buf}, writes: []*buffer{result, work}}
+	var grad *gpu.Tensor
+	if dy != nil {
+		grad = &dy.Tensor
+		in.out, in.over = dy, []*tensor{y}
+		in.writes = append(in.writes, dy.buf)
+	}
+	in.run = func(e gpu.Engine, c *Call) {
+		e.ReconLoss(y.Tensor, t.Tensor, float32(o.l1), float32(o.l2), float32(c.Share), grad, result.at, work.at)
+	}
+	l.emit(in)
+}

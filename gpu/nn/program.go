@@ -1,0 +1,257 @@
+package nn
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/flowrun/flowrun/gpu"
+)
+
+// Recompute says what of the forward pass is computed again in the backward pass instead of being kept.
+type Recompute uint8
+
+// The policies. None of them changes a bit of any result.
+const (
+	Auto  Recompute = iota // as little as fits MemoryLimit; nothing where that is 0
+	None                   // keep all
+	Norms                  // outputs of all norms
+	All                    // also the first convolution of residual blocks at full resolution
+)
+
+// Options say how a graph is compiled.
+type Options struct {
+	Train       bool // with a backward pass
+	Recompute   Recompute
+	MemoryLimit int64 // bytes of the program's region, for Auto; 0 is no limit
+}
+
+// Program is a graph compiled: instructions over buffers with fixed places in one region. It belongs to one graph and is not for
+// concurrent use.
+type Program struct {
+	Name string // for plans: "train 2×128×256×256"
+
+	ins        []instr
+	turn       int
+	convs      []*packs
+	buffers    []*buffer
+	tensors    []*tensor
+	at         map[*Value]*tensor
+	scalars    map[*Scalars]*buffer
+	codes      map[op]*buffer
+	recomputed []string
+	size       int64
+	peakAt     int
+	live       [kinds]int64
+}
+
+// Call is what may change from one run of a program to the next.
+type Call struct {
+	// Share multiplies the gradient of every loss: a micro-batch's part of the batch. It doesn't change the scalars.
+	Share float64
+	// After is called behind each op, if it isn't nil. It may read the op's output.
+	After func(Op)
+}
+
+// Op is an executed op, for timing and dumps.
+type Op struct {
+	Index  int
+	Kind   string      // conv, conv.grad_input, norm.apply, …
+	Name   string      // of the graph's op
+	FLOPs  int64       // of convolutions
+	Bytes  int64       // read and written
+	Output *gpu.Tensor // nil where it is none
+}
+
+// Compile turns a graph into a program. Where no recomputing makes an Auto program fit the limit, it returns the smallest; Bytes says so.
+func Compile(g *Graph, s Sizes, o Options) (*Program, error) {
+	if g.err != nil {
+		return nil, g.err
+	}
+	fuse(g)
+	var best *Program
+	for _, again := range recomputations(g, o) {
+		p := compile(g, s, o.Train, again)
+		if best == nil || p.size < best.size {
+			best = p
+		}
+		if o.MemoryLimit == 0 || best.size <= o.MemoryLimit {
+			break
+		}
+	}
+	return best, nil
+}
+
+// recomputations are the sets of values to try, in order.
+func recomputations(g *Graph, o Options) []map[*Value]bool {
+	if !o.Train || o.Recompute == None {
+		return []map[*Value]bool{nil}
+	}
+	all := candidates(g)
+	upTo := func(n int) map[*Value]bool {
+		m := map[*Value]bool{}
+		for _, v := range all[:n] {
+			m[v] = true
+		}
+		return m
+	}
+	norms := slices.IndexFunc(all, func(v *Value) bool { _, conv := v.by.(*convOp); return conv })
+	if norms < 0 {
+		norms = len(all)
+	}
+	switch o.Recompute {
+	case Norms:
+		return []map[*Value]bool{upTo(norms)}
+	case All:
+		return []map[*Value]bool{upTo(len(all))}
+	}
+	var tries []map[*Value]bool
+	for n := range len(all) + 1 {
+		tries = append(tries, upTo(n))
+	}
+	return tries
+}
+
+func compile(g *Graph, s Sizes, train bool, again map[*Value]bool) *Program {
+	l := lower(g, s, train, again)
+	lives(l)
+	reuse(l)
+	p := &Program{ins: l.program, turn: l.turn, convs: l.convs, buffers: l.buffers, tensors: l.tensors, at: l.at,
+		scalars: l.results, codes: l.stats, size: place(l)}
+	p.peakAt, p.live = peak(l)
+	for v := range again {
+		p.recomputed = append(p.recomputed, v.Name)
+	}
+	slices.Sort(p.recomputed)
+	return p
+}
+
+// Bytes is the size of the region.
+func (p *Program) Bytes() int64 { return p.size }
+
+// Recomputed names the values that the backward pass computes again.
+func (p *Program) Recomputed() []string { return p.recomputed }
+
+// FLOPs is the work of the convolutions: of the forward pass, and of a whole run with what is recomputed.
+func (p *Program) FLOPs() (forward, total int64) {
+	for i, in := range p.ins {
+		if i < p.turn {
+			forward += in.flops
+		}
+		total += in.flops
+	}
+	return forward, total
+}
+
+// Bind puts the program's region at a place in the arena.
+func (p *Program) Bind(region gpu.Ptr) {
+	for _, b := range p.buffers {
+		b.at = region + gpu.Ptr(b.root().off)
+	}
+	for _, t := range p.tensors {
+		t.At = t.buf.at
+	}
+}
+
+// Pack packs the weights of all convolutions. It is wanted after the weights changed or another program ran in the region.
+func (p *Program) Pack(e gpu.Engine) {
+	for _, c := range p.convs {
+		backward := gpu.Ptr(-1)
+		if c.backward != nil {
+			backward = c.backward.at
+		}
+		e.PackConv(c.op.conv, c.op.w.weight(), c.forward.at, backward)
+	}
+}
+
+// Write sets an input: dense [N, D, H, W, C].
+func (p *Program) Write(e gpu.Engine, v *Value, src []float32) { e.WriteTensor(p.at[v].Tensor, src) }
+
+// Read reads a kept value after a run: dense [N, D, H, W, C].
+func (p *Program) Read(e gpu.Engine, v *Value, dst []float32) { e.ReadTensor(dst, p.at[v].Tensor) }
+
+// Scalars reads what an op left for the host.
+func (p *Program) Scalars(e gpu.Engine, s *Scalars, dst []float32) {
+	e.Read(dst[:s.n], p.scalars[s].at)
+}
+
+// Codes reads the index of each voxel's code: [N, D, H, W].
+func (p *Program) Codes(e gpu.Engine, q Quantized, dst []int32) { e.Codes(dst, p.codes[q.op].at) }
+
+// Run executes the program.
+func (p *Program) Run(e gpu.Engine, c *Call) { p.run(e, c, len(p.ins)) }
+
+// RunTo executes the program until a value of the forward pass is known.
+func (p *Program) RunTo(e gpu.Engine, c *Call, v *Value) {
+	for i, in := range p.ins {
+		if in.out == p.at[v] {
+			p.run(e, c, i+1)
+			return
+		}
+	}
+}
+
+func (p *Program) run(e gpu.Engine, c *Call, n int) {
+	for i := range n {
+		p.ins[i].run(e, c)
+		if c.After != nil {
+			c.After(p.op(i))
+		}
+	}
+}
+
+func (p *Program) op(i int) Op {
+	in := &p.ins[i]
+	o := Op{Index: i, Kind: in.kind, Name: in.name, FLOPs: in.flops}
+	for _, b := range in.reads {
+		o.Bytes += b.bytes
+	}
+	for _, b := range in.writes {
+		o.Bytes += b.bytes
+	}
+	if in.out != nil {
+		o.Output = &in.out.Tensor
+	}
+	return o
+}
+
+// Timing is what one kind of op took in a run.
+type Timing struct {
+	Kind  string
+	Calls int
+	Took  time.Duration
+	FLOPs int64
+	Bytes int64
+}
+
+// Profile runs the program with a wait behind each op, and sums by kind, longest first.
+func (p *Program) Profile(e gpu.Engine, c Call) ([]Timing, error) {
+	if err := e.Sync(); err != nil {
+		return nil, err
+	}
+	by := map[string]*Timing{}
+	start := time.Now()
+	c.After = func(o Op) {
+		if err := e.Sync(); err != nil {
+			return // Sync says it again below
+		}
+		t := by[o.Kind]
+		if t == nil {
+			t = &Timing{Kind: o.Kind}
+			by[o.Kind] = t
+		}
+		now := time.Now()
+		t.Calls, t.Took, t.FLOPs, t.Bytes = t.Calls+1, t.Took+now.Sub(start), t.FLOPs+o.FLOPs, t.Bytes+o.Bytes
+		start = now
+	}
+	p.Run(e, &c)
+	if err := e.Sync(); err != nil {
+		return nil, fmt.Errorf("profile: %w", err)
+	}
+	out := make([]Timing, 0, len(by))
+	for _, t := range slices.SortedFunc(maps.Values(by), func(a, b *Timing) int { return int(b.Took - a.Took) }) {
+		out = append(out, *t)
+	}
+	return out, nil
+}
