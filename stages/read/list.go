@@ -1,0 +1,156 @@
+package read
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"github.com/flowrun/flowrun/stages/nifti"
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+// Bad names a scan that can't be used, and why. It is a line of quarantine.jsonl.
+type Bad struct {
+	Scan   string `json:"scan"` // Scan.ID
+	Path   string `json:"path"`
+	Reason string `json:"reason"`
+}
+
+// List finds the scans that o names and reads their headers, in parallel. Scans are sorted by ID and indexed; files
+// whose header can't be used are in bad. It is an error if a place that o names isn't there or has no scan, if no scan
+// at all can be used, or if the cache's folder can't be written to.
+func List(ctx context.Context, o Options) (scans []*volume.Scan, bad []Bad, err error) {
+	if err := o.Check(); err != nil {
+		return nil, nil, err
+	}
+	f, err := find(o.Scans)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := checkCache(o.Cache); err != nil {
+		return nil, nil, err
+	}
+	entries := f.ids()
+	results := make([]struct {
+		scan *volume.Scan
+		err  error
+	}, len(entries))
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(len(entries), 4*runtime.GOMAXPROCS(0), 32) {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				i := int(next.Add(1)) - 1
+				if i >= len(entries) {
+					return
+				}
+				results[i].scan, results[i].err = describe(entries[i], &o)
+			}
+		})
+	}
+	wg.Wait()
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	bad = f.bad
+	for i, r := range results {
+		if r.err != nil {
+			bad = append(bad, Bad{Scan: entries[i].id, Path: entries[i].path, Reason: r.err.Error()})
+			continue
+		}
+		r.scan.Index = len(scans)
+		scans = append(scans, r.scan)
+	}
+	if len(scans) == 0 {
+		return nil, bad, fmt.Errorf("scans: none of %d files can be used; the first, %s: %s", len(entries), bad[0].Path, bad[0].Reason)
+	}
+	return scans, bad, nil
+}
+
+// checkCache makes the cache's folder and tries to write there, so that a run doesn't find out later.
+func checkCache(dir string) error {
+	if dir == "" {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return fmt.Errorf("cache: %s: %w", dir, reason(err))
+	}
+	f, err := os.CreateTemp(dir, ".write-*.tmp")
+	if err != nil {
+		return fmt.Errorf("cache: %s: %w", dir, reason(err))
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
+// describe reads one header.
+func describe(e entry, o *Options) (*volume.Scan, error) {
+	r, err := nifti.Open(e.path, nifti.Limits{Bytes: o.MaxBytes})
+	if err != nil {
+		return nil, err
+	}
+	if err := r.Close(); err != nil {
+		return nil, err
+	}
+	p, err := newPlan(r.Header, o)
+	if err != nil {
+		return nil, err
+	}
+	return &volume.Scan{ID: e.id, Path: e.path, Dims: p.dims, Spacing: p.spacing, Digest: digest(r.Header)}, nil
+}
+
+// digest is a hex SHA-256 over the header and each file's size and modification time.
+func digest(h *nifti.Header) string {
+	sum := sha256.New()
+	_, _ = sum.Write(h.Raw)
+	for _, f := range h.Files {
+		_, _ = fmt.Fprintf(sum, "\n%d %d", f.Size, f.ModTime)
+	}
+	return hex.EncodeToString(sum.Sum(nil))
+}
+
+// plan is what a header says about loading its scan.
+type plan struct {
+	grid     nifti.Grid
+	dims     [3]int     // canonical, as loaded
+	spacing  [3]float64 // canonical, as loaded, mm
+	geometry volume.Geometry
+	warnings []string
+	raw      bool // samples are kept as they are
+}
+
+func newPlan(h *nifti.Header, o *Options) (*plan, error) {
+	grid, err := h.Grid(o.Frame, o.ChannelDim)
+	if err != nil {
+		return nil, err
+	}
+	source, warnings := h.Affine()
+	axes, flip := nifti.Canonical(source)
+	affine, dims := nifti.Reorient(source, grid.Dims, axes, flip)
+	p := &plan{grid: grid, dims: dims, spacing: nifti.Spacing(affine)}
+	p.warnings = append(append(p.warnings, h.Warnings...), warnings...)
+	p.geometry = volume.Geometry{Affine: affine, Source: source, Dims: grid.Dims, Axes: axes, Flip: flip, Spacing: p.spacing, Header: h.Raw}
+	p.raw = h.Fits16() && !o.resample()
+	if o.resample() {
+		p.geometry.Resample = true
+		for c := range 3 {
+			n := math.Round(float64(dims[c]) * p.spacing[c] / o.Spacing[c])
+			if n > math.MaxInt32 {
+				return nil, fmt.Errorf("spacing %v mm makes %.0f voxels of %d along axis %d", o.Spacing[c], n, dims[c], c)
+			}
+			p.dims[c] = max(int(n), 1)
+		}
+		p.spacing = o.Spacing
+	}
+	n := 2 * float64(p.dims[0]) * float64(p.dims[1]) * float64(p.dims[2])
+	if o.MaxBytes > 0 && n > float64(o.MaxBytes) {
+		return nil, fmt.Errorf("%v voxels of int16 are %.0f bytes, above max_bytes %d", p.dims, n, o.MaxBytes)
+	}
+	return p, nil
+}

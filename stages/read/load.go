@@ -1,0 +1,310 @@
+package read
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/flowrun/flowrun/stages/nifti"
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+// chunk is the voxels that are converted at a time. They and their bytes stay in the processor's cache.
+const chunk = 16 << 10
+
+// Cost is the most bytes of memory that Load holds for a scan, its result included. A scan that is in the cache costs
+// buffers only.
+func Cost(scan *volume.Scan, o Options) int64 {
+	const buffers = 4 << 20
+	cost := buffers + 2*scan.Voxels()
+	if o.Cache == "" && !o.resample() {
+		return cost
+	}
+	r, err := nifti.Open(scan.Path, nifti.Limits{Bytes: o.MaxBytes})
+	if err != nil {
+		return cost // Load will say what is wrong
+	}
+	defer func() { _ = r.Close() }()
+	p, err := newPlan(r.Header, &o)
+	if err != nil {
+		return cost
+	}
+	if o.Cache != "" && cached(scan, p, &o) {
+		return buffers
+	}
+	if o.resample() {
+		cost += newResampling(p, &o).bytes()
+	}
+	return cost
+}
+
+// Load reads a scan's voxels: the whole file is read and verified (checksum, sizes, and that it is the file that List
+// saw) before the volume is given. free gives back what was reserved for it; it runs once, when the volume is released
+// or before Load returns an error. Errors name the scan's path.
+//
+// With a cache, the copy is verified whole, by its checksum, each time that it is opened, and made anew if it isn't
+// sound or isn't of this file. A cache that can't be written is a warning of the volume.
+func Load(ctx context.Context, scan *volume.Scan, epoch int, o Options, free func()) (*volume.Volume, error) {
+	v := &volume.Volume{Scan: scan, Epoch: epoch, Dims: scan.Dims, Window: o.WindowHU}
+	samples, err := load(ctx, v, &o)
+	if err != nil {
+		if free != nil {
+			free()
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, fmt.Errorf("%s: %w", scan.Path, err)
+	}
+	return v.Own(samples, free), nil
+}
+
+// Dry gives the volume of a scan without its samples.
+func Dry(scan *volume.Scan, epoch int, o Options) *volume.Volume {
+	v := &volume.Volume{Scan: scan, Epoch: epoch, Dims: scan.Dims, Window: o.WindowHU, Slope: 1}
+	return v.Own(nil, nil)
+}
+
+func load(ctx context.Context, v *volume.Volume, o *Options) (samples volume.Samples, err error) {
+	r, err := nifti.Open(v.Scan.Path, nifti.Limits{Bytes: o.MaxBytes})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	if d := digest(r.Header); d != v.Scan.Digest {
+		return nil, errors.New("the file has changed since the run began")
+	}
+	p, err := newPlan(r.Header, o)
+	if err != nil {
+		return nil, err
+	}
+	if p.dims != v.Scan.Dims {
+		return nil, fmt.Errorf("dims are %v, but the run's list of scans has %v (was frame, channel_dim or spacing changed?)", p.dims, v.Scan.Dims)
+	}
+	var c *cache
+	if o.Cache != "" {
+		c = newCache(v.Scan, p, o)
+		if samples, err := c.open(ctx, v); err == nil {
+			return samples, nil
+		} else if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+	}
+	l := &loader{r: r, h: r.Header, p: p, o: o, data: make([]int16, v.Scan.Voxels())}
+	if err := l.run(ctx); err != nil {
+		return nil, err
+	}
+	v.Geometry, v.Slope, v.Inter = p.geometry, l.slope, l.inter
+	v.Warnings = append(p.warnings, l.warnings()...)
+	if c != nil {
+		if err := c.write(ctx, v, l.data); err != nil {
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			v.Warnings = append(v.Warnings, fmt.Sprintf("cache: %v; the scan is used without it", err))
+		}
+	}
+	return &volume.Memory{Data: l.data, Dims: p.dims}, nil
+}
+
+// loader streams one file into int16 samples.
+type loader struct {
+	r    *nifti.Reader
+	h    *nifti.Header
+	p    *plan
+	o    *Options
+	data []int16
+
+	slope, inter float64 // of data
+	low, high    float64 // of the intensities seen, HU
+	bad          int64   // voxels that were NaN or Inf
+	end          []string
+}
+
+// run reads the image, then the rest of the file for its checksum.
+func (l *loader) run(ctx context.Context) error {
+	if err := l.r.SkipTo(l.p.grid.Skip); err != nil {
+		return err
+	}
+	var err error
+	switch {
+	case l.p.geometry.Resample:
+		err = l.resampled(ctx)
+	case l.p.raw:
+		err = l.raw(ctx)
+	default:
+		err = l.quantised(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	l.end, err = l.r.Finish()
+	return err
+}
+
+// each reads the image in chunks and hands their bytes to use, with the voxel at which each begins.
+func (l *loader) each(ctx context.Context, use func(at int64, n int, b []byte) error) error {
+	size := l.h.Datatype.Size()
+	buf := make([]byte, chunk*size)
+	total := l.p.grid.Voxels()
+	for at := int64(0); at < total; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n := int(min(chunk, total-at))
+		if _, err := l.r.Read(buf[:n*size]); err != nil {
+			return err
+		}
+		if err := use(at, n, buf[:n*size]); err != nil {
+			return err
+		}
+		at += int64(n)
+	}
+	return nil
+}
+
+// raw keeps samples as they are.
+func (l *loader) raw(ctx context.Context) error {
+	l.slope, l.inter = l.h.Scaling()
+	l.inter += l.slope * l.h.Offset16()
+	put := newPlacer(l.data, l.p.grid.Dims, l.p.geometry.Axes, l.p.geometry.Flip)
+	lo, hi := int16(math.MaxInt16), int16(math.MinInt16)
+	tmp := make([]int16, chunk)
+	err := l.each(ctx, func(at int64, n int, b []byte) error {
+		dst := tmp[:n]
+		if put.straight {
+			dst = l.data[at : at+int64(n)]
+		}
+		l.h.Int16(dst, b)
+		for _, x := range dst {
+			lo, hi = min(lo, x), max(hi, x)
+		}
+		if !put.straight {
+			put.place(at, dst)
+		}
+		return nil
+	})
+	a, b := l.slope*float64(lo)+l.inter, l.slope*float64(hi)+l.inter
+	l.low, l.high = min(a, b), max(a, b)
+	return err
+}
+
+// quantised clips to the window and rounds to the steps that span it.
+func (l *loader) quantised(ctx context.Context) error {
+	q := newQuantiser(l.o.WindowHU)
+	l.slope, l.inter = q.step, q.centre
+	put := newPlacer(l.data, l.p.grid.Dims, l.p.geometry.Axes, l.p.geometry.Flip)
+	hu, tmp := make([]float64, chunk), make([]int16, chunk)
+	l.low, l.high = math.Inf(1), math.Inf(-1)
+	return l.each(ctx, func(at int64, n int, b []byte) error {
+		l.intensities(hu[:n], b)
+		for i, x := range hu[:n] {
+			tmp[i] = q.sample(x)
+		}
+		put.place(at, tmp[:n])
+		return nil
+	})
+}
+
+// intensities decodes and scales voxels to HU, clipped to the window; what isn't a number becomes its low end. It keeps
+// count.
+func (l *loader) intensities(dst []float64, b []byte) {
+	l.h.Float64(dst, b)
+	slope, inter := l.h.Scaling()
+	lo, hi := l.o.WindowHU[0], l.o.WindowHU[1]
+	for i, x := range dst {
+		x = slope*x + inter
+		if x-x != 0 { // NaN or Inf
+			l.bad++
+			dst[i] = lo
+			continue
+		}
+		l.low, l.high = min(l.low, x), max(l.high, x)
+		dst[i] = min(max(x, lo), hi)
+	}
+}
+
+// warnings says what was odd about the voxels.
+func (l *loader) warnings() []string {
+	var w []string
+	if l.bad > 0 {
+		w = append(w, fmt.Sprintf("%d voxels are NaN or Inf; taken as %v HU", l.bad, l.o.WindowHU[0]))
+	}
+	switch {
+	case l.low >= 0 && l.high <= 1:
+		w = append(w, "intensities lie in 0..1: they don't look like Hounsfield units")
+	case l.low >= -500:
+		w = append(w, fmt.Sprintf("no voxel is below -500 (lowest %.6g): intensities don't look like Hounsfield units", l.low))
+	}
+	return append(w, l.end...)
+}
+
+// quantiser rounds intensities of a window to int16: HU = step*sample + centre. step is the power of two, the smallest
+// by which the window is at most 65534 steps; centre is the window's, rounded to a step, so that where step ≤ 1 whole
+// HU are exact.
+type quantiser struct{ step, centre, lo, hi float64 }
+
+func newQuantiser(window [2]float64) quantiser {
+	lo, hi := window[0], window[1]
+	_, e := math.Frexp((hi - lo) / 65534) // (hi-lo)/65534 = f·2^e, 1/2 ≤ f < 1
+	step := math.Ldexp(1, e)
+	if step/2*65534 >= hi-lo {
+		step /= 2
+	}
+	return quantiser{step: step, centre: step * math.Round((lo+hi)/2/step), lo: lo, hi: hi}
+}
+
+func (q quantiser) sample(hu float64) int16 {
+	s := math.Floor((min(max(hu, q.lo), q.hi)-q.centre)/q.step + 0.5)
+	return int16(min(max(s, math.MinInt16), math.MaxInt16))
+}
+
+// placer puts samples in file order to their canonical places.
+type placer struct {
+	data     []int16
+	dims     [3]int // the file's
+	start    int
+	step     [3]int
+	straight bool // the file's order is the canonical one
+}
+
+func newPlacer(data []int16, dims, axes [3]int, flip [3]bool) *placer {
+	p := &placer{data: data, dims: dims}
+	p.start, p.step = nifti.Place(dims, axes, flip)
+	p.straight = axes == [3]int{0, 1, 2} && flip == [3]bool{}
+	return p
+}
+
+// place puts samples of which the first is the file's voxel at.
+func (p *placer) place(at int64, samples []int16) {
+	if p.straight {
+		copy(p.data[at:], samples)
+		return
+	}
+	x, y := int(at)%p.dims[0], int(at)/p.dims[0]
+	y, z := y%p.dims[1], y/p.dims[1]
+	for len(samples) > 0 {
+		n := min(len(samples), p.dims[0]-x)
+		to := p.start + x*p.step[0] + y*p.step[1] + z*p.step[2]
+		row := samples[:n]
+		switch step := p.step[0]; step {
+		case 1:
+			copy(p.data[to:to+n], row)
+		case -1:
+			dst := p.data[to-n+1 : to+1]
+			for i, s := range row {
+				dst[len(dst)-1-i] = s
+			}
+		default:
+			for _, s := range row {
+				p.data[to] = s
+				to += step
+			}
+		}
+		samples, x = samples[n:], 0
+		if y++; y == p.dims[1] {
+			y, z = 0, z+1
+		}
+	}
+}

@@ -1,0 +1,112 @@
+package read
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"sync"
+)
+
+// Quarantine is the list of bad scans of a run, kept in a file of JSON lines. Its methods may be called from several
+// goroutines at once.
+type Quarantine struct {
+	path string
+
+	mu   sync.Mutex
+	list []Bad
+	has  map[string]bool
+	size int64 // of the whole lines in the file; a torn line behind them is cut off by the next Add
+}
+
+// OpenQuarantine reads a quarantine file; one that isn't there is empty and is made by the first Add. A last line that
+// a killed run left torn is passed over.
+func OpenQuarantine(path string) (*Quarantine, error) {
+	q := &Quarantine{path: path, has: map[string]bool{}}
+	b, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", path, reason(err))
+	}
+	for n := 1; ; n++ {
+		line, rest, whole := bytes.Cut(b, []byte("\n"))
+		if !whole {
+			return q, nil
+		}
+		b = rest
+		q.size += int64(len(line)) + 1
+		if len(bytes.TrimSpace(line)) == 0 {
+			continue
+		}
+		var bad Bad
+		if err := json.Unmarshal(line, &bad); err != nil || bad.Scan == "" {
+			return nil, fmt.Errorf("%s: line %d isn't a quarantined scan (mend or remove the line)", path, n)
+		}
+		q.put(bad)
+	}
+}
+
+func (q *Quarantine) put(bad Bad) {
+	if !q.has[bad.Scan] {
+		q.has[bad.Scan] = true
+		q.list = append(q.list, bad)
+	}
+}
+
+// Add appends a scan and brings it to the disk. A scan that is there already stays as it is.
+func (q *Quarantine) Add(bad Bad) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.has[bad.Scan] {
+		return nil
+	}
+	line, err := json.Marshal(bad)
+	if err != nil {
+		return fmt.Errorf("%s: %w", q.path, err)
+	}
+	line = append(line, '\n')
+	if err := q.write(line); err != nil {
+		return fmt.Errorf("%s: %w", q.path, reason(err))
+	}
+	q.size += int64(len(line))
+	q.put(bad)
+	return nil
+}
+
+func (q *Quarantine) write(line []byte) (err error) {
+	f, err := os.OpenFile(q.path, os.O_WRONLY|os.O_CREATE, 0o666)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := f.Truncate(q.size); err != nil {
+		return err
+	}
+	if _, err := f.WriteAt(line, q.size); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// Has says that a scan, by its ID, is in the list.
+func (q *Quarantine) Has(id string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.has[id]
+}
+
+// Len is the number of scans in the list.
+func (q *Quarantine) Len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.list)
+}
+
+// All is the scans in the order in which they were added.
+func (q *Quarantine) All() []Bad {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.Clone(q.list)
+}

@@ -1,0 +1,175 @@
+package read
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+// Resampler interpolates an image trilinearly to another grid, slice by slice. It holds two slices of the result's
+// width and height, and one of the source's height.
+type Resampler struct {
+	from, to [3]int
+	taps     [3][]tap
+	rows     []float32    // [from y, to x] of the slice being taken in
+	planes   [2][]float32 // [to y, to x] of the last two slices taken in
+	out      []float32
+	in, next int // slices taken in and given
+}
+
+// tap says that a result's voxel is (1-t)·in[lo] + t·in[hi].
+type tap struct {
+	lo, hi int
+	t      float32
+}
+
+// taps of one axis. Voxel o of the result lies at (o+½)·scale-½ of the source, in canonical direction, so that both
+// grids begin at the same face; beyond the outermost centres the edge repeats. Where the file runs the other way both
+// indices count from the other end.
+func taps(from, to int, scale float64, flip bool) []tap {
+	list := make([]tap, to)
+	for i := range list {
+		o := i
+		if flip {
+			o = to - 1 - i
+		}
+		c := min(max((float64(o)+0.5)*scale-0.5, 0), float64(from-1))
+		if flip {
+			c = float64(from-1) - c
+		}
+		lo := int(c)
+		list[i] = tap{lo: lo, hi: min(lo+1, from-1), t: float32(c - float64(lo))}
+	}
+	return list
+}
+
+func newResampler(from, to [3]int, scale [3]float64, flip [3]bool) *Resampler {
+	r := &Resampler{from: from, to: to}
+	for i := range 3 {
+		r.taps[i] = taps(from[i], to[i], scale[i], flip[i])
+	}
+	return r
+}
+
+// bytes is what the resampler holds once it runs.
+func (r *Resampler) bytes() int64 {
+	return 4 * (int64(r.from[1])*int64(r.to[0]) + 3*int64(r.to[0])*int64(r.to[1]))
+}
+
+// Restore brings an image on the grid that a volume was loaded on (dims and spacing as its Scan has them) back to the
+// canonical grid of its file. Push it the slices in order of z.
+func Restore(scan *volume.Scan, g volume.Geometry) *Resampler {
+	var to [3]int
+	scale := [3]float64{1, 1, 1}
+	for c, f := range g.Axes {
+		to[c] = g.Dims[f]
+		if g.Resample {
+			scale[c] = g.Spacing[c] / scan.Spacing[c]
+		}
+	}
+	return newResampler(scan.Dims, to, scale, [3]bool{})
+}
+
+// Push takes in the next slice of the source, [from y, from x], and emits those slices of the result, [to y, to x],
+// that it completes, in order. A slice is valid until emit returns.
+func (r *Resampler) Push(slice []float32, emit func(z int, slice []float32) error) error {
+	if len(slice) != r.from[0]*r.from[1] || r.in >= r.from[2] {
+		return fmt.Errorf("resample: slice %d of %d voxels (want %d slices of %d)", r.in, len(slice), r.from[2], r.from[0]*r.from[1])
+	}
+	if r.out == nil {
+		r.rows = make([]float32, r.from[1]*r.to[0])
+		r.out = make([]float32, r.to[0]*r.to[1])
+		r.planes = [2][]float32{make([]float32, len(r.out)), make([]float32, len(r.out))}
+	}
+	w := r.to[0]
+	for y := range r.from[1] {
+		row := slice[y*r.from[0] : (y+1)*r.from[0]]
+		dst := r.rows[y*w : (y+1)*w]
+		for x, t := range r.taps[0] {
+			a := row[t.lo]
+			dst[x] = a + t.t*(row[t.hi]-a)
+		}
+	}
+	r.planes[0], r.planes[1] = r.planes[1], r.planes[0]
+	for y, t := range r.taps[1] {
+		blend(r.planes[1][y*w:(y+1)*w], r.rows[t.lo*w:(t.lo+1)*w], r.rows[t.hi*w:(t.hi+1)*w], t.t)
+	}
+	r.in++
+	for r.next < r.to[2] && r.taps[2][r.next].hi < r.in {
+		t := r.taps[2][r.next]
+		lo := r.planes[1]
+		if t.lo < r.in-1 {
+			lo = r.planes[0]
+		}
+		blend(r.out, lo, r.planes[1], t.t)
+		if err := emit(r.next, r.out); err != nil {
+			return err
+		}
+		r.next++
+	}
+	return nil
+}
+
+func blend(dst, a, b []float32, t float32) {
+	a, b = a[:len(dst)], b[:len(dst)]
+	for i := range dst {
+		dst[i] = a[i] + t*(b[i]-a[i])
+	}
+}
+
+// resampling is a Resampler over the file's own axes: interpolation is per axis, so that the result turns to canonical
+// axes only when it is put in place.
+type resampling struct {
+	*Resampler
+	put  [3]int // dims of the result in the file's axes
+	from [3]int
+}
+
+func newResampling(p *plan, o *Options) resampling {
+	var to [3]int
+	var scale [3]float64
+	var flip [3]bool
+	for c, f := range p.geometry.Axes {
+		to[f] = p.dims[c]
+		scale[f] = o.Spacing[c] / p.geometry.Spacing[c]
+		flip[f] = p.geometry.Flip[c]
+	}
+	return resampling{newResampler(p.grid.Dims, to, scale, flip), to, p.grid.Dims}
+}
+
+// bytes adds the source's slice and the result's samples.
+func (r resampling) bytes() int64 {
+	return r.Resampler.bytes() + 4*int64(r.from[0])*int64(r.from[1]) + 2*int64(r.put[0])*int64(r.put[1])
+}
+
+// resampled clips to the window, interpolates, and rounds to the steps that span the window.
+func (l *loader) resampled(ctx context.Context) error {
+	q := newQuantiser(l.o.WindowHU)
+	l.slope, l.inter = q.step, q.centre
+	l.low, l.high = math.Inf(1), math.Inf(-1)
+	r := newResampling(l.p, l.o)
+	put := newPlacer(l.data, r.put, l.p.geometry.Axes, l.p.geometry.Flip)
+	hu, tmp := make([]float64, chunk), make([]int16, r.put[0]*r.put[1])
+	emit := func(z int, slice []float32) error {
+		for i, x := range slice {
+			tmp[i] = q.sample(float64(x))
+		}
+		put.place(int64(z)*int64(len(tmp)), tmp)
+		return nil
+	}
+	slice := make([]float32, 0, r.from[0]*r.from[1])
+	return l.each(ctx, func(_ int64, n int, b []byte) error {
+		l.intensities(hu[:n], b)
+		for _, x := range hu[:n] {
+			if slice = append(slice, float32(x)); len(slice) == cap(slice) {
+				if err := r.Push(slice, emit); err != nil {
+					return err
+				}
+				slice = slice[:0]
+			}
+		}
+		return nil
+	})
+}
