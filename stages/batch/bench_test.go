@@ -1,4 +1,4 @@
-package batch
+package batch_test
 
 import (
 	"context"
@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/flowrun/flowrun/stages/augment"
+	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/tile"
 	"github.com/flowrun/flowrun/stages/volume"
 )
@@ -42,7 +43,7 @@ func BenchmarkBatches(b *testing.B) {
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			o := tile.Options{Mode: tile.Regular, Patch: [3]int{256, 256, 128}, Stride: [3]int{192, 192, 96}}
-			m := New(Options{Size: 2}, o.Patch, 1)
+			m := batch.New(batch.Options{Size: 2}, o.Patch, 1)
 			m.Noise = c.augment.NoiseHU > 0
 			patches := 0
 			pass := func() {
