@@ -1,0 +1,284 @@
+package cpu
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/flowrun/flowrun/gpu"
+)
+
+// A convolution is, for each tap, a matrix product on a shifted window: targets along a row by channels, from sources along
+// a row by channels. Targets fall into boxes that share their taps (one inside, others where a border folds taps
+// or a stride has phases); the micro-kernel (kernel.go: product) walks a box and sums over all taps in registers.
+
+// column is a block of output channels that one call of the micro-kernel computes.
+type column struct {
+	first, n, vecs int
+	at             int // offset of the block among the packed weights, per tap and input channel
+}
+
+func (l *level) columns(channels int) []column {
+	var cs []column
+	at := 0
+	for first := 0; first < channels; {
+		n := min(channels-first, 2*l.lanes)
+		vecs := chunks(n, l.lanes)
+		cs = append(cs, column{first, n, vecs, at})
+		first += n
+		at += vecs * l.lanes
+	}
+	return cs
+}
+
+// packedWidth is the number of channels with the last block's padding.
+func (l *level) packedWidth(channels int) int {
+	return chunks(channels, l.lanes) * l.lanes
+}
+
+// ConvSizes says what memory a convolution wants.
+func (e *Engine) ConvSizes(c gpu.Conv) gpu.ConvSizes {
+	taps := c.Taps()
+	return gpu.ConvSizes{
+		Packed:     bytesOf(taps * c.In.C * e.level.packedWidth(c.Out.C)),
+		PackedGrad: bytesOf(taps * c.Out.C * e.level.packedWidth(c.In.C)),
+		Workspace:  bytesOf(e.weightSplit(c).floats()),
+	}
+}
+
+// PackConv lays weights out as the micro-kernel reads them: [block of output channels][tap][input channel][lanes].
+func (e *Engine) PackConv(c gpu.Conv, w, packed, packedGrad gpu.Ptr) {
+	src := e.floats(w, c.Taps()*c.In.C*c.Out.C)
+	e.pack(c, src, packed, true)
+	if packedGrad >= 0 {
+		e.pack(c, src, packedGrad, false)
+	}
+}
+
+func (e *Engine) pack(c gpu.Conv, w []float32, packed gpu.Ptr, forward bool) {
+	ci, co := c.In.C, c.Out.C
+	rows, cols := ci, co
+	if !forward {
+		rows, cols = co, ci
+	}
+	taps := c.Taps()
+	dst := e.floats(packed, taps*rows*e.level.packedWidth(cols))
+	order := axisOf(c, 2).packOrder(forward)
+	blocks := e.level.columns(cols)
+	e.pool.run(len(blocks)*taps, func(i int) {
+		b, t := blocks[i/taps], i%taps
+		width := b.vecs * e.level.lanes
+		at := t/c.K[2]*c.K[2] + order[t%c.K[2]]
+		out := dst[b.at*taps*rows+at*rows*width:][:rows*width]
+		if forward {
+			for k := range rows {
+				line := out[k*width : (k+1)*width]
+				clear(line[copy(line, w[(t*ci+k)*co+b.first:][:b.n]):])
+			}
+			return
+		}
+		for k := range rows {
+			line := out[k*width : (k+1)*width]
+			for j := range b.n {
+				line[j] = w[(t*ci+b.first+j)*co+k]
+			}
+			clear(line[b.n:])
+		}
+	})
+}
+
+// box is a block of targets that share their taps. Axes are z, y, x.
+type box struct {
+	count, first, step [3]int // targets first + step*j, j < count
+	srcStep            [3]int
+	walk               int      // the axis that the micro-kernel walks
+	k                  int      // products of each tap
+	taps               [3][]tap // by vecs; a is relative to the sample's voxel 0, 0, 0
+}
+
+// item is a share of a box: lines of it.
+type item struct{ box, from, to int }
+
+// plan is how one pass of a convolution is cut into boxes and items.
+type plan struct {
+	boxes []box
+	items []item
+}
+
+type planKey struct {
+	c                gpu.Conv
+	srcHalo, dstHalo int
+	forward          bool
+}
+
+// plan works out the boxes of a pass from src to dst.
+func (e *Engine) plan(c gpu.Conv, src, dst grid, forward bool) *plan {
+	key := planKey{c, src.Halo, dst.Halo, forward}
+	if p := e.plans[key]; p != nil {
+		return p
+	}
+	var spans [3][]span
+	for i := range spans {
+		if a := axisOf(c, i); forward {
+			spans[i] = a.forwardSpans()
+		} else {
+			spans[i] = a.backwardSpans()
+		}
+	}
+	p := new(plan)
+	for _, z := range spans[0] {
+		for _, y := range spans[1] {
+			for _, x := range spans[2] {
+				p.add(newBox(c, src, [3]span{z, y, x}, axisOf(c, 2).packOrder(forward), e.level.lanes))
+			}
+		}
+	}
+	e.plans[key] = p
+	return p
+}
+
+func newBox(c gpu.Conv, src grid, s [3]span, order []int, lanes int) box {
+	b := box{walk: 2, k: src.C}
+	for i, s := range s {
+		b.count[i], b.first[i], b.step[i], b.srcStep[i] = s.count, s.first, s.step, s.srcStep
+	}
+	for i, n := range b.count {
+		if n > b.count[b.walk] && b.count[b.walk] < 8 {
+			b.walk = i
+		}
+	}
+	// Where neighbouring sources meet neighbouring packed taps all along x, each row is one long run of products.
+	merge := 1
+	if x := s[2].pairs; len(x) > 0 && !slices.ContainsFunc(x[1:], func(p pair) bool {
+		i := slices.Index(x, p)
+		return p.src != x[i-1].src+1 || order[p.k] != order[x[i-1].k]+1
+	}) {
+		merge = len(x)
+	}
+	b.k *= merge
+	stride := src.strides()
+	for _, z := range s[0].pairs {
+		for _, y := range s[1].pairs {
+			for i := 0; i < len(s[2].pairs); i += merge {
+				x := s[2].pairs[i]
+				a := z.src*stride[0] + y.src*stride[1] + x.src*stride[2]
+				at := ((z.k*c.K[1]+y.k)*c.K[2] + order[x.k]) * src.C * lanes
+				for vecs := 1; vecs <= 2; vecs++ {
+					b.taps[vecs] = append(b.taps[vecs], tap{a, at * vecs})
+				}
+			}
+		}
+	}
+	return b
+}
+
+// itemTargets is about how many voxels one item computes.
+const itemTargets = 256
+
+func (p *plan) add(b box) {
+	lines := b.count[0] * b.count[1] * b.count[2] / b.count[b.walk]
+	per := max(1, itemTargets/b.count[b.walk])
+	for from := 0; from < lines; from += per {
+		p.items = append(p.items, item{len(p.boxes), from, min(from+per, lines)})
+	}
+	p.boxes = append(p.boxes, b)
+}
+
+// line gives the first target of line i and its source.
+func (b *box) line(i int) (target, source [3]int) {
+	for ax := 2; ax >= 0; ax-- {
+		j := 0
+		if ax != b.walk {
+			j = i % b.count[ax]
+			i /= b.count[ax]
+		}
+		target[ax] = b.first[ax] + j*b.step[ax]
+		source[ax] = j * b.srcStep[ax]
+	}
+	return target, source
+}
+
+// Conv writes y = conv(x) + bias (+ add).
+func (e *Engine) Conv(c gpu.Conv, x gpu.Tensor, packed, bias gpu.Ptr, add *gpu.Tensor, y gpu.Tensor) {
+	checkConv(c, x.Dims, y.Dims)
+	e.multiply(c, x, packed, e.floats(bias, c.Out.C), add, y, true)
+}
+
+// ConvGradInput writes the gradient with respect to x.
+func (e *Engine) ConvGradInput(c gpu.Conv, dy gpu.Tensor, packedGrad gpu.Ptr, dx gpu.Tensor) {
+	checkConv(c, dx.Dims, dy.Dims)
+	e.multiply(c, dy, packedGrad, nil, nil, dx, false)
+}
+
+func checkConv(c gpu.Conv, x, y gpu.Dims) {
+	if c.In.C != x.C || c.Out.C != y.C || x.D != c.In.D || x.H != c.In.H || x.W != c.In.W || y.D != c.Out.D || y.H != c.Out.H || y.W != c.Out.W || x.N != y.N {
+		panic(fmt.Sprintf("cpu: convolution of %v to %v given %v and %v", c.In, c.Out, x, y))
+	}
+}
+
+// multiply runs a pass: dst = Σ src·packed + bias + add.
+func (e *Engine) multiply(c gpu.Conv, from gpu.Tensor, packed gpu.Ptr, bias []float32, add *gpu.Tensor, to gpu.Tensor, forward bool) {
+	src, dst := e.grid(from), e.grid(to)
+	if src.Halo < c.Halo() {
+		panic(fmt.Sprintf("cpu: convolution wants a halo of %d, its operand has %d", c.Halo(), src.Halo))
+	}
+	var extra grid
+	if add != nil {
+		same(*add, to)
+		extra = e.grid(*add)
+	}
+	taps, l := c.Taps(), e.level
+	w := e.floats(packed, taps*src.C*l.packedWidth(dst.C))
+	if bias == nil {
+		bias = make([]float32, dst.C)
+	}
+	p := e.plan(c, src, dst, forward)
+	blocks := l.columns(dst.C)
+	e.pool.run(dst.N*len(p.items), func(i int) {
+		n, it := i/len(p.items), p.items[i%len(p.items)]
+		b := &p.boxes[it.box]
+		count := b.count[b.walk]
+		for _, col := range blocks {
+			q := product{
+				a: src.v, b: w[col.at*taps*src.C:][:taps*src.C*col.vecs*l.lanes], bias: bias[col.first:], taps: b.taps[col.vecs],
+				k: b.k, n: col.n, vecs: col.vecs,
+				lda: b.srcStep[b.walk] * src.strides()[b.walk], ldc: b.step[b.walk] * dst.strides()[b.walk],
+			}
+			if add != nil {
+				q.ldadd = b.step[b.walk] * extra.strides()[b.walk]
+			}
+			for line := it.from; line < it.to; line++ {
+				t, s := b.line(line)
+				a0, c0, add0 := src.at(n, s[0], s[1], s[2]), dst.at(n, t[0], t[1], t[2])+col.first, 0
+				if add != nil {
+					add0 = extra.at(n, t[0], t[1], t[2]) + col.first
+				}
+				for done := 0; done < count; done += q.m {
+					q.m = share(count-done, l.rows[col.vecs])
+					q.a0 = a0 + done*q.lda
+					q.c = dst.v[c0+done*q.ldc:]
+					if add != nil {
+						q.add = extra.v[add0+done*q.ldadd:]
+					}
+					l.product(&q)
+				}
+			}
+		}
+	})
+	e.fillHalo(dst)
+}
+
+// share splits n into equal parts of at most limit and gives the next one's size.
+func share(n, limit int) int { return chunks(n, chunks(n, limit)) }
+
+// fillHalo fills the halo of every row.
+func (e *Engine) fillHalo(g grid) {
+	if g.Halo == 0 {
+		return
+	}
+	const per = 256
+	e.pool.run(chunks(g.rows(), per), func(i int) {
+		for r := i * per; r < min((i+1)*per, g.rows()); r++ {
+			g.fillHalo(r)
+		}
+	})
+}

@@ -1,0 +1,4 @@
+package cpu
+
+// levels lists the sets of kernels, fastest first.
+func levels() []*level { return []*level{goLevel()} }

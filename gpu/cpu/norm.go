@@ -1,0 +1,261 @@
+package cpu
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/flowrun/flowrun/gpu"
+)
+
+// Statistics: the channel norm leaves 1/√(mean x² + eps) of each voxel. GroupNorm leaves mean and 1/√(var + eps) of each
+// sample and group; behind them lies scratch for the sums of chunks.
+
+// eachSampleRows calls f for chunks of rows, none of which spans two samples. The chunks depend on the shape only.
+func (e *Engine) eachSampleRows(d gpu.Dims, f func(chunk, n, r0, r1 int)) {
+	per, rows := rowsPerChunk(d), d.D*d.H
+	c := chunks(rows, per)
+	e.pool.run(d.N*c, func(i int) {
+		n, r := i/c, i%c*per
+		f(i, n, n*rows+r, n*rows+min(r+per, rows))
+	})
+}
+
+func sampleChunks(d gpu.Dims) int { return chunks(d.D*d.H, rowsPerChunk(d)) }
+
+// NormStats is the bytes of statistics.
+func (e *Engine) NormStats(n gpu.Norm, d gpu.Dims) int64 {
+	if n.Groups == 0 {
+		return bytesOf(d.Voxels())
+	}
+	return bytesOf(2*d.N*n.Groups + 2*d.N*sampleChunks(d)*d.C)
+}
+
+// NormWork is the scratch of NormActGrad.
+func (e *Engine) NormWork(n gpu.Norm, d gpu.Dims) int64 {
+	return bytesOf(2 * d.N * sampleChunks(d) * d.C)
+}
+
+// NormAct writes y = silu(norm(x)) and the statistics.
+func (e *Engine) NormAct(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, y gpu.Tensor) {
+	if n.Groups > 0 {
+		e.groupStats(n, x, stats)
+		e.NormActApply(n, x, gamma, beta, stats, y)
+		return
+	}
+	e.channelNorm(n, x, gamma, beta, stats, y, true)
+}
+
+// NormActApply writes y with the statistics that are there.
+func (e *Engine) NormActApply(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, y gpu.Tensor) {
+	if n.Groups > 0 {
+		e.groupNorm(n, x, gamma, beta, stats, y)
+		return
+	}
+	e.channelNorm(n, x, gamma, beta, stats, y, false)
+}
+
+// NormActGrad writes dx and adds to dgamma and dbeta.
+func (e *Engine) NormActGrad(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, dy gpu.Tensor, add *gpu.Tensor, dx gpu.Tensor, dgamma, dbeta, workspace gpu.Ptr) {
+	same(x, dy)
+	same(x, dx)
+	inPlace(dy, dx)
+	if add != nil {
+		same(x, *add)
+		inPlace(*add, dx)
+	}
+	if n.Groups > 0 {
+		e.groupNormGrad(n, x, gamma, beta, stats, dy, add, dx, dgamma, dbeta, workspace)
+		return
+	}
+	e.channelNormGrad(x, gamma, beta, stats, dy, add, dx, dgamma, dbeta, workspace)
+}
+
+// inPlace holds ops that may write over an operand to its layout: rows are written while others are still read.
+func inPlace(src, dst gpu.Tensor) {
+	if src.At == dst.At && src.Halo != dst.Halo {
+		panic(fmt.Sprintf("cpu: in place, but halos %d and %d differ", src.Halo, dst.Halo))
+	}
+}
+
+func (e *Engine) channelNorm(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, y gpu.Tensor, measure bool) {
+	same(x, y)
+	gx, gy := e.grid(x), e.grid(y)
+	rstd := e.floats(stats, x.Voxels())
+	g, b := e.floats(gamma, x.C), e.floats(beta, x.C)
+	e.eachSampleRows(x.Dims, func(_, _, r0, r1 int) {
+		for r := r0; r < r1; r++ {
+			s := rstd[r*x.W : (r+1)*x.W]
+			if measure {
+				e.level.rootMeanSquare(s, gx.inner(r), n.Eps)
+			}
+			e.level.channelNorm(gy.inner(r), gx.inner(r), s, g, b)
+			gy.fillHalo(r)
+		}
+	})
+}
+
+func (e *Engine) channelNormGrad(x gpu.Tensor, gamma, beta, stats gpu.Ptr, dy gpu.Tensor, add *gpu.Tensor, dx gpu.Tensor, dgamma, dbeta, workspace gpu.Ptr) {
+	gx, gdy, gdx := e.grid(x), e.grid(dy), e.grid(dx)
+	plus := func(int) []float32 { return nil }
+	if add != nil {
+		plus = e.grid(*add).inner
+	}
+	rstd := e.floats(stats, x.Voxels())
+	g, b := e.floats(gamma, x.C), e.floats(beta, x.C)
+	parts := x.N * sampleChunks(x.Dims)
+	sums := e.floats(workspace, 2*parts*x.C)
+	e.eachSampleRows(x.Dims, func(chunk, _, r0, r1 int) {
+		s := sums[2*chunk*x.C : 2*(chunk+1)*x.C]
+		clear(s)
+		for r := r0; r < r1; r++ {
+			e.level.channelNormGrad(&normGrad{
+				x: gx.inner(r), dy: gdy.inner(r), add: plus(r), dx: gdx.inner(r),
+				gamma: g, beta: b, rstd: rstd[r*x.W : (r+1)*x.W], dgamma: s[:x.C], dbeta: s[x.C:],
+			})
+			gdx.fillHalo(r)
+		}
+	})
+	e.addParts(dgamma, sums, parts, x.C, 0)
+	e.addParts(dbeta, sums, parts, x.C, x.C)
+}
+
+// addParts adds to dst the sums of n floats of each part, which lie at offset in its 2n floats.
+func (e *Engine) addParts(dst gpu.Ptr, sums []float32, parts, n, offset int) {
+	for c, v := range e.floats(dst, n) {
+		var s float64
+		for p := range parts {
+			s += float64(sums[2*p*n+offset+c])
+		}
+		e.floats(dst, n)[c] = v + float32(s)
+	}
+}
+
+// groupStats measures mean and 1/√(var + eps) of each sample and group. Sums are of x minus the sample's first voxel, so
+// that a large mean costs no digits.
+func (e *Engine) groupStats(n gpu.Norm, x gpu.Tensor, stats gpu.Ptr) {
+	gx := e.grid(x)
+	per := sampleChunks(x.Dims)
+	all := e.floats(stats, 2*x.N*n.Groups+2*x.N*per*x.C)
+	out, sums := all[:2*x.N*n.Groups], all[2*x.N*n.Groups:]
+	origin := func(s int) []float32 { return gx.v[gx.at(s, 0, 0, 0):][:x.C] }
+	e.eachSampleRows(x.Dims, func(chunk, s, r0, r1 int) {
+		part := sums[2*chunk*x.C : 2*(chunk+1)*x.C]
+		clear(part)
+		for r := r0; r < r1; r++ {
+			e.level.moments(part[:x.C], part[x.C:], gx.inner(r), origin(s))
+		}
+	})
+	width, voxels := x.C/n.Groups, float64(x.D*x.H*x.W)
+	e.pool.run(x.N*n.Groups, func(i int) {
+		s, first := i/n.Groups, i%n.Groups*width
+		var mean, m2 float64 // of the group: channels have equal counts
+		means := make([]float64, width)
+		for c := range width {
+			var sum, square float64
+			for p := s * per; p < (s+1)*per; p++ {
+				sum += float64(sums[2*p*x.C+first+c])
+				square += float64(sums[2*p*x.C+x.C+first+c])
+			}
+			means[c] = float64(origin(s)[first+c]) + sum/voxels
+			mean += means[c] / float64(width)
+			m2 += max(0, square-sum*sum/voxels)
+		}
+		for _, m := range means {
+			m2 += voxels * (m - mean) * (m - mean)
+		}
+		out[2*i] = float32(mean)
+		out[2*i+1] = float32(1 / math.Sqrt(m2/(voxels*float64(width))+float64(n.Eps)))
+	})
+}
+
+// affine gives, for each sample and channel, mean and rstd of its group and scale and shift such that norm(x) = scale*x + shift.
+type affine struct{ mean, rstd, scale, shift []float32 }
+
+func (e *Engine) affine(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr) affine {
+	k := x.N * x.C
+	v := make([]float32, 4*k)
+	a := affine{v[:k], v[k : 2*k], v[2*k : 3*k], v[3*k:]}
+	g, b, s := e.floats(gamma, x.C), e.floats(beta, x.C), e.floats(stats, 2*x.N*n.Groups)
+	width := x.C / n.Groups
+	for i := range k {
+		c := i % x.C
+		at := 2 * (i/x.C*n.Groups + c/width)
+		a.mean[i], a.rstd[i] = s[at], s[at+1]
+		a.scale[i] = g[c] * s[at+1]
+		a.shift[i] = b[c] - s[at]*a.scale[i]
+	}
+	return a
+}
+
+func (a affine) sample(n, c int) affine {
+	from, to := n*c, (n+1)*c
+	return affine{a.mean[from:to], a.rstd[from:to], a.scale[from:to], a.shift[from:to]}
+}
+
+func (e *Engine) groupNorm(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, y gpu.Tensor) {
+	same(x, y)
+	gx, gy := e.grid(x), e.grid(y)
+	all := e.affine(n, x, gamma, beta, stats)
+	e.eachSampleRows(x.Dims, func(_, s, r0, r1 int) {
+		a := all.sample(s, x.C)
+		for r := r0; r < r1; r++ {
+			e.level.affineSiLU(gy.inner(r), gx.inner(r), a.scale, a.shift)
+			gy.fillHalo(r)
+		}
+	})
+}
+
+func (e *Engine) groupNormGrad(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, dy gpu.Tensor, add *gpu.Tensor, dx gpu.Tensor, dgamma, dbeta, workspace gpu.Ptr) {
+	gx, gdy, gdx := e.grid(x), e.grid(dy), e.grid(dx)
+	plus := func(int) []float32 { return nil }
+	if add != nil {
+		plus = e.grid(*add).inner
+	}
+	all := e.affine(n, x, gamma, beta, stats)
+	g := e.floats(gamma, x.C)
+	per := sampleChunks(x.Dims)
+	sums := e.floats(workspace, 2*x.N*per*x.C)
+	e.eachSampleRows(x.Dims, func(chunk, s, r0, r1 int) {
+		a := all.sample(s, x.C)
+		part := sums[2*chunk*x.C : 2*(chunk+1)*x.C]
+		clear(part)
+		for r := r0; r < r1; r++ {
+			e.level.groupGradSums(&normGrad{
+				x: gx.inner(r), dy: gdy.inner(r), scale: a.scale, shift: a.shift, mean: a.mean, rstd: a.rstd,
+				dgamma: part[:x.C], dbeta: part[x.C:],
+			})
+		}
+	})
+	e.addParts(dgamma, sums, x.N*per, x.C, 0)
+	e.addParts(dbeta, sums, x.N*per, x.C, x.C)
+
+	// With g = γ·silu'·dy: dx = rstd·(g - mean(g) - x̂·mean(g·x̂)) over the group.
+	width := x.C / n.Groups
+	count := float64(width * x.D * x.H * x.W)
+	meanG, meanGX := make([]float32, x.N*x.C), make([]float32, x.N*x.C)
+	for s := range x.N {
+		for first := 0; first < x.C; first += width {
+			var m, mx float64
+			for p := s * per; p < (s+1)*per; p++ {
+				for c := first; c < first+width; c++ {
+					mx += float64(g[c]) * float64(sums[2*p*x.C+c])
+					m += float64(g[c]) * float64(sums[2*p*x.C+x.C+c])
+				}
+			}
+			for c := first; c < first+width; c++ {
+				meanG[s*x.C+c], meanGX[s*x.C+c] = float32(m/count), float32(mx/count)
+			}
+		}
+	}
+	e.eachSampleRows(x.Dims, func(_, s, r0, r1 int) {
+		a := all.sample(s, x.C)
+		for r := r0; r < r1; r++ {
+			e.level.groupGrad(&normGrad{
+				x: gx.inner(r), dy: gdy.inner(r), add: plus(r), dx: gdx.inner(r),
+				scale: a.scale, shift: a.shift, mean: a.mean, rstd: a.rstd, gamma: g,
+				meanG: meanG[s*x.C : (s+1)*x.C], meanGX: meanGX[s*x.C : (s+1)*x.C],
+			})
+			gdx.fillHalo(r)
+		}
+	})
+}

@@ -1,0 +1,177 @@
+package cpu
+
+import (
+	"slices"
+
+	"github.com/flowrun/flowrun/gpu"
+)
+
+// The weight gradient of a tap is a matrix product too: input channels by output channels, summed over voxels. Voxels are cut
+// into units (a few rows of outputs) and units are dealt to a fixed number of parts, each with sums of its own, which are
+// added in order at the end. Parts are split by the shape alone, so bits don't depend on threads.
+
+// weightSplit is how a convolution's weight gradient is cut.
+type weightSplit struct {
+	parts  int // partial sums
+	groups int // of taps, in each part
+	rows   int // of outputs in a unit
+	strips int // units along y
+	size   int // weights and biases
+}
+
+const (
+	unitRows      = 32
+	partBytes     = 8 << 20 // all parts together, about
+	maxParts      = 32
+	oneGroupBytes = 256 << 10 // weights up to here stay in L2: all taps of a unit in one go
+)
+
+// weightSplit depends on the shape without N, which is not known when sizes are asked for.
+func (e *Engine) weightSplit(c gpu.Conv) weightSplit {
+	s := weightSplit{groups: 1, rows: min(unitRows, c.Out.H), size: c.Taps()*c.In.C*c.Out.C + c.Out.C}
+	s.strips = chunks(c.Out.H, s.rows)
+	if 4*s.size > oneGroupBytes {
+		s.groups = c.K[0] * c.K[1]
+	}
+	s.parts = min(max(partBytes/(4*s.size), 2), maxParts, c.Out.D*s.strips)
+	return s
+}
+
+func (s weightSplit) floats() int { return s.parts * s.size }
+
+// ConvGradWeight adds to dw and db.
+func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace gpu.Ptr) {
+	checkConv(c, x.Dims, dy.Dims)
+	in, out := e.grid(x), e.grid(dy)
+	s := e.weightSplit(c)
+	work := e.floats(workspace, s.floats())
+	units := out.N * out.D * s.strips
+	e.pool.run(s.parts*s.groups, func(i int) {
+		part, group := i/s.groups, i%s.groups
+		sums := work[part*s.size : (part+1)*s.size]
+		g := weightPart{e: e, c: c, in: in, out: out, axes: [3]axis{axisOf(c, 0), axisOf(c, 1), axisOf(c, 2)}, sums: sums}
+		zy := c.K[0] * c.K[1]
+		from, to := group*zy/s.groups, (group+1)*zy/s.groups
+		each := c.K[2] * c.In.C * c.Out.C
+		clear(sums[from*each : to*each])
+		bias := sums[s.size-c.Out.C:]
+		if group == 0 {
+			clear(bias)
+		}
+		for u := part * units / s.parts; u < (part+1)*units/s.parts; u++ {
+			n, z, y := u/s.strips/out.D, u/s.strips%out.D, u%s.strips*s.rows
+			y1 := min(y+s.rows, out.H)
+			for k := from; k < to; k++ {
+				g.taps(n, z, y, y1, k/c.K[1], k%c.K[1])
+			}
+			if group == 0 {
+				g.bias(bias, n, z, y, y1)
+			}
+		}
+	})
+	w, b := e.floats(dw, s.size-c.Out.C), e.floats(db, c.Out.C)
+	e.pool.run(chunks(s.size, chunkFloats), func(i int) {
+		from, to := i*chunkFloats, min((i+1)*chunkFloats, s.size)
+		for part := range s.parts {
+			sums := work[part*s.size : (part+1)*s.size]
+			if n := min(to, len(w)); from < n {
+				e.level.add(w[from:n], w[from:n], sums[from:n])
+			}
+			if f := max(from, len(w)); f < to {
+				v := b[f-len(w) : to-len(w)]
+				e.level.add(v, v, sums[f:to])
+			}
+		}
+	})
+}
+
+// weightPart computes one part's sums.
+type weightPart struct {
+	e       *Engine
+	c       gpu.Conv
+	in, out grid
+	axes    [3]axis
+	sums    []float32
+	list    []tap
+}
+
+// taps adds the products of taps (kz, ky, all x) over output rows z, y0 ≤ y < y1 of sample n.
+func (g *weightPart) taps(n, z, y0, y1, kz, ky int) {
+	iz, ok := g.row(0, z, kz)
+	if !ok {
+		return
+	}
+	g.list = g.list[:0]
+	for y := y0; y < y1; y++ {
+		if iy, ok := g.row(1, y, ky); ok {
+			g.list = append(g.list, tap{g.in.at(n, iz, iy, 0), g.out.at(n, z, y, 0)})
+		}
+	}
+	if len(g.list) == 0 {
+		return
+	}
+	l, c, x := g.e.level, g.c, g.axes[2]
+	o := outer{taps: g.list, lda: g.in.C, ldb: g.out.C, ldc: g.out.C}
+	if c.Transposed {
+		o.ldb *= x.s
+	} else {
+		o.lda *= x.s
+	}
+	cols := l.columns(g.out.C)
+	for kx := range c.K[2] {
+		i0, o0, count := x.overlap(kx)
+		if count == 0 {
+			continue
+		}
+		o.k = count
+		base := ((kz*c.K[1]+ky)*c.K[2] + kx) * g.in.C * g.out.C
+		for _, col := range cols {
+			o.n, o.vecs = col.n, col.vecs
+			for ci := 0; ci < g.in.C; ci += o.m {
+				o.m = share(g.in.C-ci, l.outerRows[col.vecs])
+				o.a0, o.b0 = i0*g.in.C+ci, o0*g.out.C+col.first
+				o.a, o.b = g.in.v, g.out.v
+				o.c = g.sums[base+ci*g.out.C+col.first:]
+				l.outer(&o)
+			}
+		}
+	}
+}
+
+// row is the input row, along z or y, that tap k joins to output row o.
+func (g *weightPart) row(ax, o, k int) (i int, ok bool) {
+	a := g.axes[ax]
+	i, ok = a.input(o, k)
+	switch {
+	case !ok:
+		return 0, false
+	case a.pad == gpu.Replicate:
+		return min(max(i, 0), a.in-1), true
+	}
+	return i, i >= 0 && i < a.in
+}
+
+// overlap gives the first input (it may lie in the halo), the first output and the number of pairs that a tap joins along x.
+func (a axis) overlap(k int) (in, out, count int) {
+	if !a.transposed {
+		return k - a.lo, 0, a.out
+	}
+	// out = in*s - lo + k with 0 ≤ out < a.out
+	in = -floorDiv(k-a.lo, a.s)
+	out = in*a.s - a.lo + k
+	return in, out, chunks(max(a.out-out, 0), a.s)
+}
+
+// bias adds the sums of dy.
+func (g *weightPart) bias(sums []float32, n, z, y0, y1 int) {
+	one := []float32{1}
+	g.list = g.list[:0]
+	for y := y0; y < y1; y++ {
+		g.list = append(g.list, tap{0, g.out.at(n, z, y, 0)})
+	}
+	o := outer{a: one, b: g.out.v, taps: slices.Clone(g.list), k: g.out.W, ldb: g.out.C, ldc: g.out.C, m: 1}
+	for _, col := range g.e.level.columns(g.out.C) {
+		o.n, o.vecs, o.b0, o.c = col.n, col.vecs, col.first, sums[col.first:]
+		g.e.level.outer(&o)
+	}
+}

@@ -1,0 +1,223 @@
+package enginetest
+
+import (
+	"math"
+	"testing"
+
+	"github.com/flowrun/flowrun/gpu"
+	"pgregory.net/rapid"
+)
+
+// eachProduct calls f for every product of a convolution as gpu.Conv defines it: which input voxel (before padding folds it,
+// with ok false where padding is zero), output voxel and tap meet.
+func eachProduct(c gpu.Conv, f func(in, out, tap int)) {
+	axis := func(i int) (pairs [][3]int) { // input, output, tap
+		size := func(d gpu.Dims) int { return [3]int{d.D, d.H, d.W}[i] }
+		ni, no := size(c.In), size(c.Out)
+		for o := range no {
+			for k := range c.K[i] {
+				in := o*c.S[i] - c.Lo[i] + k
+				if c.Transposed {
+					if in = o + c.Lo[i] - k; in%c.S[i] != 0 {
+						continue
+					}
+					in /= c.S[i]
+				}
+				if c.Pad == gpu.Replicate {
+					in = min(max(in, 0), ni-1)
+				}
+				if in >= 0 && in < ni {
+					pairs = append(pairs, [3]int{in, o, k})
+				}
+			}
+		}
+		return pairs
+	}
+	z, y, x := axis(0), axis(1), axis(2)
+	for n := range c.In.N {
+		for _, pz := range z {
+			for _, py := range y {
+				for _, px := range x {
+					f(((n*c.In.D+pz[0])*c.In.H+py[0])*c.In.W+px[0],
+						((n*c.Out.D+pz[1])*c.Out.H+py[1])*c.Out.W+px[1],
+						(pz[2]*c.K[1]+py[2])*c.K[2]+px[2])
+				}
+			}
+		}
+	}
+}
+
+// refConv gives the output and the sum of magnitudes behind each of its values.
+func refConv(c gpu.Conv, x, w, bias []float64) (y, size []float64) {
+	ci, co := c.In.C, c.Out.C
+	y, size = make([]float64, c.Out.Len()), make([]float64, c.Out.Len())
+	for i := range y {
+		y[i] = bias[i%co]
+		size[i] = math.Abs(y[i])
+	}
+	eachProduct(c, func(in, out, tap int) {
+		to, mag := y[out*co:(out+1)*co], size[out*co:(out+1)*co]
+		for i, v := range x[in*ci : (in+1)*ci] {
+			for o, u := range w[(tap*ci+i)*co : (tap*ci+i+1)*co] {
+				to[o] += v * u
+				mag[o] += math.Abs(v * u)
+			}
+		}
+	})
+	return y, size
+}
+
+// grads are a convolution's gradients and the sums of magnitudes behind them.
+type grads struct{ dx, dw, db, sizeX, sizeW, sizeB []float64 }
+
+func refConvGrad(c gpu.Conv, x, w, dy []float64) grads {
+	ci, co := c.In.C, c.Out.C
+	make2 := func(n int) ([]float64, []float64) { return make([]float64, n), make([]float64, n) }
+	var g grads
+	g.dx, g.sizeX = make2(len(x))
+	g.dw, g.sizeW = make2(len(w))
+	g.db, g.sizeB = make2(co)
+	for i, v := range dy {
+		g.db[i%co] += v
+		g.sizeB[i%co] += math.Abs(v)
+	}
+	eachProduct(c, func(in, out, tap int) {
+		d := dy[out*co : (out+1)*co]
+		for i := range ci {
+			v, a := x[in*ci+i], (tap*ci+i)*co
+			for o, u := range d {
+				p, q := u*w[a+o], u*v
+				g.dx[in*ci+i] += p
+				g.sizeX[in*ci+i] += math.Abs(p)
+				g.dw[a+o] += q
+				g.sizeW[a+o] += math.Abs(q)
+			}
+		}
+	})
+	return g
+}
+
+// drawConv gives a convolution of a shape in use, each axis by itself.
+func drawConv(t *rapid.T) gpu.Conv {
+	c := gpu.Conv{Pad: drawPad(t), Transposed: rapid.Bool().Draw(t, "transposed")}
+	c.In = drawDims(t, drawChannels(t, "ci"))
+	c.Out = gpu.Dims{N: c.In.N, C: drawChannels(t, "co")}
+	kinds := [][3]int{{1, 1, 0}, {3, 1, 1}, {4, 2, 1}, {4, 1, 2}} // k, s, lo
+	if c.Transposed {
+		kinds = [][3]int{{4, 2, 1}, {4, 1, 1}}
+	}
+	in, out := [3]*int{&c.In.D, &c.In.H, &c.In.W}, [3]*int{&c.Out.D, &c.Out.H, &c.Out.W}
+	for i := range 3 {
+		k := rapid.SampledFrom(kinds).Draw(t, "kind")
+		c.K[i], c.S[i], c.Lo[i] = k[0], k[1], k[2]
+		switch {
+		case c.Transposed:
+			*out[i] = *in[i] * k[1]
+		case k[1] == 2:
+			*in[i] += *in[i] % 2
+			*out[i] = *in[i] / 2
+		default:
+			*out[i] = *in[i]
+		}
+	}
+	for c.FLOPs() > 40e6 && c.In.C > 1 { // the reference is slow
+		c.In.C /= 2
+	}
+	return c
+}
+
+func testConv(t *testing.T, r *rig) {
+	r.check(t, func(t *rapid.T) {
+		c := drawConv(t)
+		rng := seeded(t)
+		x, w, bias := random(rng, c.In.Len()), random(rng, c.Taps()*c.In.C*c.Out.C), random(rng, c.Out.C)
+		dy, add := random(rng, c.Out.Len()), random(rng, c.Out.Len())
+		more := rapid.IntRange(0, 1).Draw(t, "more halo")
+		yPad := drawPad(t)
+
+		sizes := r.e.ConvSizes(c)
+		packed, packedGrad, work := r.alloc(sizes.Packed), r.alloc(sizes.PackedGrad), r.alloc(sizes.Workspace)
+		r.e.PackConv(c, r.floats(w), packed, packedGrad)
+		tx, pb := r.put(c.In, c.Halo()+more, c.Pad, x), r.floats(bias)
+
+		want, size := refConv(c, x, w, bias)
+		ty := r.tensor(c.Out, rapid.IntRange(0, 2).Draw(t, "halo of y"), yPad)
+		r.e.Conv(c, tx, packed, pb, nil, ty)
+		near(t, "y", r.get(ty), want, size, 2e-6)
+		r.checkHalo(t, "y", ty)
+
+		for i, v := range add {
+			want[i] += v
+			size[i] += math.Abs(v)
+		}
+		ta := r.put(c.Out, 1, gpu.Zero, add)
+		r.e.Conv(c, tx, packed, pb, &ta, ty)
+		near(t, "y with add", r.get(ty), want, size, 2e-6)
+		r.e.Conv(c, tx, packed, pb, &ta, ta)
+		equal(t, "y over add", r.get(ta), r.get(ty))
+
+		g := refConvGrad(c, x, w, dy)
+		tdy := r.put(c.Out, c.Halo()+more, gpu.Zero, dy)
+		tdx := r.tensor(c.In, rapid.IntRange(0, 2).Draw(t, "halo of dx"), gpu.Zero)
+		r.e.ConvGradInput(c, tdy, packedGrad, tdx)
+		near(t, "dx", r.get(tdx), g.dx, g.sizeX, 2e-6)
+		r.checkHalo(t, "dx", tdx)
+
+		dw, db := random(rng, len(w)), random(rng, len(bias))
+		pdw, pdb := r.floats(dw), r.floats(db)
+		r.e.ConvGradWeight(c, tx, tdy, pdw, pdb, work)
+		for i, v := range dw {
+			g.dw[i] += v
+			g.sizeW[i] += math.Abs(v)
+		}
+		for i, v := range db {
+			g.db[i] += v
+			g.sizeB[i] += math.Abs(v)
+		}
+		near(t, "dw", r.read(pdw, len(dw)), g.dw, g.sizeW, 2e-6)
+		near(t, "db", r.read(pdb, len(db)), g.db, g.sizeB, 2e-6)
+	})
+}
+
+// testConvExtent holds convolutions to their word that a voxel's value doesn't depend on the extent around it: a crop with
+// enough context gives the same bits inside.
+func testConvExtent(t *testing.T, r *rig) {
+	r.check(t, func(t *rapid.T) {
+		ci, co := drawChannels(t, "ci"), drawChannels(t, "co")
+		c := gpu.Conv{
+			In:         gpu.Dims{N: 1, D: 6, H: 6, W: rapid.IntRange(3, 20).Draw(t, "half w") * 2, C: ci},
+			K:          [3]int{3, 3, 3},
+			S:          [3]int{1, 1, 1},
+			Lo:         [3]int{1, 1, 1},
+			Pad:        drawPad(t),
+			Transposed: rapid.Bool().Draw(t, "transposed"),
+		}
+		scale := 1
+		if c.Transposed {
+			c.K, c.S, scale = [3]int{4, 4, 4}, [3]int{2, 2, 2}, 2
+		}
+		whole := c
+		whole.Out = gpu.Dims{N: 1, D: scale * c.In.D, H: scale * c.In.H, W: scale * c.In.W, C: co}
+		part := whole // the first half along x, all of z, a part of y
+		part.In.W, part.In.H = whole.In.W/2+1, 4
+		part.Out.W, part.Out.H = scale*part.In.W, scale*part.In.H
+		rng := seeded(t)
+		x, w, bias := random(rng, whole.In.Len()), random(rng, c.Taps()*ci*co), random(rng, co)
+		var crop []float64
+		for z := range part.In.D {
+			for y := range part.In.H {
+				at := (z*whole.In.H + y) * whole.In.W * ci
+				crop = append(crop, x[at:at+part.In.W*ci]...)
+			}
+		}
+		a := r.get(r.conv(whole, r.put(whole.In, 1, c.Pad, x), w, bias, nil))
+		b := r.get(r.conv(part, r.put(part.In, 1, c.Pad, crop), w, bias, nil))
+		for z := range part.Out.D {
+			for y := range part.Out.H - 2*scale {
+				i, j := (z*whole.Out.H+y)*whole.Out.W*co, (z*part.Out.H+y)*part.Out.W*co
+				n := (part.Out.W - 2*scale) * co
+				equal(t, "row of the crop", b[j:j+n], a[i:i+n])
+			}
+		}
+	})
+}

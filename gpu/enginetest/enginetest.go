@@ -1,0 +1,227 @@
+// Package enginetest holds every gpu.Engine to the same answers. Run compares each op with a float64 reference on random
+// odd shapes, gradients with the reference's adjoint or its finite differences, and checks what the contract says of
+// halos, of operands that share memory and of bits. Bench times the ops that a training step spends its time in.
+//
+// An engine's own test is one line:
+//
+//	enginetest.Run(t, func() gpu.Engine { return cpu.New(0) })
+package enginetest
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/flowrun/flowrun/gpu"
+	"pgregory.net/rapid"
+)
+
+// arenaBytes is the arena of every test: shapes are small.
+const arenaBytes = 128 << 20
+
+// Run runs the suite on engines that open gives; each is closed.
+func Run(t *testing.T, open func() gpu.Engine) {
+	for _, c := range []struct {
+		name string
+		test func(*testing.T, *rig)
+	}{
+		{"Memory", testMemory},
+		{"Conv", testConv},
+		{"ConvExtent", testConvExtent},
+		{"NormAct", testNormAct},
+		{"NormLargeMean", testNormLargeMean},
+		{"Quantize", testQuantize},
+		{"QuantizeTies", testQuantizeTies},
+		{"ReconLoss", testReconLoss},
+		{"ReconLossNotFinite", testReconLossNotFinite},
+		{"Add", testAdd},
+		{"SumSquares", testSumSquares},
+		{"Adam", testAdam},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e := open()
+			defer func() {
+				if err := e.Close(); err != nil {
+					t.Error(err)
+				}
+			}()
+			if err := e.Reserve(arenaBytes); err != nil {
+				t.Fatal(err)
+			}
+			c.test(t, &rig{e: e})
+			if err := e.Sync(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// rig is an engine and how much of its arena is taken.
+type rig struct {
+	e    gpu.Engine
+	next gpu.Ptr
+}
+
+// check runs a property, each time with an empty arena that holds NaN where the last run wrote.
+func (r *rig) check(t *testing.T, f func(*rapid.T)) {
+	t.Helper()
+	rapid.Check(t, func(rt *rapid.T) {
+		r.e.Fill(0, int(r.next)/4, float32(math.NaN()))
+		r.next = 0
+		f(rt)
+	})
+}
+
+func (r *rig) alloc(bytes int64) gpu.Ptr {
+	p := r.next
+	r.next += gpu.Ptr((max(bytes, 1) + gpu.Align - 1) / gpu.Align * gpu.Align)
+	if r.next > arenaBytes {
+		panic("enginetest: the arena is full")
+	}
+	return p
+}
+
+// floats stores dense data.
+func (r *rig) floats(v []float64) gpu.Ptr {
+	p := r.alloc(4 * int64(len(v)))
+	r.e.Write(p, float32s(v))
+	return p
+}
+
+func (r *rig) read(p gpu.Ptr, n int) []float64 {
+	v := make([]float32, n)
+	r.e.Read(v, p)
+	return float64s(v)
+}
+
+// tensor allocates a tensor.
+func (r *rig) tensor(d gpu.Dims, halo int, pad gpu.Padding) gpu.Tensor {
+	return gpu.Tensor{Dims: d, Halo: halo, Pad: pad, At: r.alloc(r.e.Bytes(d, halo))}
+}
+
+// put allocates a tensor and stores v.
+func (r *rig) put(d gpu.Dims, halo int, pad gpu.Padding, v []float64) gpu.Tensor {
+	t := r.tensor(d, halo, pad)
+	r.e.WriteTensor(t, float32s(v))
+	return t
+}
+
+func (r *rig) get(t gpu.Tensor) []float64 {
+	v := make([]float32, t.Len())
+	r.e.ReadTensor(v, t)
+	return float64s(v)
+}
+
+// random gives n normal numbers, rounded to float32 so that references see what engines see.
+func random(rng *rand.Rand, n int) []float64 {
+	v := make([]float64, n)
+	for i := range v {
+		v[i] = float64(float32(rng.NormFloat64()))
+	}
+	return v
+}
+
+func float32s(v []float64) []float32 {
+	out := make([]float32, len(v))
+	for i, x := range v {
+		out[i] = float32(x)
+	}
+	return out
+}
+
+func float64s(v []float32) []float64 {
+	out := make([]float64, len(v))
+	for i, x := range v {
+		out[i] = float64(x)
+	}
+	return out
+}
+
+// seeded gives the generator of one property run.
+func seeded(t *rapid.T) *rand.Rand {
+	return rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
+}
+
+// fataler is testing.TB or rapid.T.
+type fataler interface {
+	Helper()
+	Fatalf(format string, args ...any)
+}
+
+// near fails unless |got-want| ≤ tol*(1 + size) at every index; size is the magnitude of what was summed, nil for |want|.
+func near(t fataler, what string, got, want, size []float64, tol float64) {
+	t.Helper()
+	if len(got) != len(want) {
+		t.Fatalf("%s: %d values, want %d", what, len(got), len(want))
+	}
+	for i, w := range want {
+		s := math.Abs(w)
+		if size != nil {
+			s = size[i]
+		}
+		if d := math.Abs(got[i] - w); !(d <= tol*(1+s)) {
+			t.Fatalf("%s[%d] = %g, want %g (off by %.2g, sum of magnitudes %.3g)", what, i, got[i], w, d, s)
+		}
+	}
+}
+
+// equal fails unless the bits agree.
+func equal(t fataler, what string, got, want []float64) {
+	t.Helper()
+	if len(got) != len(want) {
+		t.Fatalf("%s: %d values, want %d", what, len(got), len(want))
+	}
+	for i, w := range want {
+		if got[i] != w && !(math.IsNaN(got[i]) && math.IsNaN(w)) {
+			t.Fatalf("%s[%d] = %v, want exactly %v", what, i, got[i], w)
+		}
+	}
+}
+
+// checkHalo holds a tensor's halo to its padding, by a convolution that reads it.
+func (r *rig) checkHalo(t fataler, what string, x gpu.Tensor) {
+	t.Helper()
+	if x.Halo == 0 {
+		return
+	}
+	c := gpu.Conv{In: x.Dims, Out: x.Dims, K: [3]int{1, 1, 3}, S: [3]int{1, 1, 1}, Lo: [3]int{0, 0, 1}, Pad: x.Pad}
+	if x.Halo >= 2 {
+		c.K[2], c.Lo[2] = 4, 2
+	}
+	c.Out.C = 2
+	w := make([]float64, c.Taps()*c.In.C*c.Out.C)
+	for i := range w {
+		w[i] = float64(i%7 - 3)
+	}
+	y, size := refConv(c, r.get(x), w, make([]float64, 2))
+	near(t, what+": convolution that reads the halo", r.get(r.conv(c, x, w, make([]float64, 2), nil)), y, size, 1e-5)
+}
+
+// conv packs weights and convolves into a fresh tensor.
+func (r *rig) conv(c gpu.Conv, x gpu.Tensor, w, bias []float64, add *gpu.Tensor) gpu.Tensor {
+	s := r.e.ConvSizes(c)
+	packed := r.alloc(s.Packed)
+	r.e.PackConv(c, r.floats(w), packed, -1)
+	y := r.tensor(c.Out, 0, gpu.Zero)
+	r.e.Conv(c, x, packed, r.floats(bias), add, y)
+	return y
+}
+
+// drawDims gives small extents with C channels.
+func drawDims(t *rapid.T, channels int) gpu.Dims {
+	return gpu.Dims{
+		N: rapid.IntRange(1, 2).Draw(t, "n"),
+		D: rapid.IntRange(1, 5).Draw(t, "d"),
+		H: rapid.IntRange(1, 6).Draw(t, "h"),
+		W: rapid.IntRange(1, 19).Draw(t, "w"),
+		C: channels,
+	}
+}
+
+func drawChannels(t *rapid.T, name string) int {
+	return rapid.SampledFrom([]int{1, 2, 3, 5, 8, 16, 17, 20, 24, 32, 33, 48, 64}).Draw(t, name)
+}
+
+func drawPad(t *rapid.T) gpu.Padding {
+	return rapid.SampledFrom([]gpu.Padding{gpu.Zero, gpu.Replicate}).Draw(t, "pad")
+}

@@ -1,0 +1,251 @@
+package enginetest
+
+import (
+	"math"
+	"testing"
+
+	"github.com/flowrun/flowrun/gpu"
+	"pgregory.net/rapid"
+)
+
+func testMemory(t *testing.T, r *rig) {
+	r.check(t, func(t *rapid.T) {
+		d := drawDims(t, drawChannels(t, "c"))
+		v := random(seeded(t), d.Len())
+		x := r.put(d, rapid.IntRange(0, 2).Draw(t, "halo"), drawPad(t), v)
+		equal(t, "tensor read back", r.get(x), v)
+		r.checkHalo(t, "tensor", x)
+		p := r.floats(v)
+		equal(t, "floats read back", r.read(p, len(v)), v)
+		r.e.Fill(p, len(v)-1, 2.5)
+		got := r.read(p, len(v))
+		for i := range len(v) - 1 {
+			v[i] = 2.5
+		}
+		equal(t, "filled", got, v)
+	})
+}
+
+func testAdd(t *testing.T, r *rig) {
+	r.check(t, func(t *rapid.T) {
+		d := drawDims(t, drawChannels(t, "c"))
+		rng := seeded(t)
+		a, b := random(rng, d.Len()), random(rng, d.Len())
+		want := make([]float64, d.Len())
+		for i := range want {
+			want[i] = float64(float32(a[i] + b[i]))
+		}
+		halo := rapid.IntRange(0, 2).Draw(t, "halo")
+		ta, tb, ty := r.put(d, halo, gpu.Zero, a), r.put(d, halo, gpu.Zero, b), r.tensor(d, halo, gpu.Replicate)
+		r.e.Add(ta, tb, ty)
+		equal(t, "sum", r.get(ty), want)
+		r.checkHalo(t, "sum", ty)
+		r.e.Add(ta, tb, tb)
+		equal(t, "sum in place", r.get(tb), want)
+	})
+}
+
+func testQuantize(t *testing.T, r *rig) {
+	r.check(t, func(t *rapid.T) {
+		k := gpu.Quantizer{Codes: rapid.IntRange(1, 70).Draw(t, "codes"), Dim: rapid.IntRange(1, 17).Draw(t, "dim")}
+		d := drawDims(t, k.Dim)
+		rng := seeded(t)
+		z, book := random(rng, d.Len()), random(rng, k.Codes*k.Dim)
+		halo := rapid.IntRange(0, 1).Draw(t, "halo")
+		tz, tq := r.put(d, halo, gpu.Replicate, z), r.tensor(d, halo, gpu.Replicate)
+		counts0, sums0 := random(rng, k.Codes), random(rng, len(book))
+		pb, idx, counts, sums := r.floats(book), r.alloc(4*int64(d.Voxels())), r.floats(counts0), r.floats(sums0)
+		loss, work := r.alloc(4), r.alloc(r.e.QuantizeWork(k, d))
+		r.e.Quantize(k, tz, pb, idx, tq, counts, sums, loss, work)
+
+		codes := make([]int32, d.Voxels())
+		r.e.Codes(codes, idx)
+		code := func(i int) []float64 { return book[i*k.Dim : (i+1)*k.Dim] }
+		var want, squares []float64
+		for v, c := range codes {
+			if c < 0 || int(c) >= k.Codes {
+				t.Fatalf("code %d of %d", c, k.Codes)
+			}
+			at := z[v*k.Dim : (v+1)*k.Dim]
+			best := math.Inf(1)
+			for i := range k.Codes {
+				best = min(best, squared(at, code(i)))
+			}
+			// Nearly as near is as good: float32 can't tell.
+			near(t, "distance to the code", []float64{squared(at, code(int(c)))}, []float64{best}, []float64{dot(at, at)}, 2e-5)
+			counts0[c]++
+			for j, x := range at {
+				sums0[int(c)*k.Dim+j] += x
+			}
+			want = append(want, code(int(c))...)
+			squares = append(squares, squared(at, code(int(c))))
+		}
+		equal(t, "q", r.get(tq), want)
+		r.checkHalo(t, "q", tq)
+		near(t, "counts", r.read(counts, k.Codes), counts0, nil, 1e-6)
+		near(t, "sums", r.read(sums, len(book)), sums0, nil, 1e-5)
+		var total float64
+		for _, s := range squares {
+			total += s
+		}
+		near(t, "loss", r.read(loss, 1), []float64{total / float64(d.Len())}, nil, 1e-5)
+
+		r.e.Quantize(k, tz, pb, idx, tq, -1, -1, loss, work)
+		tl := r.tensor(d, halo, gpu.Replicate)
+		r.e.Lookup(k, pb, idx, tl)
+		equal(t, "looked up", r.get(tl), want)
+		r.checkHalo(t, "looked up", tl)
+
+		dq := random(rng, d.Len())
+		tdq, tdz := r.put(d, 0, gpu.Zero, dq), r.tensor(d, 1, gpu.Zero)
+		r.e.QuantizeGrad(k, tz, pb, idx, tdq, 0.25, tdz)
+		for i := range dq {
+			dq[i] += 0.25 * (z[i] - want[i])
+		}
+		near(t, "dz", r.get(tdz), dq, nil, 1e-6)
+		r.checkHalo(t, "dz", tdz)
+		r.e.QuantizeGrad(k, tz, pb, idx, tdq, 0.25, tdq)
+		equal(t, "dz in place", r.get(tdq), r.get(tdz))
+	})
+}
+
+func squared(a, b []float64) float64 {
+	var s float64
+	for i, v := range a {
+		s += (v - b[i]) * (v - b[i])
+	}
+	return s
+}
+
+// testQuantizeTies gives every code many equals: the lowest must be found.
+func testQuantizeTies(t *testing.T, r *rig) {
+	r.check(t, func(t *rapid.T) {
+		k := gpu.Quantizer{Codes: rapid.IntRange(1, 300).Draw(t, "codes"), Dim: 3}
+		distinct := rapid.IntRange(1, 40).Draw(t, "distinct")
+		rng := seeded(t)
+		values := random(rng, distinct*k.Dim)
+		book, first := make([]float64, 0, k.Codes*k.Dim), map[int]int{}
+		for i := range k.Codes {
+			v := rng.IntN(distinct)
+			if _, ok := first[v]; !ok {
+				first[v] = i
+			}
+			book = append(book, values[v*k.Dim:(v+1)*k.Dim]...)
+		}
+		var z []float64
+		var want []int32
+		for v, i := range first {
+			z = append(z, values[v*k.Dim:(v+1)*k.Dim]...)
+			want = append(want, int32(i))
+		}
+		d := gpu.Dims{N: 1, D: 1, H: 1, W: len(want), C: k.Dim}
+		tz, tq := r.put(d, 0, gpu.Zero, z), r.tensor(d, 0, gpu.Zero)
+		idx := r.alloc(4 * int64(len(want)))
+		r.e.Quantize(k, tz, r.floats(book), idx, tq, -1, -1, r.alloc(4), r.alloc(r.e.QuantizeWork(k, d)))
+		got := make([]int32, len(want))
+		r.e.Codes(got, idx)
+		for i := range got {
+			if got[i] != want[i] {
+				t.Fatalf("code %d, want %d, the first of its equals", got[i], want[i])
+			}
+		}
+	})
+}
+
+func testReconLoss(t *testing.T, r *rig) {
+	r.check(t, func(t *rapid.T) {
+		d := drawDims(t, rapid.IntRange(1, 3).Draw(t, "c"))
+		rng := seeded(t)
+		y, x := random(rng, d.Len()), random(rng, d.Len())
+		x[0] = y[0] // sign(0) = 0
+		const l1, l2, scale = 0.75, 0.5, 3
+		var want [4]float64
+		clip := func(v float64) float64 { return min(max(v, -1), 1) }
+		dy := make([]float64, d.Len())
+		n := float64(d.Len())
+		for i := range y {
+			e, c := y[i]-x[i], clip(y[i])-clip(x[i])
+			want[0] += math.Abs(e) / n
+			want[1] += e * e / n
+			want[2] += c * c / n
+			dy[i] = l2 * 2 * e
+			if e != 0 {
+				dy[i] += l1 * math.Copysign(1, e)
+			}
+			dy[i] *= scale / n
+		}
+		ty, tt := r.put(d, 1, gpu.Replicate, y), r.put(d, 0, gpu.Zero, x)
+		out, work := r.alloc(16), r.alloc(r.e.LossWork(d))
+		r.e.ReconLoss(ty, tt, l1, l2, scale, nil, out, work)
+		near(t, "losses", r.read(out, 4), want[:], nil, 2e-6)
+		td := r.tensor(d, 1, gpu.Zero)
+		r.e.ReconLoss(ty, tt, l1, l2, scale, &td, out, work)
+		near(t, "losses", r.read(out, 4), want[:], nil, 2e-6)
+		near(t, "dy", r.get(td), dy, nil, 1e-6)
+		r.checkHalo(t, "dy", td)
+		over := ty
+		over.Pad = gpu.Zero
+		r.e.ReconLoss(ty, tt, l1, l2, scale, &over, out, work)
+		equal(t, "dy over y", r.get(over), r.get(td))
+		r.checkHalo(t, "dy over y", over)
+	})
+}
+
+func testReconLossNotFinite(t *testing.T, r *rig) {
+	d := gpu.Dims{N: 1, D: 2, H: 3, W: 37, C: 1}
+	y := make([]float64, d.Len())
+	y[0], y[5], y[40], y[d.Len()-1] = math.NaN(), math.Inf(1), math.Inf(-1), math.NaN()
+	out := r.alloc(16)
+	r.e.ReconLoss(r.put(d, 0, gpu.Zero, y), r.put(d, 0, gpu.Zero, make([]float64, d.Len())), 1, 1, 1, nil, out, r.alloc(r.e.LossWork(d)))
+	if got := r.read(out, 4)[3]; got != 4 {
+		t.Fatalf("%v values that aren't finite, want 4", got)
+	}
+}
+
+func testSumSquares(t *testing.T, r *rig) {
+	r.check(t, func(t *rapid.T) {
+		v := random(seeded(t), rapid.IntRange(1, 40000).Draw(t, "n"))
+		p, out, work := r.floats(v), r.alloc(4), r.alloc(r.e.SumSquaresWork(len(v)))
+		r.e.SumSquares(p, len(v), out, work)
+		near(t, "sum", r.read(out, 1), []float64{dot(v, v)}, nil, 2e-6)
+		bad := rapid.SampledFrom([]float64{math.NaN(), math.Inf(1), math.Inf(-1)}).Draw(t, "bad")
+		v[rapid.IntRange(0, len(v)-1).Draw(t, "at")] = bad
+		r.e.SumSquares(r.floats(v), len(v), out, work)
+		if got := r.read(out, 1)[0]; !math.IsNaN(got) && !math.IsInf(got, 0) {
+			t.Fatalf("sum of squares with %v is %v", bad, got)
+		}
+	})
+}
+
+func testAdam(t *testing.T, r *rig) {
+	r.check(t, func(t *rapid.T) {
+		n := rapid.IntRange(1, 100).Draw(t, "n")
+		rng := seeded(t)
+		p, grad, m, v, ema := random(rng, n), random(rng, n), random(rng, n), random(rng, n), random(rng, n)
+		for i := range v {
+			v[i] *= v[i]
+		}
+		a := gpu.Adam{LR: 1e-2, Beta1: 0.5, Beta2: 0.9, Eps: 1e-8, WeightDecay: 0.125, GradScale: 0.5, EMADecay: 0.75, Step: rapid.IntRange(1, 50).Draw(t, "step")}
+		pp, pg, pm, pv, pe := r.floats(p), r.floats(grad), r.floats(m), r.floats(v), r.floats(ema)
+		if rapid.Bool().Draw(t, "no ema") {
+			r.e.AdamStep(a, pp, pg, pm, pv, -1, n)
+		} else {
+			r.e.AdamStep(a, pp, pg, pm, pv, pe, n)
+			defer func() { near(t, "ema", r.read(pe, n), ema, nil, 3e-6) }()
+		}
+		b1, b2 := float64(a.Beta1), float64(a.Beta2)
+		for i := range p {
+			g := grad[i] * float64(a.GradScale)
+			m[i] = b1*m[i] + (1-b1)*g
+			v[i] = b2*v[i] + (1-b2)*g*g
+			mhat, vhat := m[i]/(1-math.Pow(b1, float64(a.Step))), v[i]/(1-math.Pow(b2, float64(a.Step)))
+			lr := float64(a.LR)
+			p[i] -= lr * float64(a.WeightDecay) * p[i]
+			p[i] -= lr * mhat / (math.Sqrt(vhat) + float64(a.Eps))
+			ema[i] = float64(a.EMADecay)*ema[i] + (1-float64(a.EMADecay))*p[i]
+		}
+		near(t, "p", r.read(pp, n), p, nil, 3e-6)
+		near(t, "m", r.read(pm, n), m, nil, 3e-6)
+		near(t, "v", r.read(pv, n), v, nil, 3e-6)
+	})
+}
