@@ -160,7 +160,7 @@ func newScene(o Options) *scene {
 	}
 	s := &scene{o: o, patient: newPatient(o.Seed), at: o.Affine(), slices: make([][]int32, o.Size[2])}
 	v := o.Voxel()
-	s.edge = max(1.2, 1.1*(v[0]+v[1]+v[2])/3)
+	s.edge = max(1.2, 1.1*math.Cbrt(v[0]*v[1]*v[2]))
 	s.x = make([]float64, o.Size[0])
 	for i := range s.x {
 		s.x[i] = s.world(0, i)
