@@ -238,7 +238,10 @@ func TestBatchesReportErrors(t *testing.T) {
 func TestReleasedTwice(t *testing.T) {
 	m := batch.New(batch.Options{Size: 1}, size, 2)
 	held := 0
-	for b := range m.Batches(t.Context(), patches(&held, make([]int16, 1), quiet)) {
+	for b, err := range m.Batches(t.Context(), patches(&held, make([]int16, 1), quiet)) {
+		if err != nil {
+			t.Fatal(err)
+		}
 		b.Release()
 		defer func() {
 			if recover() == nil {
@@ -282,7 +285,10 @@ func TestFrom(t *testing.T) {
 			}
 		}
 		var got []volume.Cursor
-		for p := range batch.From(in, c.at) {
+		for p, err := range batch.From(in, c.at) {
+			if err != nil {
+				t.Fatal(err)
+			}
 			got = append(got, volume.Cursor{Epoch: p.Epoch, Seq: p.Seq})
 			p.Release()
 		}

@@ -53,7 +53,10 @@ func patch(v *volume.Volume, epoch, scan, tile, tiles int) *volume.Patch {
 }
 
 func run(in iter.Seq[*volume.Patch], volumes int, seed uint64) (tags []volume.Tag) {
-	for p := range shuffle.Shuffle(in, shuffle.Options{Volumes: volumes}, seed) {
+	for p, err := range shuffle.Shuffle(in, shuffle.Options{Volumes: volumes}, seed) {
+		if err != nil {
+			panic(err)
+		}
 		tags = append(tags, p.Tag)
 		p.Release()
 	}
@@ -71,7 +74,10 @@ func TestShuffle(t *testing.T) {
 			p.Release()
 		}
 		var got []volume.Tag
-		for p := range shuffle.Shuffle(s.all(), shuffle.Options{Volumes: volumes}, seed) {
+		for p, err := range shuffle.Shuffle(s.all(), shuffle.Options{Volumes: volumes}, seed) {
+			if err != nil {
+				t.Fatal(err)
+			}
 			// The window, and the volume of p.
 			if s.held > volumes+1 {
 				t.Fatalf("%d volumes are held in a window of %d", s.held, volumes)
@@ -100,7 +106,10 @@ func TestShuffle(t *testing.T) {
 func TestShuffleTakesInNoMoreThanItMust(t *testing.T) {
 	s := &stream{epochs: [][]int{{3, 3, 3, 3, 3}}}
 	left := map[string]int{}
-	for p := range shuffle.Shuffle(s.all(), shuffle.Options{Volumes: 2}, 1) {
+	for p, err := range shuffle.Shuffle(s.all(), shuffle.Options{Volumes: 2}, 1) {
+		if err != nil {
+			t.Fatal(err)
+		}
 		// Each scan that was used up before p let one more in, after the first two.
 		used := 0
 		for _, n := range left {
@@ -120,7 +129,10 @@ func TestShuffleBrokenOff(t *testing.T) {
 	for stop := 1; stop <= 12; stop++ {
 		s := &stream{epochs: [][]int{{2, 3}, {4, 2}, {1}}}
 		n := 0
-		for p := range shuffle.Shuffle(s.all(), shuffle.Options{Volumes: 2}, 1) {
+		for p, err := range shuffle.Shuffle(s.all(), shuffle.Options{Volumes: 2}, 1) {
+			if err != nil {
+				t.Fatal(err)
+			}
 			p.Release()
 			if n++; n == stop {
 				break
@@ -167,7 +179,10 @@ func TestShuffleOfInterleavedScans(t *testing.T) {
 		}
 	}
 	n := 0
-	for p := range shuffle.Shuffle(interleaved, shuffle.Options{Volumes: 2}, 1) {
+	for p, err := range shuffle.Shuffle(interleaved, shuffle.Options{Volumes: 2}, 1) {
+		if err != nil {
+			t.Fatal(err)
+		}
 		if s.held > 5 {
 			t.Fatalf("%d volumes are held in a window of 2 over pairs", s.held)
 		}
@@ -225,7 +240,10 @@ func BenchmarkShuffle(b *testing.B) {
 	s := &stream{epochs: [][]int{scans}}
 	b.ReportAllocs()
 	for b.Loop() {
-		for p := range shuffle.Shuffle(s.all(), shuffle.Options{Volumes: 8}, 1) {
+		for p, err := range shuffle.Shuffle(s.all(), shuffle.Options{Volumes: 8}, 1) {
+			if err != nil {
+				b.Fatal(err)
+			}
 			p.Release()
 		}
 	}

@@ -57,7 +57,10 @@ func TestTilesAreLetGo(t *testing.T) {
 	for stop := range 4 {
 		v, freed := scan(cube(8), nil)
 		var held []*volume.Patch
-		for p := range tile.Tiles(v, tile.Options{Mode: "random", Patch: cube(4), PerScan: 3}, 1, cube(4)) {
+		for p, err := range tile.Tiles(v, tile.Options{Mode: "random", Patch: cube(4), PerScan: 3}, 1, cube(4)) {
+			if err != nil {
+				t.Fatal(err)
+			}
 			held = append(held, p)
 			if len(held) == stop {
 				break
