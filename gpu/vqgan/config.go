@@ -1,0 +1,119 @@
+package vqgan
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/bits"
+
+	"github.com/flowrun/flowrun/gpu"
+)
+
+// Config is the model's shape: the model block of a YAML file, and what a checkpoint says of itself.
+type Config struct {
+	Preset     string `key:"preset" json:"-" default:"" example:"vqgan3d" doc:"Named set of values for this block: vqgan3d, lean24g or demo. Keys written beside it override it."`
+	Hidden     int    `key:"hidden" json:"hidden" default:"16" unit:"channels" min:"1" max:"1024" doc:"Channels at full resolution. They double with each halving of the resolution."`
+	Downsample [3]int `key:"downsample" json:"downsample" default:"[4, 4, 4]" unit:"voxels per latent, x, y, z" min:"1" max:"64" doc:"How many voxels one latent stands for along each axis. Powers of two; they may differ."`
+	Embedding  int    `key:"embedding" json:"embedding" default:"8" unit:"channels" min:"1" max:"1024" doc:"Length of a code's vector."`
+	Codes      int    `key:"codes" json:"codes" default:"512" min:"2" max:"1048576" doc:"Codes in the codebook."`
+	Norm       string `key:"norm" json:"norm" default:"channel" oneof:"channel group" doc:"channel divides each voxel by the root mean square over its channels, which doesn't depend on the tile. group is GroupNorm, for weights of the predecessor."`
+	Groups     int    `key:"groups" json:"groups" default:"8" min:"1" max:"1024" doc:"Groups of channels, for norm: group."`
+	Padding    string `key:"padding" json:"padding" default:"replicate" oneof:"replicate zero" doc:"What convolutions see beyond a face: the nearest voxel, or zero."`
+	Decoder    string `key:"decoder" json:"decoder" default:"lean" oneof:"lean full" doc:"full has the predecessor's widths, with twice as many channels at each resolution on the way up. lean has half of those and takes about a third of the memory and time."`
+}
+
+// Check says whether the keys fit each other.
+func (c *Config) Check() error {
+	levels := 0
+	for a, d := range c.Downsample {
+		if d < 1 || d&(d-1) != 0 {
+			return fmt.Errorf("downsample: %d along %c isn't a power of two", d, "xyz"[a])
+		}
+		levels = max(levels, log2(d))
+	}
+	if levels == 0 {
+		return fmt.Errorf("downsample: %v leaves the resolution as it is (want at least 2 along one axis)", c.Downsample)
+	}
+	if c.Hidden < 1 || c.Embedding < 1 || c.Codes < 2 {
+		return fmt.Errorf("hidden: %d, embedding %d, codes %d (want at least 1, 1, 2)", c.Hidden, c.Embedding, c.Codes)
+	}
+	if top := c.Hidden << levels; top > 1<<16 {
+		return fmt.Errorf("hidden: %d doubled %d times is %d channels (want at most %d)", c.Hidden, levels, top, 1<<16)
+	}
+	if c.Norm == "group" {
+		if n := c.narrowest(); c.Groups < 1 || n%c.Groups != 0 {
+			return fmt.Errorf("groups: %d don't divide the %d channels at full resolution", c.Groups, n)
+		}
+	}
+	return nil
+}
+
+// narrowest is the smallest number of channels that a norm sees.
+func (c *Config) narrowest() int {
+	if c.Decoder == "full" {
+		return 2 * c.Hidden
+	}
+	return c.Hidden
+}
+
+// Levels is the number of halvings.
+func (c *Config) Levels() int {
+	return log2(max(c.Downsample[0], c.Downsample[1], c.Downsample[2]))
+}
+
+// Latents is the size of the code grid of a patch, x, y, z.
+func (c *Config) Latents(patch [3]int) [3]int {
+	for a := range patch {
+		patch[a] /= c.Downsample[a]
+	}
+	return patch
+}
+
+// JSON is the shape as a checkpoint keeps it, without the name of the preset that it came from.
+func (c *Config) JSON() (string, error) {
+	b, err := json.Marshal(c)
+	if err != nil {
+		return "", fmt.Errorf("model: %w", err)
+	}
+	return string(b), nil
+}
+
+// ParseConfig reads what JSON wrote and checks it.
+func ParseConfig(s string) (Config, error) {
+	var c Config
+	if err := json.Unmarshal([]byte(s), &c); err != nil {
+		return c, fmt.Errorf("model: %w", err)
+	}
+	if err := c.Check(); err != nil {
+		return c, fmt.Errorf("model: %w", err)
+	}
+	return c, nil
+}
+
+func (c *Config) pad() gpu.Padding {
+	if c.Padding == "zero" {
+		return gpu.Zero
+	}
+	return gpu.Replicate
+}
+
+// norm has PyTorch code's ε.
+func (c *Config) norm() gpu.Norm {
+	n := gpu.Norm{Eps: 1e-6}
+	if c.Norm == "group" {
+		n.Groups = c.Groups
+	}
+	return n
+}
+
+// stride is the stride of a level, z, y, x: 2 along axes that are still to be halved, at level 0 next to the voxels.
+func (c *Config) stride(level int) [3]int {
+	s := [3]int{1, 1, 1}
+	for a, d := range c.Downsample {
+		if log2(d) > level {
+			s[2-a] = 2
+		}
+	}
+	return s
+}
+
+func log2(n int) int { return bits.Len(uint(n)) - 1 }

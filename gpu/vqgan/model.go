@@ -1,0 +1,124 @@
+package vqgan
+
+import (
+	"fmt"
+
+	"github.com/flowrun/flowrun/gpu"
+	"github.com/flowrun/flowrun/gpu/nn"
+)
+
+// The network is medicaldiffusion's (after TATS), by name and shape:
+//
+//	encoder   conv_first k3 · per level: down k4, res · final_block (norm, SiLU)
+//	          pre_vq_conv k1 · codebook · post_vq_conv k1
+//	decoder   final_block (norm, SiLU) · per level: up k4 transposed, res1, res2 · conv_last k3
+//	res       x + conv2(silu(norm2(conv1(silu(norm1(x))))))
+//
+// Levels halve an axis as long as its downsampling asks for it; the axes that are done keep kernel 4 at stride 1.
+
+var (
+	k1   = [3]int{1, 1, 1}
+	k3   = [3]int{3, 3, 3}
+	k4   = [3]int{4, 4, 4}
+	unit = [3]int{1, 1, 1}
+)
+
+// encoder adds the layers from voxels [N, D, H, W, 1] to latents, before the codebook.
+func encoder(g *nn.Graph, c *Config, x *nn.Value) *nn.Value {
+	h := g.Conv("encoder.conv_first.conv", x, nn.Conv{Channels: c.Hidden, Kernel: k3, Stride: unit, Pad: c.pad()})
+	for i := range c.Levels() {
+		block := fmt.Sprintf("encoder.conv_blocks.%d", i)
+		h = g.Conv(block+".down.conv", h, nn.Conv{Channels: c.Hidden << (i + 1), Kernel: k4, Stride: c.stride(i), Pad: c.pad()})
+		h = residual(g, c, block+".res", h)
+	}
+	h = g.NormAct("encoder.final_block.0", h, c.norm())
+	return g.Conv("pre_vq_conv.conv", h, nn.Conv{Channels: c.Embedding, Kernel: k1, Stride: unit, Pad: c.pad()})
+}
+
+// decoder adds the layers from quantised latents to voxels.
+func decoder(g *nn.Graph, c *Config, q *nn.Value) *nn.Value {
+	top := c.Levels()
+	h := g.Conv("post_vq_conv.conv", q, nn.Conv{Channels: c.Hidden << top, Kernel: k1, Stride: unit, Pad: c.pad()})
+	h = g.NormAct("decoder.final_block.0", h, c.norm())
+	for i := range top {
+		block := fmt.Sprintf("decoder.conv_blocks.%d", i)
+		channels := c.Hidden << (top - i)
+		if c.Decoder == "lean" {
+			channels /= 2
+		}
+		// The first level up doubles the axes that the first level down halves, as in the predecessor: where axes differ
+		// it isn't the mirror image.
+		h = g.Conv(block+".up.convt", h, nn.Conv{Channels: channels, Kernel: k4, Stride: c.stride(i), Transposed: true, Pad: c.pad()})
+		h = residual(g, c, block+".res1", h)
+		h = residual(g, c, block+".res2", h)
+	}
+	return g.Conv("decoder.conv_last.conv", h, nn.Conv{Channels: 1, Kernel: k3, Stride: unit, Pad: c.pad()})
+}
+
+func residual(g *nn.Graph, c *Config, name string, x *nn.Value) *nn.Value {
+	if x == nil {
+		return nil
+	}
+	same := nn.Conv{Channels: x.C, Kernel: k3, Stride: unit, Pad: c.pad()}
+	h := g.NormAct(name+".norm1", x, c.norm())
+	h = g.Conv(name+".conv1.conv", h, same)
+	h = g.NormAct(name+".norm2", h, c.norm())
+	h = g.Conv(name+".conv2.conv", h, same)
+	return g.Add(name, x, h)
+}
+
+// program is the model at one batch.
+type program struct {
+	*nn.Program
+	n             int
+	input, target *nn.Value // target in training only
+	z, y          *nn.Value
+	quantized     nn.Quantized
+	loss          *nn.Scalars
+}
+
+// training builds the program of a micro-batch of n patches.
+func (s *Session) training(n int, limit int64) (*program, error) {
+	g := nn.NewGraph(&s.params)
+	d := s.dims(n)
+	p := &program{n: n, input: g.Input("input", d), target: g.Input("target", d)}
+	p.z = encoder(g, &s.c, p.input)
+	g.Keep(p.z)
+	p.quantized = g.Quantize("codebook", p.z, s.codebook(), s.o.Loss.Commitment)
+	p.y = decoder(g, &s.c, p.quantized.Q)
+	p.loss = g.ReconLoss("reconstruction", p.y, p.target, s.o.Loss.L1, s.o.Loss.L2)
+	var err error
+	if p.Program, err = nn.Compile(g, s.e, nn.Options{Train: true, Recompute: s.o.recompute, MemoryLimit: limit}); err != nil {
+		return nil, err
+	}
+	p.Name = s.title("train", n)
+	return p, nil
+}
+
+// inference builds the program that reconstructs n patches.
+func (s *Session) inference(n int) (*program, error) {
+	g := nn.NewGraph(&s.params)
+	p := &program{n: n, input: g.Input("input", s.dims(n))}
+	p.z = encoder(g, &s.c, p.input)
+	p.quantized = g.Quantize("codebook", p.z, s.codebook(), 0)
+	p.y = decoder(g, &s.c, p.quantized.Q)
+	g.Keep(p.y)
+	var err error
+	if p.Program, err = nn.Compile(g, s.e, nn.Options{}); err != nil {
+		return nil, err
+	}
+	p.Name = s.title("reconstruct", n)
+	return p, nil
+}
+
+func (s *Session) dims(n int) gpu.Dims {
+	return gpu.Dims{N: n, D: s.o.Patch[2], H: s.o.Patch[1], W: s.o.Patch[0], C: 1}
+}
+
+func (s *Session) title(what string, n int) string {
+	return fmt.Sprintf("%s %d patches of %d×%d×%d", what, n, s.o.Patch[0], s.o.Patch[1], s.o.Patch[2])
+}
+
+func (s *Session) codebook() nn.Codebook {
+	return nn.Codebook{Quantizer: gpu.Quantizer{Codes: s.c.Codes, Dim: s.c.Embedding}, Codes: s.codes, Counts: s.counts, Sums: s.sums}
+}

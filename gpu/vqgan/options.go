@@ -1,0 +1,110 @@
+package vqgan
+
+import (
+	"fmt"
+
+	"github.com/flowrun/flowrun/gpu/nn"
+)
+
+// Loss is the weights of what training minimises.
+type Loss struct {
+	L1         float64 `key:"l1" default:"1" min:"0" doc:"Weight of the mean absolute error, with intensities in [-1, 1]. The predecessor used 4."`
+	L2         float64 `key:"l2" default:"0" min:"0" doc:"Weight of the mean squared error."`
+	Commitment float64 `key:"commitment" default:"0.25" min:"0" doc:"Weight of the mean squared distance between latents and their codes."`
+}
+
+// Check says whether there is anything to minimise.
+func (l *Loss) Check() error {
+	if l.L1 == 0 && l.L2 == 0 {
+		return fmt.Errorf("l1: 0, and l2 is 0 too (nothing would compare the reconstruction with the input)")
+	}
+	return nil
+}
+
+// CodebookOptions say how codes follow the latents.
+type CodebookOptions struct {
+	Decay   float64 `key:"decay" default:"0.99" min:"0" max:"0.99999" doc:"Share of a code's running mean that one optimiser step keeps."`
+	Restart float64 `key:"restart" default:"1" min:"0" doc:"A code whose running count of latents per optimiser step falls below this moves to a latent of a recent batch. Where a step has fewer than 16 latents per code the bound shrinks with them, so that no code is moved before it could be used. 0 is off."`
+}
+
+// Options are what a session needs beside the model's shape. Sizes are x, y, z, voxels.
+type Options struct {
+	Patch      [3]int
+	Batch      int // patches per optimiser step, at most
+	MicroBatch int // patches per pass; Batch where it is 0
+	Infer      int // patches per pass of Reconstruct; MicroBatch where it is 0
+
+	Loss     Loss
+	Codebook CodebookOptions
+
+	Clip         float64 // largest global norm of the gradient; 0 is off
+	EMA          float64 // decay of the running mean of the weights; 0 is off
+	Beta1, Beta2 float64 // Adam's; the predecessor's are 0.5 and 0.9
+	MemoryLimit  int64   // bytes of the arena; 0 is no limit
+	Seed         uint64
+
+	recompute nn.Recompute
+}
+
+// check fills defaults in and says whether options and model fit.
+func (o *Options) check(c *Config) error {
+	if err := c.Check(); err != nil {
+		return fmt.Errorf("model: %w", err)
+	}
+	if o.MicroBatch == 0 {
+		o.MicroBatch = o.Batch
+	}
+	if o.Infer == 0 {
+		o.Infer = o.MicroBatch
+	}
+	for a, n := range o.Patch {
+		if f := c.Downsample[a]; n < 1 || n%f != 0 {
+			return fmt.Errorf("patch: %d along %c isn't a multiple of the downsampling %d", n, "xyz"[a], f)
+		}
+	}
+	switch {
+	case o.Batch < 1:
+		return fmt.Errorf("batch: %d (want at least 1)", o.Batch)
+	case o.MicroBatch < 1 || o.MicroBatch > o.Batch:
+		return fmt.Errorf("micro_batch: %d (want 1 to the batch, %d)", o.MicroBatch, o.Batch)
+	case o.Infer < 1:
+		return fmt.Errorf("infer: %d (want at least 1)", o.Infer)
+	case o.Beta1 < 0 || o.Beta1 >= 1 || o.Beta2 < 0 || o.Beta2 >= 1:
+		return fmt.Errorf("betas: %v, %v (want 0 to below 1)", o.Beta1, o.Beta2)
+	case o.EMA < 0 || o.EMA >= 1:
+		return fmt.Errorf("ema: %v (want 0 to below 1)", o.EMA)
+	case o.Clip < 0:
+		return fmt.Errorf("clip: %v (want at least 0)", o.Clip)
+	}
+	if err := o.Loss.Check(); err != nil {
+		return fmt.Errorf("loss.%w", err)
+	}
+	return nil
+}
+
+// MemoryError says that the arena is larger than the limit, and what would fit.
+type MemoryError struct {
+	Need, Limit int64
+	Hint        string // ": micro_batch 1 needs 3.2 GiB", or ""
+}
+
+func (e *MemoryError) Error() string {
+	return fmt.Sprintf("memory: the model needs %s, the limit is %s%s", gib(e.Need), gib(e.Limit), e.Hint)
+}
+
+func gib(n int64) string {
+	if n < 1<<30 {
+		return fmt.Sprintf("%.0f MiB", float64(n)/(1<<20))
+	}
+	return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
+}
+
+// NonFiniteError says that a step gave NaN or infinity. The step wasn't taken: nothing of the state changed.
+type NonFiniteError struct {
+	Step int    // the step that failed, counted from 1
+	What string // "the gradient"
+}
+
+func (e *NonFiniteError) Error() string {
+	return fmt.Sprintf("step %d: %s isn't finite", e.Step, e.What)
+}

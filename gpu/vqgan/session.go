@@ -1,0 +1,393 @@
+// Package vqgan is the 3D VQ-GAN's autoencoder: encoder, codebook and decoder of medicaldiffusion (after TATS), its training step
+// and its state. A Session holds a model on one engine: Step trains on a batch, Reconstruct runs it, State and SetState
+// move everything that a run needs to go on with the same bits.
+//
+// Reading order: config.go, model.go (the network), codebook.go (how codes follow latents), session.go, state.go (names and
+// layouts in files).
+package vqgan
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/flowrun/flowrun/gpu"
+	"github.com/flowrun/flowrun/gpu/nn"
+	"github.com/flowrun/flowrun/gpu/optim"
+)
+
+// Session is a model on an engine. It is not for concurrent use.
+type Session struct {
+	e gpu.Engine
+	c Config
+	o Options
+
+	params                          nn.Params
+	layout                          nn.Layout
+	weights, grads, first, second   *nn.Block
+	average                         *nn.Block // nil without EMA
+	codes, counts, sums, norm, work *nn.Block
+
+	train  []*program // by patches - 1
+	infer  *program
+	single *program // reconstructs what is left over, one by one
+	packed *program // whose packed weights are in place, of the weights at packedOf
+
+	packedOf *nn.Block
+
+	book *codebook
+	step int // optimiser steps taken
+
+	// Host memory that every step uses again.
+	latents []float32 // of a micro-batch
+	used    []float32 // counts
+	totals  []float32 // sums
+	scalars [4]float32
+	call    nn.Call
+	harvest harvest
+}
+
+// harvest is what the reservoir will take of a step's latents, if the step is taken.
+type harvest struct {
+	picks   []pick
+	vectors []float32 // of the picks so far
+	next    int       // the first pick that is still to come
+}
+
+// PlanFor says what Open would reserve. It allocates nothing on the engine. With a *MemoryError it returns the plan too.
+func PlanFor(e gpu.Engine, c Config, o Options) (*nn.Plan, error) {
+	s, err := design(e, c, o)
+	if s == nil {
+		return nil, err
+	}
+	return s.Plan(), err
+}
+
+// Open reserves the engine's arena and starts a model at step 0 (Init).
+func Open(e gpu.Engine, c Config, o Options) (*Session, error) {
+	s, err := design(e, c, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.Reserve(s.layout.Bytes()); err != nil {
+		return nil, err
+	}
+	s.latents = make([]float32, s.o.MicroBatch*s.latentLen())
+	s.used, s.totals = make([]float32, c.Codes), make([]float32, c.Codes*c.Embedding)
+	if err := s.Init(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// design builds everything but the arena. With a *MemoryError it returns the session too.
+func design(e gpu.Engine, c Config, o Options) (*Session, error) {
+	if err := o.check(&c); err != nil {
+		return nil, err
+	}
+	s, err := assemble(e, c, o)
+	if err != nil {
+		return nil, err
+	}
+	need := s.layout.Bytes()
+	if o.MemoryLimit == 0 || need <= o.MemoryLimit {
+		return s, nil
+	}
+	tight := &MemoryError{Need: need, Limit: o.MemoryLimit, Hint: " (a smaller patch needs less)"}
+	if o.MicroBatch > 1 || o.Infer > 1 {
+		o.MicroBatch, o.Infer = 1, 1
+		if one, err := assemble(e, c, o); err == nil {
+			tight.Hint = fmt.Sprintf(" (micro_batch: 1 needs %s, a smaller patch less)", gib(one.layout.Bytes()))
+		}
+	}
+	return s, tight
+}
+
+func assemble(e gpu.Engine, c Config, o Options) (*Session, error) {
+	s := &Session{e: e, c: c, o: o}
+	floats := 4 * int64(c.Codes)
+	s.codes = s.layout.Add("codebook", nn.Codes, floats*int64(c.Embedding))
+	s.counts = s.layout.Add("codebook counts", nn.Codes, floats)
+	s.sums = s.layout.Add("codebook sums", nn.Codes, floats*int64(c.Embedding))
+
+	// The smallest program of all names the parameters, so that the blocks' sizes are known before the limit is divided.
+	var err error
+	if s.single, err = s.inference(1); err != nil {
+		return nil, err
+	}
+	n := s.params.Bytes()
+	s.weights = s.layout.Add("weights", nn.Parameters, n)
+	s.grads = s.layout.Add("gradients", nn.Gradients, n)
+	s.first = s.layout.Add("first moments", nn.Moments, n)
+	s.second = s.layout.Add("second moments", nn.Moments, n)
+	if o.EMA > 0 {
+		s.average = s.layout.Add("weight averages", nn.Averages, n)
+	}
+	s.norm = s.layout.Add("gradient norm", nn.Scratch, 4)
+	s.work = s.layout.Add("gradient norm workspace", nn.Scratch, e.SumSquaresWork(s.params.Floats()))
+	s.params.Weights, s.params.Grads = s.weights.At, s.grads.At
+
+	limit := int64(0)
+	if o.MemoryLimit > 0 {
+		limit = max(1, o.MemoryLimit-s.layout.Size())
+	}
+	// Any part of a micro-batch can be left over at the end of a batch.
+	for i := range o.MicroBatch {
+		p, err := s.training(i+1, limit)
+		if err != nil {
+			return nil, err
+		}
+		s.train = append(s.train, p)
+	}
+	if s.infer = s.single; o.Infer > 1 {
+		if s.infer, err = s.inference(o.Infer); err != nil {
+			return nil, err
+		}
+	}
+	for i := len(s.train) - 1; i >= 0; i-- {
+		s.layout.Bind(s.train[i].Program)
+	}
+	s.layout.Bind(s.infer.Program)
+	if s.single != s.infer {
+		s.layout.Bind(s.single.Program)
+	}
+	s.book = newCodebook(c.Codes, c.Embedding, o.Codebook, o.Batch*s.latentLen()/c.Embedding, o.Seed)
+	return s, nil
+}
+
+// Plan says what the arena's bytes are for. Its first program is that of a whole micro-batch.
+func (s *Session) Plan() *nn.Plan {
+	p := s.layout.Plan()
+	p.Parameters = s.params.Count()
+	return p
+}
+
+// Config is the model's shape.
+func (s *Session) Config() Config { return s.c }
+
+// Steps is the number of optimiser steps taken.
+func (s *Session) Steps() int { return s.step }
+
+// Latents is the size of a patch's code grid, x, y, z.
+func (s *Session) Latents() [3]int { return s.c.Latents(s.o.Patch) }
+
+func (s *Session) voxels() int { return s.o.Patch[0] * s.o.Patch[1] * s.o.Patch[2] }
+
+// codesLen is the number of codes of a patch, latentLen of floats before the codebook.
+func (s *Session) codesLen() int {
+	l := s.Latents()
+	return l[0] * l[1] * l[2]
+}
+
+func (s *Session) latentLen() int { return s.codesLen() * s.c.Embedding }
+
+// Stats is what one optimiser step has to say. Means are over all voxels (or latents) of the batch.
+type Stats struct {
+	L1, L2       float64 // mean absolute and squared error, unweighted, intensities in [-1, 1]
+	Clipped      float64 // mean squared error of both clipped to [-1, 1]
+	Commitment   float64 // mean squared distance of latents to their codes, unweighted
+	Total        float64 // what was minimised
+	GradNorm     float64 // before clipping
+	ClipFactor   float64
+	AverageDecay float64 // of the weights' running mean, this step
+	Perplexity   float64 // of the codes in this step
+	Used         int     // codes
+	Restarted    int     // codes
+	Voxels       int
+}
+
+// PSNR is in dB, over the whole window: 10·log10(2²/Clipped).
+func (s Stats) PSNR() float64 { return 10 * math.Log10(4/s.Clipped) }
+
+// Step takes one optimiser step on n patches, 1 to Options.Batch, at a learning rate. input and target are [n, D, H, W].
+// Micro-batches are weighted so that the result is that of the mean over all n.
+//
+// Where the loss or the gradient isn't finite the step isn't taken and the error is a *NonFiniteError. Behind an error of the engine
+// the session is of no more use.
+func (s *Session) Step(input, target []float32, n int, lr float64) (Stats, error) {
+	if n < 1 || n > s.o.Batch || len(input) != n*s.voxels() || len(target) != len(input) {
+		return Stats{}, fmt.Errorf("batch: %d patches, %d and %d voxels (want 1 to %d patches of %d)", n, len(input), len(target),
+			s.o.Batch, s.voxels())
+	}
+	fresh := s.book.steps == 0
+	if fresh {
+		if err := s.firstCodes(input, n); err != nil {
+			return Stats{}, err
+		}
+	}
+	stats, err := s.accumulate(input, target, n, fresh)
+	if err != nil {
+		if fresh {
+			s.book.clear()
+			s.e.Write(s.codes.At, s.book.vectors)
+		}
+		return stats, err
+	}
+	err = s.update(&stats, n, lr)
+	return stats, err
+}
+
+// firstCodes draws the codes that the very first step quantises with, from its own latents.
+func (s *Session) firstCodes(input []float32, n int) error {
+	s.reap(n)
+	s.passes(n, func(p *program, at int) {
+		p.Write(s.e, p.input, input[at*s.voxels():(at+p.n)*s.voxels()])
+		p.RunTo(s.e, &s.call, p.z)
+		s.gather(p, at)
+	})
+	if err := s.e.Sync(); err != nil {
+		return fmt.Errorf("step 1: %w", err)
+	}
+	for _, x := range s.harvest.vectors {
+		if !finite(float64(x)) {
+			return &NonFiniteError{Step: s.step + 1, What: "a latent"}
+		}
+	}
+	s.book.take(s.harvest.picks, s.harvest.vectors, n*s.codesLen())
+	s.book.draw()
+	s.e.Write(s.codes.At, s.book.vectors)
+	return nil
+}
+
+// accumulate sums gradients, counts and statistics over the micro-batches and clips. It changes nothing of the state.
+func (s *Session) accumulate(input, target []float32, n int, fresh bool) (Stats, error) {
+	s.e.Fill(s.grads.At, s.params.Floats(), 0)
+	s.e.Fill(s.counts.At, s.c.Codes, 0)
+	s.e.Fill(s.sums.At, s.c.Codes*s.c.Embedding, 0)
+	if s.harvest = (harvest{vectors: s.harvest.vectors[:0]}); !fresh { // a fresh reservoir has this step's latents already
+		s.reap(n)
+	}
+	stats := Stats{Voxels: n * s.voxels()}
+	wrong := 0.0
+	s.passes(n, func(p *program, at int) {
+		share := float64(p.n) / float64(n)
+		from, to := at*s.voxels(), (at+p.n)*s.voxels()
+		p.Write(s.e, p.input, input[from:to])
+		p.Write(s.e, p.target, target[from:to])
+		s.call.Share = share
+		p.Run(s.e, &s.call)
+		p.Scalars(s.e, p.loss, s.scalars[:])
+		stats.L1 += share * float64(s.scalars[0])
+		stats.L2 += share * float64(s.scalars[1])
+		stats.Clipped += share * float64(s.scalars[2])
+		wrong += float64(s.scalars[3])
+		p.Scalars(s.e, p.quantized.Loss, s.scalars[:])
+		stats.Commitment += share * float64(s.scalars[0])
+		s.gather(p, at)
+	})
+	s.e.SumSquares(s.grads.At, s.params.Floats(), s.norm.At, s.work.At)
+	s.e.Read(s.scalars[:1], s.norm.At)
+	s.e.Read(s.used, s.counts.At)
+	s.e.Read(s.totals, s.sums.At)
+	if err := s.e.Sync(); err != nil {
+		return stats, fmt.Errorf("step %d: %w", s.step+1, err)
+	}
+	stats.Total = s.o.Loss.L1*stats.L1 + s.o.Loss.L2*stats.L2 + s.o.Loss.Commitment*stats.Commitment
+	stats.ClipFactor, stats.GradNorm = optim.ClipFactor(float64(s.scalars[0]), s.o.Clip)
+	stats.Perplexity, stats.Used = perplexity(s.used)
+	switch {
+	case wrong > 0:
+		return stats, &NonFiniteError{Step: s.step + 1, What: fmt.Sprintf("the reconstruction (%.0f of %d voxels)", wrong, stats.Voxels)}
+	case !finite(stats.Total):
+		return stats, &NonFiniteError{Step: s.step + 1, What: "the loss"}
+	case !finite(stats.GradNorm):
+		return stats, &NonFiniteError{Step: s.step + 1, What: "the gradient"}
+	}
+	return stats, nil
+}
+
+// update moves weights and codes by what was accumulated.
+func (s *Session) update(stats *Stats, n int, lr float64) error {
+	s.step++
+	average := gpu.Ptr(-1)
+	if s.average != nil {
+		average = s.average.At
+		stats.AverageDecay = optim.AverageDecay(s.o.EMA, s.step)
+	}
+	s.e.AdamStep(optim.Adam(lr, s.o.Beta1, s.o.Beta2, stats.ClipFactor, stats.AverageDecay, s.step),
+		s.weights.At, s.grads.At, s.first.At, s.second.At, average, s.params.Floats())
+	s.packed = nil
+	if len(s.harvest.picks) > 0 {
+		s.book.take(s.harvest.picks, s.harvest.vectors, n*s.codesLen())
+	}
+	stats.Restarted = s.book.step(s.used, s.totals)
+	s.e.Write(s.codes.At, s.book.vectors)
+	if err := s.e.Sync(); err != nil {
+		return fmt.Errorf("step %d: %w", s.step, err)
+	}
+	return nil
+}
+
+// passes calls f for each micro-batch of n patches, with its program, ready to run, and its first patch.
+func (s *Session) passes(n int, f func(p *program, at int)) {
+	for at := 0; at < n; {
+		p := s.train[min(s.o.MicroBatch, n-at)-1]
+		s.use(p, s.weights)
+		f(p, at)
+		at += p.n
+	}
+}
+
+// use makes a program ready to run on weights.
+func (s *Session) use(p *program, weights *nn.Block) {
+	s.params.Weights = weights.At
+	if s.packed != p || s.packedOf != weights {
+		p.Pack(s.e)
+		s.packed, s.packedOf = p, weights
+	}
+}
+
+// reap chooses what the reservoir takes of a step of n patches.
+func (s *Session) reap(n int) {
+	s.harvest = harvest{picks: s.book.picks(n * s.codesLen()), vectors: s.harvest.vectors[:0]}
+}
+
+// gather reads the chosen latents of a micro-batch that ran.
+func (s *Session) gather(p *program, at int) {
+	h := &s.harvest
+	first, end, dim := at*s.codesLen(), (at+p.n)*s.codesLen(), s.c.Embedding
+	if h.next == len(h.picks) || h.picks[h.next].latent >= end {
+		return
+	}
+	p.Read(s.e, p.z, s.latents[:p.n*s.latentLen()])
+	for ; h.next < len(h.picks) && h.picks[h.next].latent < end; h.next++ {
+		h.vectors = append(h.vectors, s.latents[(h.picks[h.next].latent-first)*dim:][:dim]...)
+	}
+}
+
+func finite(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
+
+// Reconstruct runs the model on n patches src [n, D, H, W] and writes dst, of the same shape, and codes [n, z, y, x] where it
+// isn't nil. With ema it uses the running means of the weights. Both go with the live codebook. Nothing of the state changes,
+// and a patch's result doesn't depend on its neighbours in the batch.
+func (s *Session) Reconstruct(dst, src []float32, n int, ema bool, codes []int32) error {
+	switch {
+	case n < 1 || len(src) != n*s.voxels() || len(dst) != len(src) || codes != nil && len(codes) != n*s.codesLen():
+		return fmt.Errorf("reconstruct: %d patches, %d voxels to %d, %d codes (want %d voxels and %d codes a patch)", n, len(src),
+			len(dst), len(codes), s.voxels(), s.codesLen())
+	case ema && s.average == nil:
+		return fmt.Errorf("reconstruct: there are no running means of the weights (ema is off)")
+	}
+	weights := s.weights
+	if ema {
+		weights = s.average
+	}
+	for at := 0; at < n; {
+		p := s.infer
+		if n-at < p.n {
+			p = s.single
+		}
+		s.use(p, weights)
+		from, to := at*s.voxels(), (at+p.n)*s.voxels()
+		p.Write(s.e, p.input, src[from:to])
+		p.Run(s.e, &s.call)
+		p.Read(s.e, p.y, dst[from:to])
+		if codes != nil {
+			p.Codes(s.e, p.quantized, codes[at*s.codesLen():(at+p.n)*s.codesLen()])
+		}
+		at += p.n
+	}
+	if err := s.e.Sync(); err != nil {
+		return fmt.Errorf("reconstruct: %w", err)
+	}
+	return nil
+}

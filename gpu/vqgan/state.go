@@ -1,0 +1,361 @@
+package vqgan
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"strings"
+
+	"github.com/flowrun/flowrun/gpu/nn"
+)
+
+// Array is a named tensor on the host, row-major. Names and layouts are the predecessor's state dict: convolutions
+// [O, I, D, H, W], transposed ones [I, O, D, H, W], with D, H, W = z, y, x.
+type Array struct {
+	Name  string
+	Shape []int
+	Data  []float32
+}
+
+// Prefixes of what a state holds for each weight beside the weight itself, and the names of what isn't per weight.
+const (
+	prefixAverage = "ema."
+	prefixFirst   = "adam.m."
+	prefixSecond  = "adam.v."
+
+	nameVectors  = "codebook.embeddings"
+	nameN        = "codebook.N"
+	nameSum      = "codebook.z_avg"
+	namePool     = "codebook.reservoir"
+	nameCounters = "session.counters"
+)
+
+// Init starts over at step 0: weights as PyTorch's layers start, U(±1/√fan_in), norms at 1 and 0, each tensor drawn by its name and the
+// seed; no codes yet: the first Step draws them.
+func (s *Session) Init() error {
+	host := make([]float32, s.params.Floats())
+	fan := 0.0
+	for _, p := range s.params.All() {
+		data := host[p.Off/4:][:p.Len()]
+		switch p.Role {
+		case nn.Gain:
+			for i := range data {
+				data[i] = 1
+			}
+			continue
+		case nn.Shift:
+			continue
+		case nn.ConvWeight: // [Kz, Ky, Kx, Ci, Co]
+			fan = float64(p.Len() / p.Shape[4])
+		case nn.TransposedWeight: // PyTorch takes its second axis, the outputs, for the fan-in
+			fan = float64(p.Len() / p.Shape[3])
+		case nn.Bias: // of the weight before it
+		}
+		r := rand.New(rand.NewPCG(key(s.o.Seed, p.Name), 0))
+		for i := range data {
+			data[i] = float32((2*r.Float64() - 1) / math.Sqrt(fan))
+		}
+	}
+	s.e.Write(s.weights.At, host)
+	s.e.Fill(s.grads.At, s.params.Floats(), 0)
+	s.restart()
+	s.book.clear()
+	s.e.Write(s.codes.At, s.book.vectors)
+	if err := s.e.Sync(); err != nil {
+		return fmt.Errorf("init: %w", err)
+	}
+	return nil
+}
+
+// restart forgets the optimiser; running means begin at the weights.
+func (s *Session) restart() {
+	s.step, s.packed = 0, nil
+	s.e.Fill(s.first.At, s.params.Floats(), 0)
+	s.e.Fill(s.second.At, s.params.Floats(), 0)
+	if s.average != nil {
+		host := make([]float32, s.params.Floats())
+		s.e.Read(host, s.weights.At)
+		s.e.Write(s.average.At, host)
+	}
+}
+
+// blocks are the per-weight blocks of a state, by prefix.
+func (s *Session) blocks() []struct {
+	prefix string
+	block  *nn.Block
+} {
+	type row = struct {
+		prefix string
+		block  *nn.Block
+	}
+	rows := []row{{"", s.weights}}
+	if s.average != nil {
+		rows = append(rows, row{prefixAverage, s.average})
+	}
+	return append(rows, row{prefixFirst, s.first}, row{prefixSecond, s.second})
+}
+
+// State copies to the host all that a run needs to go on with the same bits: weights, running means, moments, codebook, reservoir and counters.
+func (s *Session) State() ([]Array, error) {
+	var out []Array
+	host := make([]float32, s.params.Floats())
+	for _, row := range s.blocks() {
+		s.e.Read(host, row.block.At)
+		if err := s.e.Sync(); err != nil {
+			return nil, fmt.Errorf("state: %w", err)
+		}
+		for _, p := range s.params.All() {
+			a := Array{Name: row.prefix + p.Name, Shape: fileShape(p), Data: make([]float32, p.Len())}
+			toFile(p, a.Data, host[p.Off/4:])
+			out = append(out, a)
+		}
+	}
+	b := s.book
+	return append(out,
+		Array{nameVectors, []int{b.codes, b.dim}, slices.Clone(b.vectors)},
+		Array{nameN, []int{b.codes}, slices.Clone(b.n)},
+		Array{nameSum, []int{b.codes, b.dim}, slices.Clone(b.sum)},
+		Array{namePool, []int{b.slots(), b.dim}, slices.Clone(b.pool)},
+		Array{nameCounters, []int{4, 3}, limbs(int64(s.step), int64(b.steps), int64(b.filled), b.seen)},
+	), nil
+}
+
+// StateBytes is the host memory of a State.
+func (s *Session) StateBytes() int64 {
+	per := int64(s.params.Count()) * int64(len(s.blocks()))
+	b := s.book
+	return 4 * (per + int64(len(b.vectors)+len(b.n)+len(b.sum)+len(b.pool)) + 12)
+}
+
+// SetState goes on from a State. Nothing changes unless all of it fits. With strict every array must be there and be known; without, running
+// means that are missing begin at the weights, and unknown arrays are passed over.
+func (s *Session) SetState(arrays []Array, strict bool) error {
+	in, err := index(arrays)
+	if err != nil {
+		return err
+	}
+	var faults []string
+	b := s.book
+	want := func(name string, shape ...int) []float32 { return in.get(name, shape, &faults) }
+
+	type load struct {
+		block *nn.Block
+		host  []float32
+	}
+	var loads []load
+	for _, row := range s.blocks() {
+		from := row.prefix
+		if first := s.params.All()[0].Name; from == prefixAverage && !strict && !in.has(prefixAverage+first) {
+			from = ""
+		}
+		host := make([]float32, s.params.Floats())
+		for _, p := range s.params.All() {
+			if data := want(from+p.Name, fileShape(p)...); data != nil {
+				fromFile(p, host[p.Off/4:], data)
+			}
+		}
+		loads = append(loads, load{row.block, host})
+	}
+	vectors, n, sum := want(nameVectors, b.codes, b.dim), want(nameN, b.codes), want(nameSum, b.codes, b.dim)
+	pool, counters := want(namePool, b.slots(), b.dim), want(nameCounters, 4, 3)
+	if strict {
+		for _, name := range slices.Sorted(maps.Keys(in)) {
+			if !in[name].used {
+				faults = append(faults, name+" is unknown")
+			}
+		}
+	}
+	if err := faulty("state", faults); err != nil {
+		return err
+	}
+	c, err := whole(counters)
+	if err != nil {
+		return err
+	}
+	if c[2] > int64(b.slots()) {
+		return fmt.Errorf("state: %s: %d of %d slots of the reservoir are filled", nameCounters, c[2], b.slots())
+	}
+	for _, l := range loads {
+		s.e.Write(l.block.At, l.host)
+	}
+	s.step, b.steps, b.filled, b.seen = int(c[0]), int(c[1]), int(c[2]), c[3]
+	copy(b.vectors, vectors)
+	copy(b.n, n)
+	copy(b.sum, sum)
+	copy(b.pool, pool)
+	s.e.Write(s.codes.At, b.vectors)
+	s.packed = nil
+	if err := s.e.Sync(); err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	return nil
+}
+
+// LoadWeights starts a new run at step 0 from another's weights and codebook; with ema from its running means. Other arrays are passed over. Nothing changes
+// unless all of it fits.
+func (s *Session) LoadWeights(arrays []Array, ema bool) error {
+	in, err := index(arrays)
+	if err != nil {
+		return err
+	}
+	prefix := ""
+	if ema {
+		prefix = prefixAverage
+	}
+	var faults []string
+	host := make([]float32, s.params.Floats())
+	for _, p := range s.params.All() {
+		if data := in.get(prefix+p.Name, fileShape(p), &faults); data != nil {
+			fromFile(p, host[p.Off/4:], data)
+		}
+	}
+	b := s.book
+	vectors := in.get(nameVectors, []int{b.codes, b.dim}, &faults)
+	var n, sum []float32
+	if in.has(nameN) || in.has(nameSum) {
+		n, sum = in.get(nameN, []int{b.codes}, &faults), in.get(nameSum, []int{b.codes, b.dim}, &faults)
+	}
+	if err := faulty("weights", faults); err != nil {
+		return err
+	}
+	s.e.Write(s.weights.At, host)
+	s.restart()
+	b.clear()
+	b.steps = initSteps // the codes are there
+	copy(b.vectors, vectors)
+	copy(b.n, n)
+	copy(b.sum, sum)
+	for k := range b.codes {
+		// A count of another batch size must not restart the code at once.
+		if float64(b.n[k]) < b.fresh() {
+			b.anchor(k)
+		}
+	}
+	s.e.Write(s.codes.At, b.vectors)
+	if err := s.e.Sync(); err != nil {
+		return fmt.Errorf("weights: %w", err)
+	}
+	return nil
+}
+
+// dict is a state by name.
+type dict map[string]*entry
+
+type entry struct {
+	Array
+	used bool
+}
+
+func index(arrays []Array) (dict, error) {
+	in := dict{}
+	for _, a := range arrays {
+		if in.has(a.Name) {
+			return nil, fmt.Errorf("state: %s is there twice", a.Name)
+		}
+		in[a.Name] = &entry{Array: a}
+	}
+	return in, nil
+}
+
+func (in dict) has(name string) bool { return in[name] != nil }
+
+// get returns an array's data, or nil and one fault more.
+func (in dict) get(name string, shape []int, faults *[]string) []float32 {
+	e := in[name]
+	n := 1
+	for _, d := range shape {
+		n *= d
+	}
+	switch {
+	case e == nil:
+		*faults = append(*faults, name+" is missing")
+	case !slices.Equal(e.Shape, shape) || len(e.Data) != n:
+		*faults = append(*faults, fmt.Sprintf("%s is %v (want %v)", name, e.Shape, shape))
+	default:
+		e.used = true
+		return e.Data
+	}
+	return nil
+}
+
+// faulty is one error that names the first few faults.
+func faulty(what string, faults []string) error {
+	const shown = 4
+	switch n := len(faults); {
+	case n == 0:
+		return nil
+	case n > shown:
+		faults = append(faults[:shown:shown], fmt.Sprintf("and %d more", n-shown))
+	}
+	return fmt.Errorf("%s: another model's: %s", what, strings.Join(faults, ", "))
+}
+
+// fileShape is a parameter's shape in files.
+func fileShape(p *nn.Param) []int {
+	k := p.Shape
+	switch p.Role {
+	case nn.ConvWeight:
+		return []int{k[4], k[3], k[0], k[1], k[2]}
+	case nn.TransposedWeight:
+		return []int{k[3], k[4], k[0], k[1], k[2]}
+	}
+	return slices.Clone(k)
+}
+
+// places calls f with an element's index in the engine's layout and in the file's.
+func places(p *nn.Param, f func(engine, file int)) {
+	if p.Role != nn.ConvWeight && p.Role != nn.TransposedWeight {
+		for i := range p.Len() {
+			f(i, i)
+		}
+		return
+	}
+	taps := p.Shape[0] * p.Shape[1] * p.Shape[2]
+	in, out := p.Shape[3], p.Shape[4]
+	for t := range taps {
+		for i := range in {
+			for o := range out {
+				row := o*in + i
+				if p.Role == nn.TransposedWeight {
+					row = i*out + o
+				}
+				f((t*in+i)*out+o, row*taps+t)
+			}
+		}
+	}
+}
+
+func toFile(p *nn.Param, dst, src []float32) {
+	places(p, func(engine, file int) { dst[file] = src[engine] })
+}
+
+func fromFile(p *nn.Param, dst, src []float32) {
+	places(p, func(engine, file int) { dst[engine] = src[file] })
+}
+
+// limbs writes each number as three of 20 bits, which float32 holds exactly.
+func limbs(xs ...int64) []float32 {
+	var out []float32
+	for _, x := range xs {
+		for range 3 {
+			out = append(out, float32(x&(1<<20-1)))
+			x >>= 20
+		}
+	}
+	return out
+}
+
+// whole is limbs' inverse.
+func whole(data []float32) ([]int64, error) {
+	out := make([]int64, len(data)/3)
+	for i, f := range data {
+		x := int64(f)
+		if float32(x) != f || x < 0 || x >= 1<<20 {
+			return nil, fmt.Errorf("state: %s: %v isn't a counter", nameCounters, f)
+		}
+		out[i/3] |= x << (20 * (i % 3))
+	}
+	return out, nil
+}
