@@ -90,9 +90,9 @@ func Peek(path string) (Info, error) {
 	return info, nil
 }
 
-// Latest loads the checkpoint of the highest step that verifies whole. What it had to skip is reported, and stays on
-// disk. A folder without checkpoints gives nil and no error; one where none verifies is an error, so that a run
-// doesn't start anew over damaged work.
+// Latest loads the checkpoint of the highest step that verifies whole. What it had to skip is reported, newest first,
+// and stays on disk. Where none verifies the snapshot is nil: with nothing skipped the folder holds no checkpoints, else
+// a run shouldn't start anew over damaged work.
 func (s *Store) Latest() (snapshot *volume.Snapshot, path string, skipped []error, err error) {
 	files, err := s.files()
 	if err != nil {
@@ -110,9 +110,5 @@ func (s *Store) Latest() (snapshot *volume.Snapshot, path string, skipped []erro
 		s.damaged[f] = true
 		skipped = append(skipped, err)
 	}
-	if len(skipped) > 0 {
-		return nil, "", skipped, fmt.Errorf("%s: no checkpoint verifies (newest: %w): move them away to start anew, or choose another run.dir",
-			s.dir, skipped[0])
-	}
-	return nil, "", nil, nil
+	return nil, "", skipped, nil
 }

@@ -187,8 +187,8 @@ func TestReadTakesWhatTheFormatAllows(t *testing.T) {
 		"padding":                     `{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}      `,
 		"metadata last":               `{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"__metadata__":{"x":"y"}}`,
 		"an empty tensor listed after the one it precedes": `{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"e":{"dtype":"F32","shape":[3,0],"data_offsets":[0,0]}}`,
-		"a sha256 entry elsewhere": `{"__metadata__":{"x":"y","sha256":"` + unsealed + `"},"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}`,
-		"a sha256 that isn't one":  `{"__metadata__":{"sha256":"none"},"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}`,
+		"a sha256 entry elsewhere":                         `{"__metadata__":{"x":"y","sha256":"` + unsealed + `"},"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}`,
+		"a sha256 that isn't one":                          `{"__metadata__":{"sha256":"none"},"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}`,
 	} {
 		arrays, _, err := Read(put(t, header, "abcd"))
 		if err != nil {

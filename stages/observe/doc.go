@@ -1,0 +1,23 @@
+// Package observe says what a run does: to people on a terminal, to machines on a pipe, and to files in the run's
+// folder. It changes nothing of the run. Beside cmd and flows it is the only package that logs.
+//
+// In the run's folder:
+//
+//	metrics.jsonl  an object per optimiser step and per validation: the record
+//	metrics.csv    the same as a table, a column per name, empty where a row has no value
+//	log.jsonl      what happened, an object per event
+//	.lock          held while a run is going on there
+//
+// Log lines carry a field event where a script may care, and what belongs to it under names of its own:
+//
+//	start       a run is ready to train
+//	resume      it goes on from a checkpoint: checkpoint, step, epoch
+//	progress    how far it is: step, total, epoch, eta_seconds and the step's metrics (only on a pipe)
+//	validation  a validation's metrics (only on a pipe)
+//	checkpoint  a snapshot is durable: path, step, reason
+//	quarantine  a scan is set aside: scan, reason
+//	stop, done  the run ended, before and at its last step
+//
+// Reading order: record.go (the names of the metrics), metrics.go (their files), log.go, progress.go (live line and
+// JSON lines), line.go (how the live line looks), bound.go (what bounds a run), resources.go, lock.go.
+package observe

@@ -1,0 +1,177 @@
+package observe
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// Metrics writes a run's metrics.jsonl and metrics.csv. One goroutine at a time may use it.
+type Metrics struct {
+	record *os.File
+	table  *os.File
+	csv    *csv.Writer
+}
+
+// OpenMetrics opens the metrics of a run that goes on from step, 0 for a new one, to append to them. Lines of later
+// steps, which the run will repeat, and lines that aren't whole are dropped; metrics.csv is made again from
+// metrics.jsonl. Either file is replaced at once or not at all.
+func OpenMetrics(dir string, step int) (*Metrics, error) {
+	record, table := filepath.Join(dir, "metrics.jsonl"), filepath.Join(dir, "metrics.csv")
+	err := replace(record, func(w io.Writer) error { return copyRecord(w, record, step) })
+	if err != nil {
+		return nil, err
+	}
+	if err := replace(table, func(w io.Writer) error { return tabulate(w, record) }); err != nil {
+		return nil, err
+	}
+	m := &Metrics{}
+	if m.record, err = os.OpenFile(record, os.O_WRONLY|os.O_APPEND, 0); err != nil {
+		return nil, err
+	}
+	if m.table, err = os.OpenFile(table, os.O_WRONLY|os.O_APPEND, 0); err != nil {
+		_ = m.record.Close()
+		return nil, err
+	}
+	m.csv = csv.NewWriter(m.table)
+	return m, nil
+}
+
+// Train adds an optimiser step.
+func (m *Metrics) Train(s Step) error { return m.add(s.fields()) }
+
+// Validation adds a validation.
+func (m *Metrics) Validation(v Val) error { return m.add(v.fields()) }
+
+// Close closes the files.
+func (m *Metrics) Close() error { return errors.Join(m.record.Close(), m.table.Close()) }
+
+func (m *Metrics) add(fields []field) error {
+	if _, err := m.record.Write(append(object(fields), '\n')); err != nil {
+		return err
+	}
+	values := make(map[string]string, len(fields))
+	for _, f := range fields {
+		values[f.name], _ = cell(f.value)
+	}
+	if err := m.csv.Write(row(values)); err != nil {
+		return err
+	}
+	m.csv.Flush()
+	return m.csv.Error()
+}
+
+// row is the values in the order of the columns.
+func row(values map[string]string) []string {
+	names := columns()
+	cells := make([]string, len(names))
+	for i, name := range names {
+		cells[i] = values[name]
+	}
+	return cells
+}
+
+// copyRecord copies the lines of a record up to a step.
+func copyRecord(w io.Writer, record string, step int) error {
+	return lines(record, func(line []byte) error {
+		var at struct {
+			Step *int `json:"step"`
+		}
+		if json.Unmarshal(line, &at) != nil || at.Step == nil || *at.Step > step {
+			return nil
+		}
+		_, err := w.Write(line)
+		return err
+	})
+}
+
+// tabulate writes a record as a table.
+func tabulate(w io.Writer, record string) error {
+	table := csv.NewWriter(w)
+	if err := table.Write(columns()); err != nil {
+		return err
+	}
+	err := lines(record, func(line []byte) error {
+		var object map[string]any
+		d := json.NewDecoder(bytes.NewReader(line))
+		d.UseNumber()
+		if err := d.Decode(&object); err != nil {
+			return fmt.Errorf("%s: %w", record, err)
+		}
+		values := make(map[string]string, len(object))
+		for name, value := range object {
+			switch v := value.(type) {
+			case json.Number:
+				values[name] = v.String()
+			case string:
+				values[name] = v
+			}
+		}
+		return table.Write(row(values))
+	})
+	if err != nil {
+		return err
+	}
+	table.Flush()
+	return table.Error()
+}
+
+// lines calls f with each whole line of a file, its end included. A file that isn't there has none.
+func lines(path string, f func(line []byte) error) error {
+	file, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	r := bufio.NewReaderSize(file, 1<<16)
+	for {
+		line, err := r.ReadBytes('\n')
+		if err == io.EOF {
+			return nil // what follows the last line end is torn
+		}
+		if err != nil {
+			return err
+		}
+		if err := f(line); err != nil {
+			return err
+		}
+	}
+}
+
+// replace writes a file under a temporary name and gives it its own once it is durable.
+func replace(path string, write func(io.Writer) error) (err error) {
+	f, err := os.Create(path + ".tmp")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(path + ".tmp")
+		}
+	}()
+	w := bufio.NewWriter(f)
+	err = write(w)
+	if err == nil {
+		err = w.Flush()
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(path+".tmp", path)
+}
