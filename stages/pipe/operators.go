@@ -96,14 +96,7 @@ func Expand[T, R any](in Port[T], stage string, fn func(context.Context, T) iter
 	return transform(in, stage, false, func(n *node, in iter.Seq[T]) iter.Seq2[R, error] {
 		return func(yield func(R, error) bool) {
 			for v := range in {
-				more := true
-				fn(n.g.ctx, v)(func(r R, err error) bool {
-					more = yield(r, err)
-					return more
-				})
-				if !more {
-					return
-				}
+				fn(n.g.ctx, v)(yield) // in ends once yield has returned false
 			}
 		}
 	})
