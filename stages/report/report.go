@@ -1,0 +1,9 @@
+// Package report draws what a run has learnt: PNG pictures of a scan, its reconstruction and the error in three planes.
+//
+// Pictures follow the radiological convention: the patient faces the viewer or lies with his feet towards him, so his
+// right is on the left of axial and coronal planes; the front is up in axial planes and on the left in sagittal ones;
+// the head is up. The letters at a picture's edges say so (R right, A anterior, S superior). Input volumes are
+// canonical (RAS+: x to the right, y to the front, z to the head), x fastest, in [-1, 1].
+//
+// cut.go takes planes out of volumes, picture.go lays them out and writes the file, draw.go and colour.go draw.
+package report
