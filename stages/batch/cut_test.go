@@ -3,6 +3,7 @@ package batch_test
 import (
 	"errors"
 	"math"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -40,8 +41,12 @@ func patch(v *volume.Volume, origin, size [3]int, ops ...volume.Op) *volume.Patc
 }
 
 func cut(t interface{ Fatal(...any) }, p *volume.Patch, workers int) []float32 {
-	dst := make([]float32, p.Size[0]*p.Size[1]*p.Size[2])
-	if err := batch.Cut(dst, p, batch.NewScratch(workers)); err != nil {
+	return cutWith(t, p, batch.NewScratch(workers))
+}
+
+func cutWith(t interface{ Fatal(...any) }, p *volume.Patch, s *batch.Scratch) []float32 {
+	dst := slices.Repeat([]float32{float32(math.NaN())}, p.Size[0]*p.Size[1]*p.Size[2])
+	if err := batch.Cut(dst, p, s); err != nil {
 		t.Fatal(err)
 	}
 	return dst
@@ -140,6 +145,7 @@ func reference(p *volume.Patch, at func(x, y, z int) int16) []float32 {
 }
 
 func TestCutAgainstReference(t *testing.T) {
+	scratch := [3]*batch.Scratch{batch.NewScratch(1), batch.NewScratch(2), batch.NewScratch(3)}
 	rapid.Check(t, func(t *rapid.T) {
 		var dims, origin, size [3]int
 		for a := range 3 {
@@ -172,9 +178,10 @@ func TestCutAgainstReference(t *testing.T) {
 			v.Own(&file{volume.Memory{Data: samples(t, v), Dims: dims}}, nil)
 		}
 		p := patch(v, origin, size, ops...)
-		got, want := cut(t, p, rapid.IntRange(1, 3).Draw(t, "workers")), reference(p, at)
+		got := cutWith(t, p, rapid.SampledFrom(scratch[:]).Draw(t, "scratch"))
+		want := reference(p, at)
 		for i := range got {
-			if math.Abs(float64(got[i]-want[i])) > 1e-6 {
+			if !(math.Abs(float64(got[i]-want[i])) < 1e-6) {
 				t.Fatalf("voxel %d: %v, want %v", i, got[i], want[i])
 			}
 		}
@@ -234,6 +241,21 @@ func TestNoise(t *testing.T) {
 			t.Fatal("the key of the noise doesn't matter")
 		}
 	}
+	// Noise is added before clipping, and the table that does without clipping isn't kept.
+	s := batch.NewScratch(1)
+	bright := made(size, func(int, int, int) int16 { return 990 })
+	for _, x := range cutWith(t, patch(bright, [3]int{}, size, op), s) {
+		if x > 1 {
+			t.Fatalf("%v is outside [-1, 1]", x)
+		}
+	}
+	bright.Inter = 20
+	_ = cutWith(t, patch(bright, [3]int{}, size, op), s)
+	for _, x := range cutWith(t, patch(bright, [3]int{}, size), s) {
+		if x != 1 {
+			t.Fatalf("%v at the window's end, want 1", x)
+		}
+	}
 	// A second operation scales the noise of the first and adds its own: 40·1.5 and 25 are 65 together.
 	got = cut(t, patch(v, [3]int{}, size, op, volume.Op{Scale: 1.5, Shift: -375, Noise: 25, Key: 11}), 1)
 	square = 0
@@ -254,7 +276,7 @@ func TestCutInStrips(t *testing.T) {
 		p := patch(v, [3]int{3000, 5, 0}, [3]int{198, 198, 2}, op)
 		got, want := cut(t, p, 2), reference(p, at)
 		for i := range got {
-			if math.Abs(float64(got[i]-want[i])) > 1e-6 {
+			if !(math.Abs(float64(got[i]-want[i])) < 1e-6) {
 				t.Fatalf("%+v: voxel %d: %v, want %v", op, i, got[i], want[i])
 			}
 		}
@@ -322,8 +344,10 @@ func TestCutReportsErrors(t *testing.T) {
 	if err := batch.Cut(make([]float32, 8*8*300), p, s); err == nil || f.calls.Load() > 50 {
 		t.Errorf("%v, but %d of 300 slices were read", err, f.calls.Load())
 	}
-	if err := batch.Cut(make([]float32, 8*8*300), of(func(*volume.Patch) {}), s); err != nil {
-		t.Errorf("scratch can't be used after an error: %v", err)
+	for _, x := range cutWith(t, of(func(*volume.Patch) {}), s) {
+		if x != 0 {
+			t.Fatalf("scratch can't be used after an error: %v", x)
+		}
 	}
 }
 
@@ -343,7 +367,7 @@ func TestCutPanicsInItsCaller(t *testing.T) {
 
 func TestCutAllocatesNothing(t *testing.T) {
 	p := patch(made([3]int{64, 64, 8}, func(int, int, int) int16 { return 0 }), [3]int{}, [3]int{32, 32, 8}, volume.Op{Scale: 1, Turns: 1})
-	dst, s := make([]float32, 32*32*8), batch.NewScratch(1)
+	dst, s := make([]float32, 32*32*8), batch.NewScratch(2)
 	if n := testing.AllocsPerRun(20, func() { _ = batch.Cut(dst, p, s) }); n != 0 {
 		t.Errorf("%g allocations a patch", n)
 	}

@@ -104,7 +104,7 @@ func TestShuffle(t *testing.T) {
 }
 
 func TestShuffleTakesInNoMoreThanItMust(t *testing.T) {
-	s := &stream{epochs: [][]int{{3, 3, 3, 3, 3}}}
+	s := &stream{epochs: [][]int{{}, {3, 3, 3, 3, 3}}} // of epoch 1
 	left := map[string]int{}
 	for p, err := range shuffle.Shuffle(s.all(), shuffle.Options{Volumes: 2}, 1) {
 		if err != nil {
@@ -200,9 +200,9 @@ func TestShuffleMixes(t *testing.T) {
 	for i := range scans {
 		scans[i] = 54
 	}
-	s := &stream{epochs: [][]int{scans}}
+	s := &stream{epochs: [][]int{{1}, scans}}
 	for _, volumes := range []int{2, 4, 8} {
-		tags := run(s.all(), volumes, 1)
+		tags := run(s.all(), volumes, 1)[1:]
 		same := 0
 		for i := 1; i < len(tags); i++ {
 			if tags[i].Scan == tags[i-1].Scan {
