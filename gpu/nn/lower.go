@@ -72,6 +72,7 @@ type lowering struct {
 	stats   map[op]*buffer // what an op's forward leaves for its backward
 	packed  map[*convOp]*packs
 	convs   []*packs
+	halos   map[*Value]int  // of gradients
 	again   map[*Value]bool // recomputed in the backward pass
 	turn    int             // index of the first instruction of the backward pass
 }
@@ -79,7 +80,8 @@ type lowering struct {
 // lower emits the instructions of a graph.
 func lower(g *Graph, s Sizes, train bool, again map[*Value]bool) *lowering {
 	l := &lowering{sizes: s, train: train, again: again, at: map[*Value]*tensor{}, grad: map[*Value]*tensor{},
-		results: map[*Scalars]*buffer{}, stats: map[op]*buffer{}, packed: map[*convOp]*packs{}}
+		results: map[*Scalars]*buffer{}, stats: map[op]*buffer{}, packed: map[*convOp]*packs{},
+		halos: map[*Value]int{}}
 	for _, v := range g.inputs {
 		t := l.tensor(v.Name, Inputs, gpu.Tensor{Dims: v.Dims, Halo: v.halo, Pad: v.pad})
 		t.buf.first = -1
@@ -134,21 +136,33 @@ func (l *lowering) y(v *Value) *tensor {
 	return l.tensor(v.Name, Activations, gpu.Tensor{Dims: v.Dims, Halo: v.halo, Pad: v.pad})
 }
 
-// dy is a new place for a value's gradient. It has the halo that the op which made the value wants of it; behind a norm
-// that of the norm's input, so that the norm's gradient can be written over it.
+// dy is a new place for a value's gradient.
 func (l *lowering) dy(v *Value) *tensor {
-	halo := 0
-	for at := v; at != nil; {
-		switch o := at.by.(type) {
-		case *convOp:
-			halo, at = o.dyHalo(), nil
-		case *normOp:
-			at = o.x
-		default:
-			at = nil
-		}
+	return l.tensor("∇"+v.Name, Deltas, gpu.Tensor{Dims: v.Dims, Halo: l.reach(v), Pad: gpu.Zero})
+}
+
+// reach is the halo of a value's gradient: what the input gradient of the convolution that made the value wants. A sum hands
+// its gradient on to what it added; and where a norm or a quantiser has the halo of its input's gradient, that can be
+// written over it.
+func (l *lowering) reach(v *Value) int {
+	if h, ok := l.halos[v]; ok {
+		return h
 	}
-	return l.tensor("∇"+v.Name, Deltas, gpu.Tensor{Dims: v.Dims, Halo: halo, Pad: gpu.Zero})
+	h := 0
+	switch o := v.by.(type) {
+	case *convOp:
+		if h = o.conv.Halo(); o.add != nil {
+			h = max(h, l.reach(o.add))
+		}
+	case *normOp:
+		h = l.reach(o.x)
+	case *quantizeOp:
+		h = l.reach(o.z)
+	case *addOp:
+		h = max(l.reach(o.a), l.reach(o.b))
+	}
+	l.halos[v] = h
+	return h
 }
 
 // need is where a value is, recomputed if it wasn't kept.

@@ -42,9 +42,6 @@ func (o *convOp) emit(l *lowering, y *tensor) *tensor {
 	return y
 }
 
-// dyHalo is the halo that the gradient of y has: the input gradient's taps reach it.
-func (o *convOp) dyHalo() int { return o.conv.Halo() }
-
 func (o *convOp) backward(l *lowering) {
 	dy := l.grad[o.y]
 	if dy == nil {
