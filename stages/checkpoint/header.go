@@ -69,6 +69,7 @@ func newHeader(arrays []volume.Array, meta map[string]string, sealed bool) (*hea
 	b.WriteByte('{')
 	if sealed || len(meta) > 0 {
 		entries := make([]string, 0, len(meta)+1)
+		long := 0
 		if sealed {
 			h.seal = unsealed
 			entries = append(entries, `"`+sealKey+`":"`+unsealed+`"`)
@@ -79,6 +80,9 @@ func newHeader(arrays []volume.Array, meta map[string]string, sealed bool) (*hea
 			}
 			if !utf8.ValidString(k) || !utf8.ValidString(meta[k]) {
 				return nil, fmt.Errorf("metadata %q: not UTF-8", k)
+			}
+			if long += len(k) + len(meta[k]); long > maxHeader {
+				return nil, fmt.Errorf("metadata %q: more than %d bytes", k, maxHeader)
 			}
 			entries = append(entries, quote(k)+":"+quote(meta[k]))
 		}
