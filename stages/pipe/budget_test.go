@@ -121,7 +121,7 @@ func TestBudgetCancel(t *testing.T) {
 		go func() { acquire(t, b, 5)(); close(got) }()
 		synctest.Wait()
 		cancel(errBoom)
-		if err := <-answer; err != errBoom {
+		if err := <-answer; !errors.Is(err, errBoom) {
 			t.Error(err)
 		}
 		<-got
@@ -130,7 +130,7 @@ func TestBudgetCancel(t *testing.T) {
 			t.Error(b.InUse())
 		}
 		for range 50 { // though it could be had
-			if _, err := b.Acquire(ctx, 1, "dead"); err != errBoom || b.InUse() != 0 {
+			if _, err := b.Acquire(ctx, 1, "dead"); !errors.Is(err, errBoom) || b.InUse() != 0 {
 				t.Error(err, b.InUse())
 			}
 		}
@@ -139,7 +139,7 @@ func TestBudgetCancel(t *testing.T) {
 	c := &claim{n: 6, granted: make(chan error, 1)}
 	b.queue = append(b.queue, c)
 	b.serve()
-	if err := b.withdraw(c, errBoom); err != errBoom || b.InUse() != 0 {
+	if err := b.withdraw(c, errBoom); !errors.Is(err, errBoom) || b.InUse() != 0 {
 		t.Error(err, b.InUse())
 	}
 }

@@ -75,7 +75,7 @@ var faults = map[string]struct {
 		func(*Graph, func()) error { return errBoom },
 		func(err error, stage string) bool {
 			var s *StageError
-			return errors.As(err, &s) && s.Stage == stage && s.Err == errBoom && err.Error() == stage+": boom"
+			return errors.As(err, &s) && s.Stage == stage && errors.Is(err, errBoom) && err.Error() == stage+": boom"
 		},
 	},
 	"panic": {
@@ -96,7 +96,9 @@ var faults = map[string]struct {
 	},
 	"hard stop": {
 		func(_ *Graph, kill func()) error { kill(); return nil },
-		func(err error, _ string) bool { return errors.Is(err, context.Canceled) && err == context.Canceled },
+		func(err error, _ string) bool {
+			return errors.Is(err, context.Canceled) && err.Error() == "context canceled"
+		},
 	},
 	"soft stop": {
 		func(g *Graph, _ func()) error { g.Stop(); g.Stop(); return nil },
@@ -248,7 +250,7 @@ func TestEveryFaultAtEveryStageEndsTheGraph(t *testing.T) {
 						if !f.want(err, stage) {
 							t.Errorf("Wait: %v", err)
 						}
-						if got := r.g.Wait(); got != err {
+						if got := r.g.Wait(); fmt.Sprint(got) != fmt.Sprint(err) {
 							t.Errorf("second Wait: %v, the first: %v", got, err)
 						}
 						r.check(t)
@@ -375,7 +377,7 @@ func TestStubbornIterators(t *testing.T) {
 			it.Release()
 			return nil
 		})
-		if err := g.Wait(); err != context.Canceled {
+		if err := g.Wait(); !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}
 		l.check(t)

@@ -8,12 +8,11 @@ import (
 	"github.com/reugn/go-streams/flow"
 )
 
-// node is the one go-streams operator that every stage is: a Source without in, a Sink without out, else a Flow. One
-// goroutine runs body, which reads with receive and writes with send.
+// node is the go-streams operator that every stage is: Source, Flow and Sink in one. A source has nothing to read from, of a
+// sink nobody reads.
 type node struct {
-	g    *Graph
-	m    *meter
-	body func() error
+	g *Graph
+	m *meter
 
 	in    chan any   // for outlets of others
 	from  <-chan any // what is read: in, or the output of the node before
@@ -36,7 +35,7 @@ var (
 // edge is an output and who has taken it. Graph.mu guards taker.
 type edge struct {
 	from  *node
-	taker string // stage
+	taker *node
 }
 
 // Port is an output of type T, to be taken by exactly one operator.
@@ -45,14 +44,17 @@ type Port[T any] struct {
 	edge *edge
 }
 
-func newNode(g *Graph, stage string, workers int) *node {
-	n := &node{g: g, in: make(chan any), out: make(chan any), done: make(chan struct{}), alone: workers == 1}
+// newNode returns the node of a stage whose only worker is body's goroutine.
+func newNode(g *Graph, stage string) *node {
+	n := metered(g, newMeter(stage, 1, working))
+	n.alone = true
+	return n
+}
+
+// metered adds a node to the graph.
+func metered(g *Graph, m *meter) *node {
+	n := &node{g: g, m: m, in: make(chan any), out: make(chan any), done: make(chan struct{})}
 	n.from = n.in
-	at := starved
-	if n.alone {
-		at = working
-	}
-	n.m = newMeter(stage, workers, at)
 	g.mu.Lock()
 	g.meters = append(g.meters, n.m)
 	g.mu.Unlock()
@@ -83,11 +85,11 @@ func take[T any](in Port[T], n *node) {
 func (n *node) claim(e *edge) *node {
 	n.g.mu.Lock()
 	defer n.g.mu.Unlock()
-	if e.taker != "" {
-		n.g.fail(n.m.stage, fmt.Errorf("the output of %s already goes to %s", e.from.m.stage, e.taker))
+	if e.taker != nil {
+		n.g.fail(n.m.stage, fmt.Errorf("the output of %s already goes to %s", e.from.m.stage, e.taker.m.stage))
 		return nil
 	}
-	e.taker = n.m.stage
+	e.taker = n
 	return e.from
 }
 
@@ -96,7 +98,7 @@ func (g *Graph) dangling() []*edge {
 	defer g.mu.Unlock()
 	var free []*edge
 	for _, e := range g.edges {
-		if e.taker == "" {
+		if e.taker == nil {
 			free = append(free, e)
 		}
 	}

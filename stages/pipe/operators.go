@@ -14,7 +14,7 @@ import (
 // gen then returns what emit returned. gen's ctx ends at a soft stop too, with ErrStopped as its cause; an error
 // that comes of that isn't a failure. emit is for one goroutine at a time, until gen returns.
 func From[T any](g *Graph, stage string, gen func(ctx context.Context, emit func(T) error) error) Port[T] {
-	n := newNode(g, stage, 1)
+	n := newNode(g, stage)
 	n.from = nil
 	p := port[T](n)
 	n.start(func() error {
@@ -41,9 +41,8 @@ func Map[T, R any](in Port[T], stage string, workers int, fn func(context.Contex
 	}
 	workers = max(workers, 1)
 	g := in.g
-	n := newNode(g, stage, workers)
-	n.alone, n.keeps = false, true
-	n.m.count = [kinds]int{starved: workers}
+	n := metered(g, newMeter(stage, workers, starved))
+	n.keeps = true
 	take(in, n)
 	p := port[R](n)
 	n.start(func() error {
@@ -118,7 +117,7 @@ func Transform[T, R any](in Port[T], stage string, fn func(ctx context.Context, 
 // transform is Transform; keeps says that what fn yields is what it was given, so that the difference is inside.
 func transform[T, R any](in Port[T], stage string, keeps bool, fn func(*node, iter.Seq[T]) iter.Seq2[R, error]) Port[R] {
 	g := in.g
-	n := newNode(g, stage, 1)
+	n := newNode(g, stage)
 	n.keeps = keeps
 	take(in, n)
 	p := port[R](n)
@@ -159,7 +158,7 @@ func transform[T, R any](in Port[T], stage string, keeps bool, fn func(*node, it
 // drops isn't released. Its counters are of what comes out of it.
 func Through[R, T any](in Port[T], stage string, f streams.Flow) Port[R] {
 	g := in.g
-	n := newNode(g, stage, 1)
+	n := newNode(g, stage)
 	p := port[R](n)
 	if from := n.claim(in.edge); from != nil {
 		from.Via(f)
@@ -180,7 +179,7 @@ func Through[R, T any](in Port[T], stage string, f streams.Flow) Port[R] {
 
 // Into calls fn with each element, in order. The result is Wait's.
 func Into[T any](in Port[T], stage string, fn func(context.Context, T) error) {
-	n := newNode(in.g, stage, 1)
+	n := newNode(in.g, stage)
 	take(in, n)
 	n.start(func() error {
 		for {
@@ -197,7 +196,7 @@ func Into[T any](in Port[T], stage string, fn func(context.Context, T) error) {
 
 // Discard releases each element.
 func Discard[T any](in Port[T], stage string) {
-	n := newNode(in.g, stage, 1)
+	n := newNode(in.g, stage)
 	take(in, n)
 	n.start(func() error {
 		for {

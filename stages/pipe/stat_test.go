@@ -116,10 +116,10 @@ func TestBytesInside(t *testing.T) {
 			q := Transform(p, "hold", func(ctx context.Context, in iter.Seq[load]) iter.Seq2[load, error] {
 				return func(yield func(load, error) bool) {
 					for l := range in {
-						switch {
-						case l == 3:
+						switch l {
+						case 3:
 							yield(l, nil)
-						case l == 6:
+						case 6:
 							wait(ctx)
 							return
 						}
