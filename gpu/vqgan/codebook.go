@@ -17,9 +17,9 @@ const initSteps = 10
 //	N ← d·N + (1-d)·counts      z ← d·z + (1-d)·sums
 //	e = z / w,  w = (N + 1e-7) / (ΣN + K·1e-7) · ΣN
 //
-// A code with N below a threshold restarts, in e, z and N, at a latent of the reservoir. Its new N is e times the
-// threshold: unused, it takes 1/(1-d) steps to fall below it again, so an idle code doesn't move every step, and a small N lets
-// it settle fast where it landed.
+// A code with N below a threshold restarts, in e, z and N, at a latent of the reservoir. Its new N is so far above the threshold that
+// unused it falls below it again after ten steps: an idle code doesn't move every step, but soon where the encoder moved
+// away from it; and a small N lets it settle fast where it landed.
 //
 // The reservoir is a sample of latents: uniform over all of them in the first steps, then an eighth of it is replaced every
 // step, so that it holds several batches and none that the encoder has long left.
@@ -53,7 +53,7 @@ func (b *codebook) fresh() float64 {
 	if b.threshold == 0 {
 		return 1
 	}
-	return b.threshold * math.E
+	return b.threshold * min(math.E, math.Pow(b.decay, -10))
 }
 
 // clear forgets all.

@@ -1,12 +1,16 @@
 package vqgan
 
 import (
+	"errors"
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
+	"github.com/flowrun/flowrun/gpu"
 	"github.com/flowrun/flowrun/gpu/cpu"
+	"github.com/flowrun/flowrun/gpu/nn"
 )
 
 func tiny() (Config, Options) {
@@ -98,5 +102,428 @@ func TestLossFallsAndCodesAreUsed(t *testing.T) {
 	}
 	if last.Used < c.Codes/2 {
 		t.Errorf("%d of %d codes used", last.Used, c.Codes)
+	}
+}
+
+func TestRecomputingChangesNoBit(t *testing.T) {
+	for _, norm := range []string{"channel", "group"} {
+		c, o := tiny()
+		c.Norm, c.Decoder = norm, "full"
+		var want []Array
+		var bytes int64
+		for _, r := range []nn.Recompute{nn.None, nn.Norms, nn.All} {
+			o.recompute = r
+			s := open(t, c, o, 2)
+			for i := range 3 {
+				step(t, s, uint64(i), 2)
+			}
+			got := state(t, s)
+			if want == nil {
+				want, bytes = got, s.layout.Bytes()
+				continue
+			}
+			same(t, norm, want, got)
+			if s.layout.Bytes() >= bytes {
+				t.Errorf("%s: recompute %d saves nothing of %d bytes", norm, r, bytes)
+			}
+			bytes = s.layout.Bytes()
+		}
+	}
+}
+
+func TestThreadsChangeNoBit(t *testing.T) {
+	c, o := tiny()
+	var want []Array
+	for _, threads := range []int{1, 2, 3} {
+		s := open(t, c, o, threads)
+		for i := range 3 {
+			step(t, s, uint64(i), 2)
+		}
+		if got := state(t, s); want == nil {
+			want = got
+		} else {
+			same(t, "threads", want, got)
+		}
+	}
+}
+
+// gradient is that of a batch, by parameter.
+func gradient(t *testing.T, s *Session, x []float32, n int) (map[string][]float32, Stats) {
+	t.Helper()
+	if s.book.steps == 0 {
+		if err := s.firstCodes(x, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stats, err := s.accumulate(x, x, n, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := make([]float32, s.params.Floats())
+	s.e.Read(host, s.grads.At)
+	out := map[string][]float32{}
+	for _, p := range s.params.All() {
+		out[p.Name] = host[p.Off/4:][:p.Len()]
+	}
+	return out, stats
+}
+
+func norm(x []float32) float64 {
+	var sum float64
+	for _, v := range x {
+		sum += float64(v) * float64(v)
+	}
+	return math.Sqrt(sum)
+}
+
+func TestMicroBatchesGiveTheGradientOfTheBatch(t *testing.T) {
+	c, o := tiny()
+	o.Batch = 5
+	x := smooth(o.Patch, 5, 3)
+	for _, n := range []int{5, 4} { // of the whole batch and of a partial one, with and without a smaller micro-batch at the end
+		var want map[string][]float32
+		var whole Stats
+		for _, micro := range []int{5, 2, 1} {
+			o.MicroBatch = micro
+			s := open(t, c, o, 2)
+			got, stats := gradient(t, s, x[:n*s.voxels()], n)
+			if want == nil {
+				want, whole = got, stats
+				continue
+			}
+			for name, g := range want {
+				diff := make([]float32, len(g))
+				for i := range g {
+					diff[i] = g[i] - got[name][i]
+				}
+				if norm(diff) > 1e-4*norm(g)+1e-7 {
+					t.Errorf("%d in parts of %d: %s is off by %g of %g", n, micro, name, norm(diff), norm(g))
+				}
+			}
+			if math.Abs(stats.Total-whole.Total) > 1e-6 || math.Abs(stats.Clipped-whole.Clipped) > 1e-6 || stats.Used != whole.Used ||
+				math.Abs(stats.Perplexity-whole.Perplexity) > 1e-9 {
+				t.Errorf("%d in parts of %d: %+v, whole %+v", n, micro, stats, whole)
+			}
+		}
+	}
+}
+
+// TestGradientIsThatOfTheLoss compares each parameter's gradient with a finite difference along it. Codes are frozen: straight-through, the
+// decoder sees z + (q₀-z₀), and commitment is the distance to q₀. So the encoder and the decoder run as programs of their own.
+func TestGradientIsThatOfTheLoss(t *testing.T) {
+	for _, variant := range []struct{ norm, padding, decoder string }{{"channel", "replicate", "lean"}, {"group", "zero", "full"}} {
+		c, o := tiny()
+		c.Norm, c.Padding, c.Decoder = variant.norm, variant.padding, variant.decoder
+		c.Hidden, c.Groups, o.Patch = 4, 2, [3]int{8, 8, 4}
+		o.Loss = Loss{L2: 1, Commitment: 0.5} // |y-t| has kinks
+		s := open(t, c, o, 2)
+		// Away from the start: norms with gains of 1 and shifts of 0 would hide a mistake.
+		r := rand.New(rand.NewPCG(1, 2))
+		weights := make([]float32, s.params.Floats())
+		s.e.Read(weights, s.weights.At)
+		for _, p := range s.params.All() {
+			for i := range p.Len() {
+				weights[int(p.Off/4)+i] += float32(0.1 * r.NormFloat64())
+			}
+		}
+		s.e.Write(s.weights.At, weights)
+		x := smooth(o.Patch, 2, 5)
+		got, stats := gradient(t, s, x, 2)
+
+		z0, q0 := make([]float32, 2*s.latentLen()), make([]float32, 2*s.latentLen())
+		codes := make([]int32, 2*s.codesLen())
+		if err := s.Reconstruct(make([]float32, len(x)), x, 2, false, codes); err != nil {
+			t.Fatal(err)
+		}
+		for i, k := range codes {
+			copy(q0[i*c.Embedding:][:c.Embedding], s.book.vectors[int(k)*c.Embedding:])
+		}
+		half := newHalves(t, s)
+		half.encode(x, z0)
+		loss := func() float64 {
+			z := make([]float32, len(z0))
+			half.encode(x, z)
+			q, commitment := make([]float32, len(z)), 0.0
+			for i := range z {
+				q[i] = q0[i] + z[i] - z0[i]
+				d := float64(z[i] - q0[i])
+				commitment += d * d / float64(len(z))
+			}
+			y, l2 := half.decode(q, len(x)), 0.0
+			for i := range y {
+				d := float64(y[i] - x[i])
+				l2 += d * d / float64(len(x))
+			}
+			return l2 + 0.5*commitment
+		}
+		if l := loss(); math.Abs(l-stats.Total) > 1e-5*l {
+			t.Fatalf("%v: loss %g, by halves %g", variant, stats.Total, l)
+		}
+		for _, p := range s.params.All() {
+			g := got[p.Name]
+			size := norm(g)
+			if size < 1e-6 {
+				t.Errorf("%v: %s has no gradient", variant, p.Name)
+				continue
+			}
+			at := func(h float64) float64 {
+				w := slices.Clone(weights)
+				for i, v := range g {
+					w[int(p.Off/4)+i] += float32(h * float64(v) / size)
+				}
+				half.s.e.Write(s.weights.At, w)
+				half.s.packed = nil
+				return loss()
+			}
+			const h = 2e-3
+			// Fourth order, because float32 forbids a small h.
+			slope := (8*(at(h)-at(-h)) - (at(2*h) - at(-2*h))) / (12 * h)
+			if math.Abs(slope-size) > 0.02*size+1e-4 {
+				t.Errorf("%v: %s: slope %.6f, gradient %.6f", variant, p.Name, slope, size)
+			}
+		}
+	}
+}
+
+// halves runs encoder and decoder of a session's weights apart, on an engine of its own.
+type halves struct {
+	t          *testing.T
+	s          *Session // of the parameters
+	enc, dec   *nn.Program
+	x, z, q, y *nn.Value
+}
+
+func newHalves(t *testing.T, s *Session) *halves {
+	t.Helper()
+	e := cpu.New(2)
+	t.Cleanup(func() { _ = e.Close() })
+	h := &halves{t: t, s: &Session{e: e, c: s.c, o: s.o}}
+	h.s.params.Weights = s.weights.At
+	g := nn.NewGraph(&h.s.params)
+	h.x = g.Input("input", s.dims(2))
+	h.z = encoder(g, &s.c, h.x)
+	g.Keep(h.z)
+	var err error
+	if h.enc, err = nn.Compile(g, e, nn.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	g = nn.NewGraph(&h.s.params)
+	h.q = g.Input("q", h.z.Dims)
+	h.y = decoder(g, &s.c, h.q)
+	g.Keep(h.y)
+	if h.dec, err = nn.Compile(g, e, nn.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	region := s.weights.At + gpu.Ptr(s.weights.Bytes)
+	h.enc.Bind(region)
+	h.dec.Bind(region)
+	if err := e.Reserve(int64(region) + max(h.enc.Bytes(), h.dec.Bytes())); err != nil {
+		t.Fatal(err)
+	}
+	w := make([]float32, s.params.Floats())
+	s.e.Read(w, s.weights.At)
+	e.Write(s.weights.At, w)
+	return h
+}
+
+func (h *halves) encode(x, z []float32) {
+	h.enc.Pack(h.s.e)
+	h.enc.Write(h.s.e, h.x, x)
+	h.enc.Run(h.s.e, &nn.Call{})
+	h.enc.Read(h.s.e, h.z, z)
+}
+
+func (h *halves) decode(q []float32, n int) []float32 {
+	y := make([]float32, n)
+	h.dec.Pack(h.s.e)
+	h.dec.Write(h.s.e, h.q, q)
+	h.dec.Run(h.s.e, &nn.Call{})
+	h.dec.Read(h.s.e, h.y, y)
+	return y
+}
+
+func TestResumedRunsEndInTheSameBits(t *testing.T) {
+	for _, c := range []struct {
+		stop, micro int
+		norm        string
+	}{{1, 2, "channel"}, {4, 1, "group"}, {13, 2, "channel"}} { // within the first draws of the codebook, and behind them
+		config, o := tiny()
+		config.Norm, o.MicroBatch = c.norm, c.micro
+		o.Codebook.Decay, o.Codebook.Restart = 0.5, 4 // so that codes do restart
+		whole := open(t, config, o, 2)
+		var middle []Array
+		restarts := 0
+		for i := range 16 {
+			if i == c.stop {
+				middle = state(t, whole)
+			}
+			restarts += step(t, whole, uint64(i), 1+i%2).Restarted
+		}
+		if restarts == 0 {
+			t.Error("no code restarted")
+		}
+		resumed := open(t, config, o, 1)
+		step(t, resumed, 99, 2) // another past
+		if err := resumed.SetState(middle, true); err != nil {
+			t.Fatal(err)
+		}
+		for i := c.stop; i < 16; i++ {
+			step(t, resumed, uint64(i), 1+i%2)
+		}
+		same(t, "resumed", state(t, whole), state(t, resumed))
+	}
+}
+
+func TestStateRefusesWhatDoesNotFit(t *testing.T) {
+	c, o := tiny()
+	s := open(t, c, o, 1)
+	step(t, s, 1, 2)
+	good := state(t, s)
+	step(t, s, 2, 2)
+	before := state(t, s)
+	change := func(f func(a []Array) []Array) []Array { return f(slices.Clone(good)) }
+	for _, bad := range []struct {
+		want   string
+		arrays []Array
+	}{
+		{"encoder.conv_first.conv.weight is missing", change(func(a []Array) []Array { return a[1:] })},
+		{"encoder.conv_first.conv.weight is [4] (want [4 1 3 3 3])", change(func(a []Array) []Array { a[0].Shape = []int{4}; return a })},
+		{"extra is unknown", change(func(a []Array) []Array { return append(a, Array{Name: "extra"}) })},
+		{"is there twice", change(func(a []Array) []Array { return append(a, a[0]) })},
+		{"isn't a counter", change(func(a []Array) []Array { a[len(a)-1].Data = make([]float32, 12); a[len(a)-1].Data[1] = 0.5; return a })},
+		{"and 2 more", change(func(a []Array) []Array { return a[6:] })},
+	} {
+		err := s.SetState(bad.arrays, true)
+		if err == nil || !strings.Contains(err.Error(), bad.want) {
+			t.Errorf("error %v, want …%s…", err, bad.want)
+		}
+		same(t, bad.want, before, state(t, s))
+	}
+	// Without strict: running means begin at the weights.
+	loose := slices.DeleteFunc(slices.Clone(good), func(a Array) bool { return strings.HasPrefix(a.Name, prefixAverage) })
+	if err := s.SetState(append(loose, Array{Name: "extra"}), false); err != nil {
+		t.Fatal(err)
+	}
+	for i, a := range state(t, s) {
+		if name, ok := strings.CutPrefix(a.Name, prefixAverage); ok && !slices.Equal(a.Data, good[i-len(s.params.All())].Data) {
+			t.Errorf("%s isn't the weight", name)
+		}
+	}
+}
+
+func TestLoadWeightsStartsANewRun(t *testing.T) {
+	c, o := tiny()
+	s := open(t, c, o, 1)
+	for i := range 12 {
+		step(t, s, uint64(i), 2)
+	}
+	from := state(t, s)
+	x := smooth(o.Patch, 1, 4)
+	for _, ema := range []bool{false, true} {
+		want, got := make([]float32, len(x)), make([]float32, len(x))
+		if err := s.Reconstruct(want, x, 1, ema, nil); err != nil {
+			t.Fatal(err)
+		}
+		fresh := open(t, c, o, 1)
+		if err := fresh.LoadWeights(from, ema); err != nil {
+			t.Fatal(err)
+		}
+		if err := fresh.Reconstruct(got, x, 1, false, nil); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(got, want) || fresh.Steps() != 0 {
+			t.Errorf("ema %v: another reconstruction, or step %d", ema, fresh.Steps())
+		}
+		if stats := step(t, fresh, 3, 2); stats.Restarted != 0 {
+			t.Errorf("%d codes restarted at once", stats.Restarted)
+		}
+	}
+	c.Codes = 32
+	if err := open(t, c, o, 1).LoadWeights(from, false); err == nil || err.Error() != "weights: another model's: codebook.embeddings is [16 4] (want [32 4]), "+
+		"codebook.N is [16] (want [32]), codebook.z_avg is [16 4] (want [32 4])" {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestAStepThatIsNotFiniteIsNotTaken(t *testing.T) {
+	c, o := tiny()
+	s := open(t, c, o, 2)
+	good := smooth(o.Patch, 2, 1)
+	bad := slices.Clone(good)
+	bad[len(bad)-1] = float32(math.NaN())
+	for i := range 3 {
+		before := state(t, s)
+		for _, x := range [][2][]float32{{bad, good}, {good, bad}} { // in the input, in the target
+			_, err := s.Step(x[0], x[1], 2, 1e-3)
+			var wrong *NonFiniteError
+			if !errors.As(err, &wrong) || wrong.Step != i+1 {
+				t.Fatalf("error %v at step %d", err, i+1)
+			}
+			same(t, "after NaN", before, state(t, s))
+		}
+		step(t, s, uint64(i), 2)
+	}
+	// And it goes on as if nothing had been.
+	calm := open(t, c, o, 2)
+	for i := range 3 {
+		step(t, calm, uint64(i), 2)
+	}
+	same(t, "calm", state(t, calm), state(t, s))
+}
+
+func TestReconstructLeavesTheStateAlone(t *testing.T) {
+	c, o := tiny()
+	o.Infer = 3
+	s, calm := open(t, c, o, 2), open(t, c, o, 2)
+	x := smooth(o.Patch, 5, 8)
+	for i := range 12 {
+		step(t, s, uint64(i), 2)
+		step(t, calm, uint64(i), 2)
+		for _, ema := range []bool{false, true} {
+			y, codes := make([]float32, len(x)), make([]int32, 5*s.codesLen())
+			if err := s.Reconstruct(y, x, 5, ema, codes); err != nil {
+				t.Fatal(err)
+			}
+			if i < 11 {
+				continue
+			}
+			for k := range 5 { // alone as in a batch
+				one, own := make([]float32, s.voxels()), make([]int32, s.codesLen())
+				if err := s.Reconstruct(one, x[k*s.voxels():][:s.voxels()], 1, ema, own); err != nil {
+					t.Fatal(err)
+				}
+				if !slices.Equal(one, y[k*s.voxels():][:s.voxels()]) || !slices.Equal(own, codes[k*s.codesLen():][:s.codesLen()]) {
+					t.Fatalf("patch %d depends on its batch", k)
+				}
+			}
+		}
+	}
+	same(t, "after Reconstruct", state(t, calm), state(t, s))
+	if err := s.Reconstruct(x, x[1:], 5, false, nil); err == nil {
+		t.Error("a wrong length is accepted")
+	}
+	o.EMA = 0
+	if err := open(t, c, o, 1).Reconstruct(x, x, 5, true, nil); err == nil {
+		t.Error("running means that aren't there are used")
+	}
+}
+
+func TestEveryShapeTrains(t *testing.T) {
+	for _, down := range [][3]int{{2, 2, 2}, {4, 2, 1}, {1, 1, 2}, {2, 4, 8}} {
+		for _, decoder := range []string{"lean", "full"} {
+			for _, norm := range []string{"channel", "group"} {
+				c, o := tiny()
+				c.Downsample, c.Decoder, c.Norm, c.Hidden, c.Groups = down, decoder, norm, 2, 2
+				o.Patch, o.Batch, o.MicroBatch, o.Infer = [3]int{8, 8, 8}, 1, 1, 1
+				s := open(t, c, o, 2)
+				want := [3]int{8 / down[0], 8 / down[1], 8 / down[2]}
+				if s.Latents() != want {
+					t.Errorf("%v: latents %v", down, s.Latents())
+				}
+				if stats := step(t, s, 1, 1); stats.L1 <= 0 || stats.GradNorm <= 0 || stats.Used == 0 {
+					t.Errorf("%v %s %s: %+v", down, decoder, norm, stats)
+				}
+			}
+		}
 	}
 }
