@@ -42,7 +42,7 @@ func BenchmarkBatches(b *testing.B) {
 		{"noise", augment.Options{NoiseHU: 30}},
 	} {
 		b.Run(c.name, func(b *testing.B) {
-			o := tile.Options{Mode: tile.Regular, Patch: [3]int{256, 256, 128}, Stride: [3]int{192, 192, 96}}
+			o := tile.Options{Mode: tile.ModeGrid, Patch: [3]int{256, 256, 128}, Stride: [3]int{192, 192, 96}}
 			m := batch.New(batch.Options{Size: 2}, o.Patch, 1)
 			m.Noise = c.augment.NoiseHU > 0
 			patches := 0

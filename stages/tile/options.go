@@ -4,8 +4,8 @@ import "fmt"
 
 // Modes of Options.
 const (
-	Random  = "random"
-	Regular = "grid"
+	ModeRandom = "random"
+	ModeGrid   = "grid"
 )
 
 // Options says where a scan's patches lie.
@@ -29,8 +29,13 @@ func (o *Options) Check() error {
 
 // CheckMultiple says whether patches of these options suit a model that downsamples by multiple.
 func (o *Options) CheckMultiple(multiple [3]int) error {
-	_, err := NewGrid(o.Patch, o.Patch, o.stride(multiple), multiple)
+	_, err := o.Grid(o.Patch, multiple)
 	return err
+}
+
+// Grid is the regular grid of these options over a volume of dims.
+func (o *Options) Grid(dims, multiple [3]int) (Grid, error) {
+	return NewGrid(dims, o.Patch, o.stride(multiple), multiple)
 }
 
 // stride is the grid's stride: where 0, ¾ of the patch rounded down to the multiple, and at least the multiple.

@@ -15,7 +15,7 @@ const (
 
 // Count is the number of patches that Tiles gives for a volume of these dims; 0 for options that CheckMultiple refuses.
 func Count(dims [3]int, o Options, multiple [3]int) int {
-	g, err := NewGrid(dims, o.Patch, o.stride(multiple), multiple)
+	g, err := o.Grid(dims, multiple)
 	if err != nil {
 		return 0
 	}
@@ -23,7 +23,7 @@ func Count(dims [3]int, o Options, multiple [3]int) int {
 }
 
 func (o *Options) count(g Grid) int {
-	if o.Mode == Random && o.PerScan > 0 {
+	if o.Mode == ModeRandom && o.PerScan > 0 {
 		return o.PerScan
 	}
 	return g.Len()
@@ -37,19 +37,19 @@ func (o *Options) count(g Grid) int {
 func Tiles(v *volume.Volume, o Options, seed uint64, multiple [3]int) iter.Seq2[*volume.Patch, error] {
 	return func(yield func(*volume.Patch, error) bool) {
 		defer v.Release()
-		g, err := NewGrid(v.Dims, o.Patch, o.stride(multiple), multiple)
+		g, err := o.Grid(v.Dims, multiple)
 		if err != nil {
 			yield(nil, fmt.Errorf("scan %s: %w", v.Scan.ID, err))
 			return
 		}
 		var row []int16
-		if o.Mode == Random && o.Body > 0 && !v.Dry() {
+		if o.Mode == ModeRandom && o.Body > 0 && !v.Dry() {
 			row = make([]int16, v.Dims[0])
 		}
 		n := o.count(g)
 		for i := range n {
 			var origin [3]int
-			if o.Mode == Random {
+			if o.Mode == ModeRandom {
 				r := volume.Rand(volume.Key(seed, "tile", v.Scan.ID, v.Epoch, i))
 				if origin, err = place(r, v, o, row); err != nil {
 					yield(nil, fmt.Errorf("scan %s: %w", v.Scan.ID, err))
