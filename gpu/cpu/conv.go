@@ -233,12 +233,13 @@ func (e *Engine) multiply(c gpu.Conv, from gpu.Tensor, packed gpu.Ptr, bias []fl
 	}
 	p := e.plan(c, src, dst, forward)
 	blocks := l.columns(dst.C)
-	e.pool.run(dst.N*len(p.items), func(i int) {
+	e.pool.runOn(dst.N*len(p.items), func(thread, i int) {
+		q := &e.scratch[thread].product
 		n, it := i/len(p.items), p.items[i%len(p.items)]
 		b := &p.boxes[it.box]
 		count := b.count[b.walk]
 		for _, col := range blocks {
-			q := product{
+			*q = product{
 				a: src.v, b: w[col.at*taps*src.C:][:taps*src.C*col.vecs*l.lanes], bias: bias[col.first:], taps: b.taps[col.vecs],
 				k: b.k, n: col.n, vecs: col.vecs,
 				lda: b.srcStep[b.walk] * src.strides()[b.walk], ldc: b.step[b.walk] * dst.strides()[b.walk],
@@ -259,7 +260,7 @@ func (e *Engine) multiply(c gpu.Conv, from gpu.Tensor, packed gpu.Ptr, bias []fl
 					if add != nil {
 						q.add = extra.v[add0+done*q.ldadd:]
 					}
-					l.product(&q)
+					l.product(q)
 				}
 			}
 		}

@@ -17,3 +17,11 @@ func TestEngine(t *testing.T) {
 		})
 	}
 }
+
+func BenchmarkEngine(b *testing.B) {
+	for _, l := range levels() {
+		if l.ok {
+			b.Run(l.name, func(b *testing.B) { enginetest.Bench(b, func() gpu.Engine { return open(l, 0) }) })
+		}
+	}
+}

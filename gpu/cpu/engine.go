@@ -26,6 +26,14 @@ type Engine struct {
 	mem     []float32 // the arena
 	free    func() error
 	plans   map[planKey]*plan
+	scratch []scratch // of each thread
+}
+
+// scratch is what a thread hands to micro-kernels: on the stack it would escape.
+type scratch struct {
+	product product
+	outer   outer
+	taps    []tap
 }
 
 var _ gpu.Engine = (*Engine)(nil)
@@ -58,7 +66,7 @@ func open(l *level, threads int) *Engine {
 	if threads <= 0 {
 		threads = runtime.GOMAXPROCS(0)
 	}
-	return &Engine{level: l, threads: threads, pool: newPool(threads), plans: map[planKey]*plan{}}
+	return &Engine{level: l, threads: threads, pool: newPool(threads), plans: map[planKey]*plan{}, scratch: make([]scratch, threads)}
 }
 
 // Name is "cpu (AVX-512, 2 threads)".

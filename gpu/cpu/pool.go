@@ -16,7 +16,7 @@ type pool struct {
 // job is one parallel loop.
 type job struct {
 	n    int
-	f    func(i int)
+	f    func(thread, i int)
 	next atomic.Int64
 	left sync.WaitGroup
 	fail atomic.Pointer[failure]
@@ -34,7 +34,7 @@ func newPool(threads int) *pool {
 		p.wake[i] = wake
 		p.done.Go(func() {
 			for j := range wake {
-				j.work()
+				j.work(i + 1)
 				j.left.Done()
 			}
 		})
@@ -53,10 +53,15 @@ func (p *pool) close() {
 // run calls f(0) to f(n-1), each once, in no order, and returns when all have returned. A panic in one ends the loop and goes
 // on in the caller.
 func (p *pool) run(n int, f func(i int)) {
+	p.runOn(n, func(_, i int) { f(i) })
+}
+
+// runOn is run for an f that keeps scratch for each thread: it is told which one it runs on, 0 ≤ thread < threads.
+func (p *pool) runOn(n int, f func(thread, i int)) {
 	helpers := min(len(p.wake), n-1)
 	if helpers <= 0 {
 		for i := range n {
-			f(i)
+			f(0, i)
 		}
 		return
 	}
@@ -65,14 +70,14 @@ func (p *pool) run(n int, f func(i int)) {
 	for _, w := range p.wake[:helpers] {
 		w <- j
 	}
-	j.work()
+	j.work(0)
 	j.left.Wait()
 	if x := j.fail.Load(); x != nil {
 		panic(fmt.Sprintf("%v\n\nin a worker:\n%s", x.cause, x.stack))
 	}
 }
 
-func (j *job) work() {
+func (j *job) work(thread int) {
 	defer func() {
 		if cause := recover(); cause != nil {
 			j.fail.CompareAndSwap(nil, &failure{cause, debug.Stack()})
@@ -84,6 +89,6 @@ func (j *job) work() {
 		if i >= j.n {
 			return
 		}
-		j.f(i)
+		j.f(thread, i)
 	}
 }

@@ -1,10 +1,6 @@
 package cpu
 
-import (
-	"slices"
-
-	"github.com/flowrun/flowrun/gpu"
-)
+import "github.com/flowrun/flowrun/gpu"
 
 // The weight gradient of a tap is a matrix product too: input channels by output channels, summed over voxels. Voxels are cut
 // into units (a few rows of outputs) and units are dealt to a fixed number of parts, each with sums of its own, which are
@@ -46,10 +42,10 @@ func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace 
 	s := e.weightSplit(c)
 	work := e.floats(workspace, s.floats())
 	units := out.N * out.D * s.strips
-	e.pool.run(s.parts*s.groups, func(i int) {
+	e.pool.runOn(s.parts*s.groups, func(thread, i int) {
 		part, group := i/s.groups, i%s.groups
 		sums := work[part*s.size : (part+1)*s.size]
-		g := weightPart{e: e, c: c, in: in, out: out, axes: [3]axis{axisOf(c, 0), axisOf(c, 1), axisOf(c, 2)}, sums: sums}
+		g := weightPart{e: e, scratch: &e.scratch[thread], c: c, in: in, out: out, axes: [3]axis{axisOf(c, 0), axisOf(c, 1), axisOf(c, 2)}, cols: e.level.columns(out.C), sums: sums}
 		zy := c.K[0] * c.K[1]
 		from, to := group*zy/s.groups, (group+1)*zy/s.groups
 		each := c.K[2] * c.In.C * c.Out.C
@@ -62,7 +58,7 @@ func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace 
 			n, z, y := u/s.strips/out.D, u/s.strips%out.D, u%s.strips*s.rows
 			y1 := min(y+s.rows, out.H)
 			for k := from; k < to; k++ {
-				g.taps(n, z, y, y1, k/c.K[1], k%c.K[1])
+				g.products(n, z, y, y1, k/c.K[1], k%c.K[1])
 			}
 			if group == 0 {
 				g.bias(bias, n, z, y, y1)
@@ -87,53 +83,60 @@ func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace 
 
 // weightPart computes one part's sums.
 type weightPart struct {
-	e       *Engine
+	e *Engine
+	*scratch
 	c       gpu.Conv
 	in, out grid
 	axes    [3]axis
+	cols    []column
 	sums    []float32
-	list    []tap
 }
 
-// taps adds the products of taps (kz, ky, all x) over output rows z, y0 ≤ y < y1 of sample n.
-func (g *weightPart) taps(n, z, y0, y1, kz, ky int) {
+// products adds those of taps (kz, ky, all x) over output rows z, y0 ≤ y < y1 of sample n.
+func (g *weightPart) products(n, z, y0, y1, kz, ky int) {
 	iz, ok := g.row(0, z, kz)
 	if !ok {
 		return
 	}
-	g.list = g.list[:0]
+	g.taps = g.taps[:0]
 	for y := y0; y < y1; y++ {
 		if iy, ok := g.row(1, y, ky); ok {
-			g.list = append(g.list, tap{g.in.at(n, iz, iy, 0), g.out.at(n, z, y, 0)})
+			g.taps = append(g.taps, tap{g.in.at(n, iz, iy, 0), g.out.at(n, z, y, 0)})
 		}
 	}
-	if len(g.list) == 0 {
+	if len(g.taps) == 0 {
 		return
 	}
-	l, c, x := g.e.level, g.c, g.axes[2]
-	o := outer{taps: g.list, lda: g.in.C, ldb: g.out.C, ldc: g.out.C}
-	if c.Transposed {
-		o.ldb *= x.s
-	} else {
+	c, x := g.c, g.axes[2]
+	base := (kz*c.K[1] + ky) * c.K[2] * g.in.C * g.out.C
+	o := &g.outer
+	*o = outer{a: g.in.v, b: g.out.v, taps: g.taps, lda: g.in.C, ldb: g.out.C, ldc: g.out.C}
+	if !c.Transposed {
+		// Neighbouring taps along x meet neighbouring inputs: they are rows of one product.
 		o.lda *= x.s
+		g.multiply(-x.lo, 0, x.out, c.K[2]*g.in.C, g.sums[base:])
+		return
 	}
-	cols := l.columns(g.out.C)
+	o.ldb *= x.s
 	for kx := range c.K[2] {
 		i0, o0, count := x.overlap(kx)
-		if count == 0 {
-			continue
-		}
-		o.k = count
-		base := ((kz*c.K[1]+ky)*c.K[2] + kx) * g.in.C * g.out.C
-		for _, col := range cols {
-			o.n, o.vecs = col.n, col.vecs
-			for ci := 0; ci < g.in.C; ci += o.m {
-				o.m = share(g.in.C-ci, l.outerRows[col.vecs])
-				o.a0, o.b0 = i0*g.in.C+ci, o0*g.out.C+col.first
-				o.a, o.b = g.in.v, g.out.v
-				o.c = g.sums[base+ci*g.out.C+col.first:]
-				l.outer(&o)
-			}
+		g.multiply(i0, o0, count, g.in.C, g.sums[base+kx*g.in.C*g.out.C:])
+	}
+}
+
+// multiply adds to sums [rows, Co] the products of k inputs from column i0 on, rows floats each, and outputs from column o0 on.
+func (g *weightPart) multiply(i0, o0, k, rows int, sums []float32) {
+	if k == 0 {
+		return
+	}
+	o, l := &g.outer, g.e.level
+	o.k = k
+	for _, col := range g.cols {
+		o.n, o.vecs, o.b0 = col.n, col.vecs, o0*g.out.C+col.first
+		for first := 0; first < rows; first += o.m {
+			o.m = share(rows-first, l.outerRows[col.vecs])
+			o.a0, o.c = i0*g.in.C+first, sums[first*g.out.C+col.first:]
+			l.outer(o)
 		}
 	}
 }
@@ -151,27 +154,27 @@ func (g *weightPart) row(ax, o, k int) (i int, ok bool) {
 	return i, i >= 0 && i < a.in
 }
 
-// overlap gives the first input (it may lie in the halo), the first output and the number of pairs that a tap joins along x.
+// overlap gives the inputs (the first may lie in the halo) and outputs that a tap of a transposed convolution joins along x: from
+// which input and which output on, and how many.
 func (a axis) overlap(k int) (in, out, count int) {
-	if !a.transposed {
-		return k - a.lo, 0, a.out
-	}
-	// out = in*s - lo + k with 0 ≤ out < a.out
-	in = -floorDiv(k-a.lo, a.s)
+	in = -floorDiv(k-a.lo, a.s) // out = in*s - lo + k with 0 ≤ out < a.out
 	out = in*a.s - a.lo + k
 	return in, out, chunks(max(a.out-out, 0), a.s)
 }
 
 // bias adds the sums of dy.
 func (g *weightPart) bias(sums []float32, n, z, y0, y1 int) {
-	one := []float32{1}
-	g.list = g.list[:0]
+	g.taps = g.taps[:0]
 	for y := y0; y < y1; y++ {
-		g.list = append(g.list, tap{0, g.out.at(n, z, y, 0)})
+		g.taps = append(g.taps, tap{0, g.out.at(n, z, y, 0)})
 	}
-	o := outer{a: one, b: g.out.v, taps: slices.Clone(g.list), k: g.out.W, ldb: g.out.C, ldc: g.out.C, m: 1}
-	for _, col := range g.e.level.columns(g.out.C) {
+	o := &g.outer
+	*o = outer{a: one[:], b: g.out.v, taps: g.taps, k: g.out.W, ldb: g.out.C, ldc: g.out.C, m: 1}
+	for _, col := range g.cols {
 		o.n, o.vecs, o.b0, o.c = col.n, col.vecs, col.first, sums[col.first:]
-		g.e.level.outer(&o)
+		g.e.level.outer(o)
 	}
 }
+
+// one is what a bias is multiplied by.
+var one = [1]float32{1}

@@ -120,7 +120,7 @@ func drawConv(t *rapid.T) gpu.Conv {
 			*out[i] = *in[i]
 		}
 	}
-	for c.FLOPs() > 40e6 && c.In.C > 1 { // the reference is slow
+	for c.FLOPs() > 10e6 && c.In.C > 1 { // the reference is slow
 		c.In.C /= 2
 	}
 	return c

@@ -1,3 +1,5 @@
+//go:build !amd64
+
 package cpu
 
 // levels lists the sets of kernels, fastest first.

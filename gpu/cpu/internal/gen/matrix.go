@@ -1,0 +1,327 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	op "github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
+)
+
+// Offsets in package cpu's product and outer structs; a test there holds them.
+const (
+	productA = 0
+	productB = 24
+	productC = 48
+	biasAt   = 72
+	addAt    = 96
+	tapsAt   = 120
+	a0At     = 144
+	kAt      = 152
+	ldaAt    = 160
+	ldcAt    = 168
+	ldaddAt  = 176
+	nAt      = 192
+
+	outerTaps = 72
+	outerA0   = 96
+	outerB0   = 104
+	outerK    = 112
+	outerLda  = 120
+	outerLdb  = 128
+	outerLdc  = 136
+	outerN    = 152
+)
+
+// rows is the most rows of a kernel with nv vectors: accumulators, nv vectors of b and a spare must fit the registers.
+func (k *kernels) rows(nv int) int {
+	if k.wide() {
+		return [3]int{0, 28, 14}[nv]
+	}
+	return [3]int{0, 12, 6}[nv]
+}
+
+// matrices writes every product, outer and dot kernel, and tables of them.
+func (k *kernels) matrices(tables io.Writer) {
+	for _, f := range []struct {
+		name string
+		emit func(m, nv int)
+	}{{"product", k.product}, {"outer", k.outer}} {
+		fmt.Fprintf(tables, "// %ss%s is the %s kernels by vectors and rows.\nvar %ss%s = [3][]func(*%s){\n", f.name, k.suffix, f.name, f.name, k.suffix, f.name)
+		for nv := 1; nv <= 2; nv++ {
+			fmt.Fprintf(tables, "\t%d: {\n\t\tnil", nv)
+			for m := 1; m <= k.rows(nv); m++ {
+				f.emit(m, nv)
+				fmt.Fprintf(tables, ", %s%dx%d%s", f.name, m, nv, k.suffix)
+			}
+			fmt.Fprint(tables, ",\n\t},\n")
+		}
+		fmt.Fprint(tables, "}\n\n")
+	}
+}
+
+func at(base reg.GPPhysical, disp int) op.Mem { return op.Mem{Base: base, Disp: disp} }
+
+// Registers of the matrix kernels.
+var (
+	args  = reg.RAX
+	taps  = reg.RBX
+	left  = reg.RCX // taps that are left
+	step  = reg.RDX // bytes from row to row of a
+	step3 = reg.RSI
+	bPtr  = reg.RDI
+	kLeft = reg.R8
+	bases = []reg.GPPhysical{reg.R9, reg.R10, reg.R11, reg.R12, reg.R13, reg.R15} // of every fifth row
+)
+
+// product writes the kernel of m rows by nv vectors.
+func (k *kernels) product(m, nv int) {
+	const unroll = 2
+	k.function(fmt.Sprintf("product%dx%d", m, nv), "p *product", "is product for m rows.")
+	acc := func(i, v int) reg.VecPhysical { return k.regs[i*nv+v] }
+	b := k.regs[m*nv : m*nv+nv]
+	spare := k.regs[m*nv+nv:]
+	bases := bases[:(m+4)/5]
+	k.Load(k.Param("p"), args)
+
+	// The last vector's mask. AVX2 has no register to keep it in: it is made again at the end.
+	makeTail := func() *tail {
+		k.MOVQ(at(args, nAt), reg.R9)
+		if nv > 1 {
+			k.SUBQ(op.Imm(uint64((nv-1)*k.lanes())), reg.R9)
+		}
+		t := k.tailOf(reg.R9, reg.R10, spare[0])
+		return &t
+	}
+	t := makeTail()
+	last := func(v int) *tail {
+		if v == nv-1 {
+			return t
+		}
+		return nil
+	}
+	k.MOVQ(at(args, biasAt), bPtr)
+	for v := range nv {
+		k.load(at(bPtr, v*k.bytes), acc(0, v), last(v))
+		for i := 1; i < m; i++ {
+			k.VMOVAPS(acc(0, v), acc(i, v))
+		}
+	}
+	k.MOVQ(at(args, tapsAt), taps)
+	k.MOVQ(at(args, tapsAt+8), left)
+	k.MOVQ(at(args, ldaAt), step)
+	k.SHLQ(op.Imm(2), step)
+	k.LEAQ(op.Mem{Base: step, Index: step, Scale: 2}, step3)
+	k.TESTQ(left, left)
+	k.JZ(op.LabelRef("done"))
+
+	k.Label("tap")
+	k.MOVQ(at(taps, 0), bases[0])
+	k.ADDQ(at(args, a0At), bases[0])
+	k.SHLQ(op.Imm(2), bases[0])
+	k.ADDQ(at(args, productA), bases[0])
+	k.MOVQ(at(taps, 8), bPtr)
+	k.SHLQ(op.Imm(2), bPtr)
+	k.ADDQ(at(args, productB), bPtr)
+	for i := 1; i < len(bases); i++ {
+		k.LEAQ(op.Mem{Base: bases[i-1], Index: step, Scale: 4}, bases[i])
+		k.ADDQ(step, bases[i])
+	}
+	k.MOVQ(at(args, kAt), kLeft)
+	aMem := func(i, u int) op.Mem {
+		mem := at(bases[i/5], 4*u)
+		switch i % 5 {
+		case 1:
+			mem.Index, mem.Scale = step, 1
+		case 2:
+			mem.Index, mem.Scale = step, 2
+		case 3:
+			mem.Index, mem.Scale = step3, 1
+		case 4:
+			mem.Index, mem.Scale = step, 4
+		}
+		return mem
+	}
+	body := func(u int) {
+		for v := range nv {
+			k.VMOVUPS(at(bPtr, k.bytes*(nv*u+v)), b[v])
+		}
+		for i := range m {
+			if nv == 1 && k.wide() {
+				k.VFMADD231PS_BCST(aMem(i, u), b[0], acc(i, 0))
+				continue
+			}
+			x := spare[i%len(spare)]
+			k.VBROADCASTSS(aMem(i, u), x)
+			for v := range nv {
+				k.VFMADD231PS(b[v], x, acc(i, v))
+			}
+		}
+	}
+	advance := func(n int) {
+		for _, r := range bases {
+			k.ADDQ(op.Imm(uint64(4*n)), r)
+		}
+		k.ADDQ(op.U32(uint32(k.bytes*nv*n)), bPtr)
+	}
+	k.SUBQ(op.Imm(unroll), kLeft)
+	k.JLT(op.LabelRef("rest"))
+	k.Label("loop")
+	for u := range unroll {
+		body(u)
+	}
+	advance(unroll)
+	k.SUBQ(op.Imm(unroll), kLeft)
+	k.JGE(op.LabelRef("loop"))
+	k.Label("rest")
+	k.ADDQ(op.Imm(unroll), kLeft)
+	k.JZ(op.LabelRef("next"))
+	body(0)
+	k.Label("next")
+	k.ADDQ(op.Imm(16), taps)
+	k.DECQ(left)
+	k.JNZ(op.LabelRef("tap"))
+	k.Label("done")
+
+	if !k.wide() {
+		t = makeTail()
+	}
+	rest := spare
+	if !k.wide() {
+		rest = b
+	}
+	add, ldadd, c, ldc := reg.R9, reg.R10, reg.R11, reg.R12
+	k.MOVQ(at(args, addAt), add)
+	k.TESTQ(add, add)
+	k.JZ(op.LabelRef("store"))
+	k.MOVQ(at(args, ldaddAt), ldadd)
+	for i := range m {
+		for v := range nv {
+			mem := at(add, v*k.bytes)
+			if v < nv-1 {
+				k.VADDPS(mem, acc(i, v), acc(i, v))
+				continue
+			}
+			k.load(mem, rest[0], t)
+			k.VADDPS(rest[0], acc(i, v), acc(i, v))
+		}
+		if i < m-1 {
+			k.LEAQ(op.Mem{Base: add, Index: ldadd, Scale: 4}, add)
+		}
+	}
+	k.Label("store")
+	k.MOVQ(at(args, productC), c)
+	k.MOVQ(at(args, ldcAt), ldc)
+	for i := range m {
+		for v := range nv {
+			k.store(acc(i, v), at(c, v*k.bytes), last(v))
+		}
+		if i < m-1 {
+			k.LEAQ(op.Mem{Base: c, Index: ldc, Scale: 4}, c)
+		}
+	}
+	k.VZEROUPPER()
+	k.RET()
+}
+
+// outer writes the kernel of m rows by nv vectors.
+func (k *kernels) outer(m, nv int) {
+	k.function(fmt.Sprintf("outer%dx%d", m, nv), "o *outer", "is outer for m rows.")
+	acc := func(i, v int) reg.VecPhysical { return k.regs[i*nv+v] }
+	b := k.regs[m*nv : m*nv+nv]
+	spare := k.regs[m*nv+nv:]
+	aPtr, lda, ldb := reg.R9, reg.RDX, reg.RSI
+	k.Load(k.Param("o"), args)
+	k.zero(k.regs[:m*nv]...)
+
+	makeTail := func() *tail {
+		k.MOVQ(at(args, outerN), reg.R10)
+		if nv > 1 {
+			k.SUBQ(op.Imm(uint64((nv-1)*k.lanes())), reg.R10)
+		}
+		t := k.tailOf(reg.R10, reg.R11, spare[0])
+		return &t
+	}
+	k.MOVQ(at(args, outerTaps), taps)
+	k.MOVQ(at(args, outerTaps+8), left)
+	k.MOVQ(at(args, outerLda), lda)
+	k.MOVQ(at(args, outerLdb), ldb)
+	k.SHLQ(op.Imm(2), lda)
+	k.SHLQ(op.Imm(2), ldb)
+
+	sum := func(prefix string, full bool) {
+		var t *tail
+		if !full && k.wide() {
+			t = makeTail()
+		}
+		k.Label(prefix + "tap")
+		k.MOVQ(at(taps, 0), aPtr)
+		k.ADDQ(at(args, outerA0), aPtr)
+		k.SHLQ(op.Imm(2), aPtr)
+		k.ADDQ(at(args, productA), aPtr)
+		k.MOVQ(at(taps, 8), bPtr)
+		k.ADDQ(at(args, outerB0), bPtr)
+		k.SHLQ(op.Imm(2), bPtr)
+		k.ADDQ(at(args, productB), bPtr)
+		k.MOVQ(at(args, outerK), kLeft)
+		k.Label(prefix + "loop")
+		for v := range nv {
+			if full || v < nv-1 {
+				k.VMOVUPS(at(bPtr, k.bytes*v), b[v])
+				continue
+			}
+			if !k.wide() {
+				t = makeTail() // no register keeps it
+			}
+			k.load(at(bPtr, k.bytes*v), b[v], t)
+		}
+		for i := range m {
+			if nv == 1 && k.wide() {
+				k.VFMADD231PS_BCST(at(aPtr, 4*i), b[0], acc(i, 0))
+				continue
+			}
+			x := spare[i%len(spare)]
+			k.VBROADCASTSS(at(aPtr, 4*i), x)
+			for v := range nv {
+				k.VFMADD231PS(b[v], x, acc(i, v))
+			}
+		}
+		k.ADDQ(lda, aPtr)
+		k.ADDQ(ldb, bPtr)
+		k.DECQ(kLeft)
+		k.JNZ(op.LabelRef(prefix + "loop"))
+		k.ADDQ(op.Imm(16), taps)
+		k.DECQ(left)
+		k.JNZ(op.LabelRef(prefix + "tap"))
+
+		c, ldc := reg.R10, reg.R11
+		if !full && !k.wide() {
+			t = makeTail()
+		}
+		k.MOVQ(at(args, productC), c)
+		k.MOVQ(at(args, outerLdc), ldc)
+		for i := range m {
+			for v := range nv {
+				mem := at(c, v*k.bytes)
+				if full || v < nv-1 {
+					k.VADDPS(mem, acc(i, v), acc(i, v))
+					k.VMOVUPS(acc(i, v), mem)
+					continue
+				}
+				k.load(mem, b[0], t)
+				k.VADDPS(b[0], acc(i, v), acc(i, v))
+				k.store(acc(i, v), mem, t)
+			}
+			if i < m-1 {
+				k.LEAQ(op.Mem{Base: c, Index: ldc, Scale: 4}, c)
+			}
+		}
+		k.VZEROUPPER()
+		k.RET()
+	}
+	k.CMPQ(at(args, outerN), op.Imm(uint64(nv*k.lanes())))
+	k.JNE(op.LabelRef("partial"))
+	sum("full", true)
+	k.Label("partial")
+	sum("part", false)
+}

@@ -1,0 +1,155 @@
+package enginetest
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/flowrun/flowrun/gpu"
+)
+
+// benchBytes is the arena of benchmarks.
+const benchBytes = 1 << 30
+
+// benchConvs are the convolutions that a training step spends its time in, and its thin first and last layers.
+var benchConvs = []struct {
+	name       string
+	in         gpu.Dims
+	co         int
+	k, s       int
+	transposed bool
+}{
+	{"c16", gpu.Dims{N: 2, D: 32, H: 64, W: 64, C: 16}, 16, 3, 1, false},
+	{"c32", gpu.Dims{N: 1, D: 32, H: 64, W: 64, C: 32}, 32, 3, 1, false},
+	{"c64", gpu.Dims{N: 1, D: 32, H: 64, W: 64, C: 64}, 64, 3, 1, false},
+	{"c128", gpu.Dims{N: 1, D: 32, H: 32, W: 32, C: 128}, 128, 3, 1, false},
+	{"k4s2", gpu.Dims{N: 1, D: 32, H: 64, W: 64, C: 32}, 64, 4, 2, false},
+	{"t4s2", gpu.Dims{N: 1, D: 16, H: 32, W: 32, C: 64}, 32, 4, 2, true},
+	{"first", gpu.Dims{N: 2, D: 32, H: 64, W: 64, C: 1}, 16, 3, 1, false},
+	{"last", gpu.Dims{N: 2, D: 32, H: 64, W: 64, C: 16}, 1, 3, 1, false},
+	{"k1", gpu.Dims{N: 1, D: 32, H: 64, W: 64, C: 64}, 8, 1, 1, false},
+}
+
+// Bench times convolutions (GFLOP/s) and the memory-bound ops (GB/s of what an op must read and write).
+func Bench(b *testing.B, open func() gpu.Engine) {
+	run := func(name, unit string, work int64, setup func(r *rig) func()) {
+		b.Run(name, func(b *testing.B) {
+			e := open()
+			defer func() { _ = e.Close() }()
+			if err := e.Reserve(benchBytes); err != nil {
+				b.Fatal(err)
+			}
+			f := setup(&rig{e: e})
+			f()
+			if err := e.Sync(); err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				f()
+				_ = e.Sync()
+			}
+			b.ReportMetric(float64(work)*float64(b.N)/b.Elapsed().Seconds()/1e9, unit)
+		})
+	}
+	rng := rand.New(rand.NewPCG(1, 1))
+	for _, s := range benchConvs {
+		c := gpu.Conv{In: s.in, K: [3]int{s.k, s.k, s.k}, S: [3]int{s.s, s.s, s.s}, Pad: gpu.Replicate, Transposed: s.transposed}
+		if s.k > 1 {
+			c.Lo = [3]int{1, 1, 1}
+		}
+		c.Out = gpu.Dims{N: s.in.N, D: s.in.D / s.s, H: s.in.H / s.s, W: s.in.W / s.s, C: s.co}
+		if s.transposed {
+			c.Out = gpu.Dims{N: s.in.N, D: s.in.D * s.s, H: s.in.H * s.s, W: s.in.W * s.s, C: s.co}
+		}
+		layer := func(r *rig, f func(x, y gpu.Tensor, packed, packedGrad, w, bias, work gpu.Ptr)) {
+			sizes := r.e.ConvSizes(c)
+			packed, packedGrad, work := r.alloc(sizes.Packed), r.alloc(sizes.PackedGrad), r.alloc(sizes.Workspace)
+			w, bias := r.floats(random(rng, c.Taps()*c.In.C*c.Out.C)), r.floats(random(rng, c.Out.C))
+			r.e.PackConv(c, w, packed, packedGrad)
+			x := r.put(c.In, c.Halo(), gpu.Replicate, random(rng, c.In.Len()))
+			y := r.put(c.Out, c.Halo(), gpu.Zero, random(rng, c.Out.Len()))
+			f(x, y, packed, packedGrad, w, bias, work)
+		}
+		run("Conv/"+s.name+"/Forward", "GFLOP/s", c.FLOPs(), func(r *rig) (op func()) {
+			layer(r, func(x, y gpu.Tensor, packed, _, _, bias, _ gpu.Ptr) { op = func() { r.e.Conv(c, x, packed, bias, nil, y) } })
+			return op
+		})
+		run("Conv/"+s.name+"/GradInput", "GFLOP/s", c.FLOPs(), func(r *rig) (op func()) {
+			layer(r, func(x, y gpu.Tensor, _, packedGrad, _, _, _ gpu.Ptr) {
+				op = func() { r.e.ConvGradInput(c, y, packedGrad, x) }
+			})
+			return op
+		})
+		run("Conv/"+s.name+"/GradWeight", "GFLOP/s", c.FLOPs(), func(r *rig) (op func()) {
+			layer(r, func(x, y gpu.Tensor, _, _, w, bias, work gpu.Ptr) {
+				op = func() { r.e.ConvGradWeight(c, x, y, w, bias, work) }
+			})
+			return op
+		})
+	}
+	d := gpu.Dims{N: 2, D: 32, H: 64, W: 64, C: 16}
+	tensors := func(r *rig, n int) []gpu.Tensor {
+		ts := make([]gpu.Tensor, n)
+		for i := range ts {
+			ts[i] = r.put(d, 1, gpu.Replicate, random(rng, d.Len()))
+		}
+		return ts
+	}
+	size := 4 * int64(d.Len())
+	for _, n := range []gpu.Norm{{Eps: 1e-6}, {Groups: 4, Eps: 1e-6}} {
+		name := fmt.Sprintf("NormAct/%d groups", n.Groups)
+		setup := func(r *rig, f func(ts []gpu.Tensor, gamma, beta, stats, work gpu.Ptr)) {
+			gamma, beta := r.floats(random(rng, d.C)), r.floats(random(rng, d.C))
+			stats, work := r.alloc(r.e.NormStats(n, d)), r.alloc(r.e.NormWork(n, d))
+			ts := tensors(r, 3)
+			r.e.NormAct(n, ts[0], gamma, beta, stats, ts[1])
+			f(ts, gamma, beta, stats, work)
+		}
+		run(name+"/Forward", "GB/s", 2*size, func(r *rig) (op func()) {
+			setup(r, func(ts []gpu.Tensor, gamma, beta, stats, _ gpu.Ptr) {
+				op = func() { r.e.NormAct(n, ts[0], gamma, beta, stats, ts[1]) }
+			})
+			return op
+		})
+		run(name+"/Grad", "GB/s", 3*size, func(r *rig) (op func()) {
+			setup(r, func(ts []gpu.Tensor, gamma, beta, stats, work gpu.Ptr) {
+				op = func() { r.e.NormActGrad(n, ts[0], gamma, beta, stats, ts[1], nil, ts[2], gamma, beta, work) }
+			})
+			return op
+		})
+	}
+	run("Add", "GB/s", 3*size, func(r *rig) func() {
+		ts := tensors(r, 3)
+		return func() { r.e.Add(ts[0], ts[1], ts[2]) }
+	})
+	one := gpu.Dims{N: 16, D: 32, H: 64, W: 64, C: 1}
+	run("ReconLoss", "GB/s", 3*size*int64(one.Len())/int64(d.Len()), func(r *rig) func() {
+		y, t, dy := r.put(one, 1, gpu.Zero, random(rng, one.Len())), r.put(one, 1, gpu.Zero, random(rng, one.Len())), r.tensor(one, 1, gpu.Zero)
+		out, work := r.alloc(16), r.alloc(r.e.LossWork(one))
+		return func() { r.e.ReconLoss(y, t, 1, 1, 1, &dy, out, work) }
+	})
+	const params = 4 << 20
+	run("Adam", "GB/s", 9*4*params, func(r *rig) func() {
+		v := random(rng, params)
+		for i := range v {
+			v[i] *= v[i]
+		}
+		p, g, m, s, ema := r.floats(v), r.floats(v), r.floats(v), r.floats(v), r.floats(v)
+		a := gpu.Adam{LR: 1e-4, Beta1: 0.5, Beta2: 0.9, Eps: 1e-8, GradScale: 1, EMADecay: 0.999, Step: 3}
+		return func() { r.e.AdamStep(a, p, g, m, s, ema, params) }
+	})
+	run("SumSquares", "GB/s", 4*params, func(r *rig) func() {
+		p, out, work := r.floats(random(rng, params)), r.alloc(4), r.alloc(r.e.SumSquaresWork(params))
+		return func() { r.e.SumSquares(p, params, out, work) }
+	})
+	k := gpu.Quantizer{Codes: 16384, Dim: 8}
+	z := gpu.Dims{N: 2, D: 8, H: 16, W: 16, C: k.Dim}
+	run("Quantize", "GFLOP/s", 2*int64(z.Voxels())*int64(k.Codes*k.Dim), func(r *rig) func() {
+		tz, tq := r.put(z, 0, gpu.Zero, random(rng, z.Len())), r.tensor(z, 0, gpu.Zero)
+		book, idx := r.floats(random(rng, k.Codes*k.Dim)), r.alloc(4*int64(z.Voxels()))
+		counts, sums := r.floats(make([]float64, k.Codes)), r.floats(make([]float64, k.Codes*k.Dim))
+		loss, work := r.alloc(4), r.alloc(r.e.QuantizeWork(k, z))
+		return func() { r.e.Quantize(k, tz, book, idx, tq, counts, sums, loss, work) }
+	})
+}
