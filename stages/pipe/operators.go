@@ -122,7 +122,6 @@ func transform[T, R any](in Port[T], stage string, keeps bool, fn func(*node, it
 	take(in, n)
 	p := port[R](n)
 	n.start(func() error {
-		var failure error
 		over := false
 		received := func(yield func(T) bool) {
 			for !over {
@@ -135,9 +134,8 @@ func transform[T, R any](in Port[T], stage string, keeps bool, fn func(*node, it
 		fn(n, received)(func(r R, err error) bool {
 			switch {
 			case err != nil:
-				if !over {
-					failure, over = err, true
-				}
+				g.fail(stage, err) // at once: fn may have much to tidy up
+				over = true
 			case over:
 				n.drop(r)
 			default:
@@ -146,10 +144,10 @@ func transform[T, R any](in Port[T], stage string, keeps bool, fn func(*node, it
 			return !over
 		})
 		over = true
-		if failure == nil && !n.ended && !g.hard() {
+		if !n.ended && !g.hard() {
 			g.Done()
 		}
-		return failure
+		return nil
 	})
 	return p
 }

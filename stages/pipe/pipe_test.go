@@ -137,6 +137,24 @@ func TestExpandIsLazy(t *testing.T) {
 	})
 }
 
+// A yielded error stops the graph at once, whatever the function does afterwards.
+func TestYieldedErrorIsTheFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(t.Context())
+		p := Transform(count(g, 10), "train", func(ctx context.Context, in iter.Seq[int]) iter.Seq2[int, error] {
+			return func(yield func(int, error) bool) {
+				yield(0, errBoom)
+				<-ctx.Done()
+				panic("while tidying up")
+			}
+		})
+		Discard(p, "sink")
+		if err := g.Wait(); err == nil || err.Error() != "train: boom" {
+			t.Error(err)
+		}
+	})
+}
+
 // After its error a function gets no more input.
 func TestTransformEndsWithItsError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
