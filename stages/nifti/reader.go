@@ -83,7 +83,7 @@ func (r *Reader) open(path string, limits Limits) error {
 	}
 	r.end = h.VoxOffset + h.Bytes()
 	if r.end < 0 || r.end > r.s.bound() {
-		if r.s.zip {
+		if r.s.gz != nil {
 			return fmt.Errorf("truncated: %d bytes can't be inflated to the %d that the header wants", r.s.info.Size, r.end)
 		}
 		return fmt.Errorf("truncated: %d of %d bytes", r.s.info.Size, r.end)
@@ -172,10 +172,10 @@ func (r *Reader) Finish() ([]string, error) {
 		return nil, err
 	}
 	var warnings []string
-	if extra := r.s.info.Size - r.end; !r.s.zip && extra > 0 {
+	if extra := r.s.info.Size - r.end; r.s.gz == nil && extra > 0 {
 		warnings = append(warnings, fmt.Sprintf("%d bytes more than the header says", extra))
 	}
-	if r.s.zip {
+	if r.s.gz != nil {
 		// What a header doesn't ask for is bounded like what it does: 64 MiB of padding are more than any writer leaves.
 		extra, err := io.Copy(io.Discard, io.LimitReader(r.s, 64<<20))
 		if err != nil {
@@ -187,8 +187,8 @@ func (r *Reader) Finish() ([]string, error) {
 		if extra > 0 {
 			warnings = append(warnings, fmt.Sprintf("%d bytes more than the header says", extra))
 		}
-		if r.s.after > 0 {
-			warnings = append(warnings, fmt.Sprintf("%d bytes after the gzip data; ignored", r.s.after))
+		if after := r.s.gz.After(); after > 0 {
+			warnings = append(warnings, fmt.Sprintf("%d bytes after the gzip data; ignored", after))
 		}
 	}
 	return warnings, nil
