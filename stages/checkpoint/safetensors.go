@@ -88,16 +88,25 @@ func scan(path string, body func(r io.Reader, h *header) error) (*header, error)
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	h, err := readHeader(f, size)
+	h, err := decode(f, size, body)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	return h, nil
+}
+
+// decode is scan for the size bytes of r.
+func decode(r io.Reader, size int64, body func(r io.Reader, h *header) error) (*header, error) {
+	h, err := readHeader(r, size)
+	if err != nil {
+		return nil, err
+	}
 	sum := newSum(h)
-	if err := body(io.TeeReader(f, sum), h); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, torn(err))
+	if err := body(io.TeeReader(r, sum), h); err != nil {
+		return nil, torn(err)
 	}
 	if got := hex.EncodeToString(sum.Sum(nil)); h.seal != "" && got != h.seal {
-		return nil, fmt.Errorf("%s: damaged: SHA-256 is %s (want %s)", path, got, h.seal)
+		return nil, fmt.Errorf("damaged: SHA-256 is %s (want %s)", got, h.seal)
 	}
 	return h, nil
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/csv"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -25,11 +24,11 @@ type Metrics struct {
 // metrics.jsonl. Either file is replaced at once or not at all.
 func OpenMetrics(dir string, step int) (*Metrics, error) {
 	record, table := filepath.Join(dir, "metrics.jsonl"), filepath.Join(dir, "metrics.csv")
-	err := replace(record, func(w io.Writer) error { return copyRecord(w, record, step) })
+	err := replace(record, record, func(w io.Writer, r io.Reader) error { return copyRecord(w, r, step) })
 	if err != nil {
 		return nil, err
 	}
-	if err := replace(table, func(w io.Writer) error { return tabulate(w, record) }); err != nil {
+	if err := replace(table, record, tabulate); err != nil {
 		return nil, err
 	}
 	m := &Metrics{}
@@ -79,7 +78,7 @@ func row(values map[string]string) []string {
 }
 
 // copyRecord copies the lines of a record up to a step.
-func copyRecord(w io.Writer, record string, step int) error {
+func copyRecord(w io.Writer, record io.Reader, step int) error {
 	return lines(record, func(line []byte) error {
 		var at struct {
 			Step *int `json:"step"`
@@ -93,7 +92,7 @@ func copyRecord(w io.Writer, record string, step int) error {
 }
 
 // tabulate writes a record as a table.
-func tabulate(w io.Writer, record string) error {
+func tabulate(w io.Writer, record io.Reader) error {
 	table := csv.NewWriter(w)
 	if err := table.Write(columns()); err != nil {
 		return err
@@ -103,7 +102,7 @@ func tabulate(w io.Writer, record string) error {
 		d := json.NewDecoder(bytes.NewReader(line))
 		d.UseNumber()
 		if err := d.Decode(&object); err != nil {
-			return fmt.Errorf("%s: %w", record, err)
+			return err
 		}
 		values := make(map[string]string, len(object))
 		for name, value := range object {
@@ -123,19 +122,11 @@ func tabulate(w io.Writer, record string) error {
 	return table.Error()
 }
 
-// lines calls f with each whole line of a file, its end included. A file that isn't there has none.
-func lines(path string, f func(line []byte) error) error {
-	file, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer func() { _ = file.Close() }()
-	r := bufio.NewReaderSize(file, 1<<16)
+// lines calls f with each whole line, its end included.
+func lines(r io.Reader, f func(line []byte) error) error {
+	buffered := bufio.NewReaderSize(r, 1<<16)
 	for {
-		line, err := r.ReadBytes('\n')
+		line, err := buffered.ReadBytes('\n')
 		if err == io.EOF {
 			return nil // what follows the last line end is torn
 		}
@@ -148,8 +139,17 @@ func lines(path string, f func(line []byte) error) error {
 	}
 }
 
-// replace writes a file under a temporary name and gives it its own once it is durable.
-func replace(path string, write func(io.Writer) error) (err error) {
+// replace has write make path's new content of from's, or of nothing if from isn't there, under a temporary name, and
+// gives it path's name once it is durable.
+func replace(path, from string, write func(io.Writer, io.Reader) error) (err error) {
+	var r io.Reader = bytes.NewReader(nil)
+	old, err := os.Open(from)
+	if err == nil {
+		defer func() { _ = old.Close() }()
+		r = old
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	f, err := os.Create(path + ".tmp")
 	if err != nil {
 		return err
@@ -160,7 +160,7 @@ func replace(path string, write func(io.Writer) error) (err error) {
 		}
 	}()
 	w := bufio.NewWriter(f)
-	err = write(w)
+	err = write(w, r)
 	if err == nil {
 		err = w.Flush()
 	}
