@@ -140,11 +140,12 @@ func (z *Reader) fill() error {
 		}
 		return nil
 	}
-	// Bits above nbits will be read again from in[pos:].
-	copy(z.in, z.in[z.pos:z.end])
-	z.end -= z.pos
-	z.pos = 0
-	for z.end < 2*ahead && !z.eof {
+	// The last 8 bytes stay: they may be in bits, and whole gives them back.
+	shift := max(z.pos-8, 0)
+	copy(z.in, z.in[shift:z.end])
+	z.end -= shift
+	z.pos -= shift
+	for z.end-z.pos < 2*ahead && !z.eof {
 		n, err := z.src.Read(z.in[z.end:inSize])
 		z.end += n
 		if err == io.EOF {

@@ -70,7 +70,7 @@ func TestRoundTrip(t *testing.T) {
 		_, _ = w.Write(want)
 		_ = w.Close()
 		var src io.Reader = &b
-		if rapid.Bool().Draw(t, "one byte at a time") && n < 2000 {
+		if rapid.Bool().Draw(t, "one byte at a time") && n < 20000 {
 			src = iotest.OneByteReader(src)
 		}
 		got, err := io.ReadAll(NewReader(src))
@@ -81,6 +81,19 @@ func TestRoundTrip(t *testing.T) {
 			t.Fatalf("kind %d, level %d: %d bytes differ", kind, level, n)
 		}
 	})
+}
+
+// Long data, so that blocks, refills and the window's slides fall at many places.
+func TestLong(t *testing.T) {
+	for _, kind := range []int{1, 2} {
+		want := sample(kind, 8<<20, 1)
+		for _, level := range []int{1, 6} {
+			got, err := io.ReadAll(NewReader(bytes.NewReader(deflate(t, want, level))))
+			if err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("kind %d, level %d: %d bytes, %v", kind, level, len(got), err)
+			}
+		}
+	}
 }
 
 func TestMembersAndWhatFollows(t *testing.T) {
@@ -156,10 +169,15 @@ func FuzzInflate(f *testing.F) {
 		}
 	}
 	f.Add(append(deflate(f, []byte("one"), 1), deflate(f, nil, 1)...))
+	// A trailer of which bytes were in the bit buffer when input was moved.
+	f.Add([]byte("\x1f\x8b\b\x00\x00\x00\x00\x00\x02\xffb\x18\x05\xa3`\x14\f\x1f\xc08\nF\xc1(\x18>\x80\x89$\x00\b\x00\x00\xff\xff=\x9d\x9d\x9d\x9d\x9d\x9d\xf9\x80\x86\xd0\a\x00\x00"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		const most = 1 << 22
-		z := NewReader(bytes.NewReader(b))
-		got, err := io.ReadAll(io.LimitReader(z, most))
+		got, err := io.ReadAll(io.LimitReader(NewReader(bytes.NewReader(b)), most))
+		slow, slowErr := io.ReadAll(io.LimitReader(NewReader(iotest.OneByteReader(bytes.NewReader(b))), most))
+		if err != slowErr || err == nil && !bytes.Equal(got, slow) {
+			t.Fatalf("%v, byte by byte %v", err, slowErr)
+		}
 		var want []byte
 		src := bytes.NewReader(b)
 		g, wantErr := gzip.NewReader(src)
