@@ -39,7 +39,7 @@ func BoundBy(prev, now []pipe.Stat, names ...string) string {
 		if busy > most && (len(names) == 0 || slices.Contains(names, s.Stage)) {
 			bound, most = s.Stage, busy
 		}
-		if s.State != pipe.Finished && share(s.BlockedIn, s.Workers) < noticed {
+		if share(s.BlockedIn, s.Workers) < noticed {
 			break
 		}
 	}

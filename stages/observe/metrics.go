@@ -13,11 +13,7 @@ import (
 )
 
 // Metrics writes a run's metrics.jsonl and metrics.csv. One goroutine at a time may use it.
-type Metrics struct {
-	record *os.File
-	table  *os.File
-	csv    *csv.Writer
-}
+type Metrics struct{ record, table *journal }
 
 // OpenMetrics opens the metrics of a run that goes on from step, 0 for a new one, to append to them. Lines of later
 // steps, which the run will repeat, and lines that aren't whole are dropped; metrics.csv is made again from
@@ -32,39 +28,77 @@ func OpenMetrics(dir string, step int) (*Metrics, error) {
 		return nil, err
 	}
 	m := &Metrics{}
-	if m.record, err = os.OpenFile(record, os.O_WRONLY|os.O_APPEND, 0); err != nil {
+	if m.record, err = openJournal(record); err != nil {
 		return nil, err
 	}
-	if m.table, err = os.OpenFile(table, os.O_WRONLY|os.O_APPEND, 0); err != nil {
+	if m.table, err = openJournal(table); err != nil {
 		_ = m.record.Close()
 		return nil, err
 	}
-	m.csv = csv.NewWriter(m.table)
 	return m, nil
 }
 
-// Train adds an optimiser step.
+// Train adds an optimiser step. What an error kept out of a file leaves no trace there; later calls may succeed.
 func (m *Metrics) Train(s Step) error { return m.add(s.fields()) }
 
-// Validation adds a validation.
+// Validation adds a validation, as Train does a step.
 func (m *Metrics) Validation(v Val) error { return m.add(v.fields()) }
 
 // Close closes the files.
 func (m *Metrics) Close() error { return errors.Join(m.record.Close(), m.table.Close()) }
 
 func (m *Metrics) add(fields []field) error {
-	if _, err := m.record.Write(append(object(fields), '\n')); err != nil {
+	if err := m.record.add(append(object(fields), '\n')); err != nil {
 		return err
 	}
 	values := make(map[string]string, len(fields))
 	for _, f := range fields {
 		values[f.name], _ = cell(f.value)
 	}
-	if err := m.csv.Write(row(values)); err != nil {
+	var b bytes.Buffer
+	table := csv.NewWriter(&b)
+	if err := table.Write(row(values)); err != nil {
 		return err
 	}
-	m.csv.Flush()
-	return m.csv.Error()
+	table.Flush()
+	return m.table.add(b.Bytes())
+}
+
+// journal is a file that whole lines are added to.
+type journal struct {
+	file
+	size int64
+}
+
+type file interface {
+	io.WriteCloser
+	Truncate(size int64) error
+}
+
+func openJournal(path string) (*journal, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return nil, err
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return &journal{f, size}, nil
+}
+
+// add adds a line, or nothing.
+func (j *journal) add(line []byte) error {
+	n, err := j.Write(line)
+	if err != nil {
+		if n > 0 {
+			_ = j.Truncate(j.size)
+		}
+		return err
+	}
+	j.size += int64(n)
+	return nil
 }
 
 // row is the values in the order of the columns.

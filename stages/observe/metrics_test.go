@@ -3,11 +3,13 @@ package observe
 import (
 	"encoding/csv"
 	"encoding/json"
+	"errors"
 	"math"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -146,6 +148,54 @@ func TestOpenMetricsHealsTornFiles(t *testing.T) {
 	check(t, err)
 	if len(left) > 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// full is a file on a disk that has room for so many bytes.
+type full struct {
+	file
+	room *int
+}
+
+func (f full) Write(b []byte) (int, error) {
+	if len(b) <= *f.room {
+		*f.room -= len(b)
+		return f.file.Write(b)
+	}
+	n, _ := f.file.Write(b[:*f.room])
+	*f.room = 0
+	return n, syscall.ENOSPC
+}
+
+func TestAFullDiskLeavesWholeLines(t *testing.T) {
+	for room := 0; room < 700; room += 9 {
+		dir := t.TempDir()
+		m := openMetrics(t, dir, 0)
+		left := room
+		m.record.file = full{m.record.file, &left}
+		m.table.file = full{m.table.file, &left}
+		var err error
+		for s := 1; err == nil; s++ {
+			err = m.Train(Step{Step: s})
+		}
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Fatal(err)
+		}
+		left = 1 << 20
+		check(t, m.Train(Step{Step: 9}))
+		for _, name := range []string{"metrics.jsonl", "metrics.csv"} {
+			text := read(t, dir, name)
+			for line := range strings.Lines(text) {
+				if !strings.HasSuffix(line, "\n") || name == "metrics.jsonl" && !json.Valid([]byte(line)) ||
+					name == "metrics.csv" && strings.Count(line, ",") != len(columns())-1 {
+					t.Fatalf("room for %d bytes: %s has %q", room, name, line)
+				}
+			}
+			if name == "metrics.jsonl" && !strings.Contains(text, `"step":9`) {
+				t.Fatalf("room for %d bytes: what came after is lost:\n%s", room, text)
+			}
+		}
+		check(t, m.Close())
 	}
 }
 
