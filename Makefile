@@ -1,0 +1,38 @@
+# flowrun. `make demo` and `make test` need Go, gcc and make, nothing else.
+GO ?= go
+FUZZTIME ?= 30s
+
+.PHONY: build demo test race lint fuzz bench generate generated clean
+
+build: ## the program, in bin/
+	$(GO) build -trimpath -o bin/flowrun ./cmd/flowrun
+
+demo: build ## train on generated scans for about five minutes, end with a picture
+	rm -rf runs/demo
+	bin/flowrun demo runs/demo
+
+test: ## every test
+	$(GO) vet ./...
+	$(GO) test ./...
+	$(GO) test -race ./stages/... ./flows/...
+
+lint: ## golangci-lint, see .golangci.yml
+	golangci-lint run ./...
+
+fuzz: ## each fuzz target for FUZZTIME
+	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do \
+		for f in $$(grep -rhoE '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | cut -c6-); do \
+			echo "== $$dir $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$dir; \
+		done; done
+
+bench: ## every benchmark, ten times, for benchstat
+	$(GO) test -run '^$$' -bench . -count 10 ./...
+
+generate: ## the assembly kernels, from their avo generator
+	$(GO) generate ./gpu/cpu/...
+
+generated: generate ## fails where a generated file is stale
+	git diff --exit-code -- gpu/cpu
+
+clean:
+	rm -rf bin runs/demo

@@ -1,0 +1,79 @@
+package flows
+
+import (
+	"context"
+	"math/rand/v2"
+
+	"github.com/flowrun/flowrun/stages/read"
+	"github.com/flowrun/flowrun/stages/tile"
+	"github.com/flowrun/flowrun/stages/train"
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+// data is the frozen list of scans and what follows from it: the split, the order of each epoch, the counts.
+type data struct {
+	all         []*volume.Scan // frozen
+	train, held []*volume.Scan
+	bad         []read.Bad // couldn't even be listed
+	seed        uint64
+	tiles       func(*volume.Scan) int // patches of a scan in an epoch
+}
+
+// findScans lists the job's scans.
+func (j *Job) findScans(ctx context.Context) (*data, error) {
+	r, _ := option[read.Options](j)
+	scans, bad, err := read.List(ctx, *r)
+	if err != nil {
+		return nil, &DataError{err}
+	}
+	return j.freeze(scans, bad)
+}
+
+// freeze splits a list of scans.
+func (j *Job) freeze(scans []*volume.Scan, bad []read.Bad) (*data, error) {
+	if len(scans) == 0 {
+		return nil, dataErrorf("none of %d scans can be read; the first: %s: %s", len(bad), bad[0].Path, bad[0].Reason)
+	}
+	t, _ := option[tile.Options](j)
+	tr, _ := option[train.Options](j)
+	d := &data{all: scans, bad: bad, seed: j.run.Seed, tiles: func(s *volume.Scan) int {
+		return tile.Count(s.Dims, *t, j.multiple())
+	}}
+	var err error
+	if d.train, d.held, err = train.Split(scans, tr.Validate); err != nil {
+		return nil, &ConfigError{err}
+	}
+	return d, nil
+}
+
+// order returns the training scans in the order of an epoch.
+func (d *data) order(epoch int) []*volume.Scan {
+	r := rand.New(rand.NewPCG(volume.Key(d.seed, "order", "", epoch), 0))
+	scans := make([]*volume.Scan, len(d.train))
+	for i, k := range r.Perm(len(scans)) {
+		scans[i] = d.train[k]
+	}
+	return scans
+}
+
+// perEpoch is the number of patches of an epoch in which no scan is bad.
+func (d *data) perEpoch() int {
+	n := 0
+	for _, s := range d.train {
+		n += d.tiles(s)
+	}
+	return n
+}
+
+// steps is the number of optimiser steps of a number of epochs; the last batch may be a smaller one.
+func (d *data) steps(epochs, batch int) int { return (epochs*d.perEpoch() + batch - 1) / batch }
+
+// largest returns the scan that costs most of what cost measures.
+func largest(scans []*volume.Scan, cost func(*volume.Scan) int64) (s *volume.Scan, most int64) {
+	for _, c := range scans {
+		if n := cost(c); s == nil || n > most {
+			s, most = c, n
+		}
+	}
+	return s, most
+}

@@ -1,0 +1,201 @@
+package flows
+
+import (
+	"context"
+	"iter"
+
+	"github.com/flowrun/flowrun/stages/augment"
+	"github.com/flowrun/flowrun/stages/batch"
+	"github.com/flowrun/flowrun/stages/pipe"
+	"github.com/flowrun/flowrun/stages/read"
+	"github.com/flowrun/flowrun/stages/shuffle"
+	"github.com/flowrun/flowrun/stages/tile"
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+// wiring is a graph under construction: the port that the next stage takes, by element type.
+type wiring struct {
+	*run
+	g         *pipe.Graph
+	volumes   pipe.Port[*volume.Volume]
+	patches   pipe.Port[*volume.Patch]
+	batches   pipe.Port[*volume.Batch]
+	snapshots pipe.Port[*volume.Snapshot]
+}
+
+// wire builds the run's graph.
+func (r *run) wire(g *pipe.Graph) {
+	w := &wiring{run: r, g: g}
+	for _, p := range r.job.pieces {
+		p.wire(w, p)
+	}
+	switch r.job.pieces[len(r.job.pieces)-1].out {
+	case volumes:
+		pipe.Discard(w.volumes, "end")
+	case patches:
+		pipe.Discard(w.patches, "end")
+	case batches:
+		pipe.Discard(w.batches, "end")
+	case snapshots:
+		pipe.Discard(w.snapshots, "end")
+	}
+}
+
+// admission is a scan that the budget has let in.
+type admission struct {
+	scan    *volume.Scan
+	epoch   int
+	release func() // nil: a dry one, which costs nothing
+}
+
+func (a admission) Release() {
+	if a.release != nil {
+		a.release()
+	}
+}
+
+// loaded is a volume, or what is wrong with its scan.
+type loaded struct {
+	*volume.Volume
+	bad *read.Bad
+}
+
+func (l loaded) Release() {
+	if l.Volume != nil {
+		l.Volume.Release()
+	}
+}
+
+// wireRead puts three operators: admit lets scans in, in order, as the budget has room; read loads them, several at
+// once; vet takes the bad ones out.
+func wireRead(w *wiring, s *piece) {
+	o, r := *s.options.(*read.Options), w.run
+	admitted := pipe.From(w.g, "admit", func(ctx context.Context, emit func(admission) error) error {
+		for epoch := r.start.Epoch; epoch < r.epochs; epoch++ {
+			good := 0
+			for _, scan := range r.data.order(epoch) {
+				if r.quarantine.Has(scan.ID) {
+					continue
+				}
+				good++
+				a := admission{scan: scan, epoch: epoch}
+				if epoch != r.start.Epoch || !r.replayed[scan.ID] {
+					release, err := r.budget.Acquire(ctx, read.Cost(scan, o), scan.ID)
+					if err != nil {
+						return err
+					}
+					a.release = release
+				}
+				if err := emit(a); err != nil {
+					return err
+				}
+			}
+			if good == 0 {
+				return dataErrorf("all %d training scans are in quarantine; see %s", len(r.data.train), r.file("quarantine.jsonl"))
+			}
+		}
+		return nil
+	})
+	all := pipe.Map(admitted, s.label, max(1, o.Ahead), func(ctx context.Context, a admission) (loaded, error) {
+		if a.release == nil {
+			return loaded{Volume: read.Dry(a.scan, a.epoch, o)}, nil
+		}
+		v, err := read.Load(ctx, a.scan, a.epoch, o, a.release)
+		if err != nil && ctx.Err() != nil {
+			return loaded{}, context.Cause(ctx)
+		}
+		if err != nil {
+			return loaded{bad: &read.Bad{Scan: a.scan.ID, Path: a.scan.Path, Reason: err.Error()}}, nil
+		}
+		return loaded{Volume: v}, nil
+	})
+	w.volumes = pipe.Transform(all, "vet", func(_ context.Context, in iter.Seq[loaded]) iter.Seq2[*volume.Volume, error] {
+		return func(yield func(*volume.Volume, error) bool) {
+			for l := range in {
+				if l.bad != nil {
+					if err := r.setAside(*l.bad); err != nil {
+						yield(nil, err)
+						return
+					}
+					continue
+				}
+				r.warn(l.Volume)
+				if !yield(l.Volume, nil) {
+					return
+				}
+			}
+		}
+	})
+}
+
+func wireTile(w *wiring, s *piece) {
+	o := *s.options.(*tile.Options)
+	w.patches = pipe.Expand(w.volumes, s.label, func(_ context.Context, v *volume.Volume) iter.Seq2[*volume.Patch, error] {
+		return tile.Tiles(v, o, w.job.run.Seed, w.job.multiple())
+	})
+}
+
+func wireShuffle(w *wiring, s *piece) {
+	o := *s.options.(*shuffle.Options)
+	w.patches = pipe.Transform(w.patches, s.label, func(_ context.Context, in iter.Seq[*volume.Patch]) iter.Seq2[*volume.Patch, error] {
+		return shuffle.Shuffle(in, o, w.job.run.Seed)
+	})
+}
+
+func wireAugment(w *wiring, s *piece) {
+	o := *s.options.(*augment.Options)
+	w.patches = pipe.Map(w.patches, s.label, 1, func(_ context.Context, p *volume.Patch) (*volume.Patch, error) {
+		augment.Apply(p, o, w.job.run.Seed, s.ordinal)
+		return p, nil
+	})
+}
+
+func wireBatch(w *wiring, s *piece) {
+	w.batches = pipe.Transform(w.patches, s.label, func(ctx context.Context, in iter.Seq[*volume.Patch]) iter.Seq2[*volume.Batch, error] {
+		return w.maker.Batches(ctx, sound(batch.From(in, w.start), new(error)))
+	})
+}
+
+func wireTrain(w *wiring, s *piece) {
+	w.loop.Stopping = w.g.Stopping()
+	w.snapshots = pipe.Transform(w.batches, s.label, w.loop.Run)
+}
+
+func wireCheckpoint(w *wiring, s *piece) {
+	w.snapshots = pipe.Map(w.snapshots, s.label, 1, func(ctx context.Context, snap *volume.Snapshot) (*volume.Snapshot, error) {
+		path, err := w.store.Save(ctx, snap)
+		if err != nil {
+			snap.Release()
+			return nil, err
+		}
+		w.saved(path, snap)
+		return snap, nil
+	})
+}
+
+// setAside quarantines a scan. It is an error where too many are bad.
+func (r *run) setAside(b read.Bad) error {
+	if err := r.quarantine.Add(b); err != nil {
+		return err
+	}
+	r.log.Warn().Str("scan", b.Scan).Str("reason", b.Reason).Msg("scan set aside")
+	return r.tooManyBad()
+}
+
+func (r *run) tooManyBad() error {
+	o, _ := option[read.Options](r.job)
+	if err := o.TooMany(r.quarantine.Len(), len(r.data.all)+len(r.data.bad)); err != nil {
+		list := r.quarantine.All()
+		return dataErrorf("%w; the last: %s: %s", err, list[len(list)-1].Scan, list[len(list)-1].Reason)
+	}
+	return nil
+}
+
+// warn logs what was odd about a file, once a run.
+func (r *run) warn(v *volume.Volume) {
+	if len(v.Warnings) == 0 || r.warned[v.Scan.ID] {
+		return
+	}
+	r.warned[v.Scan.ID] = true
+	r.log.Warn().Str("scan", v.Scan.ID).Strs("warnings", v.Warnings).Msg("scan read with warnings")
+}

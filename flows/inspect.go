@@ -1,0 +1,84 @@
+package flows
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/flowrun/flowrun/stages/checkpoint"
+	"github.com/flowrun/flowrun/stages/nifti"
+)
+
+// Inspect says what a safetensors file or a NIfTI image holds, and whether a checkpoint verifies.
+func Inspect(w io.Writer, path string) error {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	var err error
+	if strings.HasSuffix(path, ".safetensors") {
+		err = inspectCheckpoint(t, path)
+	} else {
+		err = inspectImage(t, path)
+	}
+	if err != nil {
+		return &DataError{err}
+	}
+	return t.Flush()
+}
+
+func inspectCheckpoint(w io.Writer, path string) error {
+	info, err := checkpoint.Peek(path)
+	if err != nil {
+		return err
+	}
+	row := func(name, format string, args ...any) {
+		_, _ = fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+	}
+	row("file", "%s, %s", path, size(info.Bytes))
+	if info.Checkpoint {
+		row("step", "%d", info.Step)
+		row("cursor", "epoch %d, patch %d", info.Cursor.Epoch, info.Cursor.Seq)
+		row("reason", "%s", info.Reason)
+		row("model", "%s", info.Meta["model"])
+		for _, name := range slices.Sorted(maps.Keys(info.Metrics)) {
+			row(name, "%.5g", info.Metrics[name])
+		}
+	}
+	for _, t := range info.Tensors {
+		row(t.Name, "%v %s", t.Shape, t.DType)
+	}
+	if !info.Checkpoint {
+		return nil
+	}
+	if err := checkpoint.Verify(path); err != nil {
+		return err
+	}
+	row("checksum", "verified")
+	return nil
+}
+
+func inspectImage(w io.Writer, path string) error {
+	h, err := nifti.ReadHeader(path)
+	if err != nil {
+		return err
+	}
+	affine, notes := h.Affine()
+	axes, flip := nifti.Canonical(affine)
+	slope, inter := h.Scaling()
+	row := func(name, format string, args ...any) {
+		_, _ = fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+	}
+	row("file", "%s, NIfTI-%d, %v", path, h.Version, h.Order)
+	row("voxels", "%v %v", h.Dim[1:1+h.Dim[0]], h.Datatype)
+	row("spacing", "%.4g mm", nifti.Spacing(affine))
+	row("scaling", "%g × sample + %g", slope, inter)
+	for _, r := range affine {
+		row("affine", "%9.4g %9.4g %9.4g %9.4g", r[0], r[1], r[2], r[3])
+	}
+	row("canonical", "x, y, z are the file's axes %v, reversed: %v", axes, flip)
+	for _, note := range append(notes, h.Warnings...) {
+		row("note", "%s", note)
+	}
+	return nil
+}

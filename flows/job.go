@@ -1,0 +1,209 @@
+package flows
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/flowrun/flowrun/configs"
+	"github.com/flowrun/flowrun/gpu/vqgan"
+	"github.com/flowrun/flowrun/stages/augment"
+	"github.com/flowrun/flowrun/stages/batch"
+	"github.com/flowrun/flowrun/stages/checkpoint"
+	"github.com/flowrun/flowrun/stages/read"
+	"github.com/flowrun/flowrun/stages/shuffle"
+	"github.com/flowrun/flowrun/stages/tile"
+	"github.com/flowrun/flowrun/stages/train"
+)
+
+// Job is a file that has been read, checked and found to be a graph.
+type Job struct {
+	path     string
+	run      RunOptions
+	model    vqgan.Config
+	pieces   []*piece
+	resolved []byte // the file with every default written out
+}
+
+// piece is a stage of a job.
+type piece struct {
+	stage
+	label   string // the stage's name, numbered where it is repeated
+	line    int
+	ordinal int // how many stages of this name stand before it
+	options any
+}
+
+type blocks struct {
+	run   *RunOptions
+	model *vqgan.Config
+}
+
+func newBlocks() blocks { return blocks{new(RunOptions), new(vqgan.Config)} }
+
+// schema is what configs needs to know of the file's shape.
+func (b blocks) schema() configs.Blocks {
+	s := configs.Blocks{
+		Top: map[string]any{"run": b.run, "model": b.model},
+		Stage: func(name string) (any, bool) {
+			st, ok := find(name)
+			if !ok {
+				return nil, false
+			}
+			return st.options(), true
+		},
+	}
+	for _, st := range stages() {
+		s.StageNames = append(s.StageNames, st.name)
+	}
+	return s
+}
+
+// Load reads a file (data, or where that is nil the file at path), puts the overrides on it and joins its stages.
+// Whatever is wrong with them is a ConfigError.
+func Load(path string, data []byte, overrides []string) (*Job, error) {
+	if data == nil {
+		var err error
+		if data, err = os.ReadFile(path); err != nil {
+			return nil, &ConfigError{err}
+		}
+	}
+	b := newBlocks()
+	f, err := configs.Load(path, data, overrides, b.schema())
+	if err != nil {
+		return nil, &ConfigError{err}
+	}
+	j := &Job{path: path, run: *b.run, model: *b.model}
+	seen := map[string]int{}
+	for _, s := range f.Stages {
+		st, _ := find(s.Name)
+		label := s.Name
+		if n := seen[s.Name]; n > 0 {
+			label += " " + strconv.Itoa(n+1)
+		}
+		j.pieces = append(j.pieces, &piece{stage: st, label: label, line: s.Line, ordinal: seen[s.Name], options: s.Options})
+		seen[s.Name]++
+	}
+	if err := errors.Join(j.join(), j.fit()); err != nil {
+		return nil, &ConfigError{err}
+	}
+	if j.resolved, err = f.Resolved(); err != nil {
+		return nil, &ConfigError{err}
+	}
+	return j, nil
+}
+
+// join checks that the stages' types meet.
+func (j *Job) join() error {
+	if len(j.pieces) == 0 {
+		return fmt.Errorf("%s: flow: has no stages (want read, tile, batch, train, …)", j.path)
+	}
+	first := j.pieces[0]
+	if first.in != nothing {
+		return fmt.Errorf("%s:%d: the flow begins with %s, which takes %s; put read (and what makes a %[4]s of a scan) before it",
+			j.path, first.line, first.name, first.in)
+	}
+	for i, p := range j.pieces[1:] {
+		before := j.pieces[i]
+		if p.once && p.ordinal > 0 {
+			return fmt.Errorf("%s:%d: a flow can have one %s only", j.path, p.line, p.name)
+		}
+		if p.in == nothing {
+			return fmt.Errorf("%s:%d: %s reads from outside: it can only be the first stage, not behind %s (line %d)",
+				j.path, p.line, p.name, before.name, before.line)
+		}
+		if p.in != before.out {
+			return fmt.Errorf("%s:%d: %s takes %s, but %s (line %d) gives %s",
+				j.path, p.line, p.name, p.in, before.name, before.line, before.out)
+		}
+	}
+	return nil
+}
+
+// fit checks what two stages, or a stage and the model, must agree on.
+func (j *Job) fit() error {
+	t, ok := option[tile.Options](j)
+	if !ok {
+		return nil
+	}
+	multiple := j.multiple()
+	for a, axis := range []string{"x", "y", "z"} {
+		if t.Patch[a]%multiple[a] != 0 {
+			return fmt.Errorf("%s: tile.patch: %d along %s is not a multiple of the model's downsampling %d; nearest are %d and %d",
+				j.path, t.Patch[a], axis, multiple[a], max(1, t.Patch[a]/multiple[a])*multiple[a], (t.Patch[a]/multiple[a]+1)*multiple[a])
+		}
+	}
+	if err := t.CheckMultiple(multiple); err != nil {
+		return fmt.Errorf("%s: tile.%w", j.path, err)
+	}
+	for _, p := range j.pieces {
+		if o, ok := p.options.(*augment.Options); ok {
+			if err := o.CheckPatch(t.Patch); err != nil {
+				return fmt.Errorf("%s:%d: augment.%w", j.path, p.line, err)
+			}
+		}
+	}
+	if tr, ok := option[train.Options](j); ok {
+		if b, _ := option[batch.Options](j); tr.MicroBatch > b.Size {
+			return fmt.Errorf("%s: train.micro_batch: %d is more than batch.size %d", j.path, tr.MicroBatch, b.Size)
+		}
+	}
+	return nil
+}
+
+// multiple is what a patch's extent must be a multiple of.
+func (j *Job) multiple() [3]int { return j.model.Downsample }
+
+// option returns the options of the job's first stage that has such.
+func option[T any](j *Job) (*T, bool) {
+	for _, p := range j.pieces {
+		if o, ok := p.options.(*T); ok {
+			return o, true
+		}
+	}
+	return new(T), false
+}
+
+// The stages whose options set the stream of patches: two runs that agree on these see the same patches.
+type stream struct {
+	Seed     uint64            `json:"seed"`
+	Window   [2]float64        `json:"read.window_hu"`
+	Frame    int               `json:"read.frame"`
+	Spacing  [3]float64        `json:"read.spacing"`
+	Tile     tile.Options      `json:"tile"`
+	Shuffle  []shuffle.Options `json:"shuffle"`
+	Augment  []augment.Options `json:"augment"`
+	Batch    int               `json:"batch.size"`
+	Share    float64           `json:"train.validate.share"`
+	Held     []string          `json:"train.validate.scans"`
+	Patients string            `json:"train.validate.group"`
+}
+
+// stream returns what a checkpoint of the job must agree with.
+func (j *Job) stream() stream {
+	r, _ := option[read.Options](j)
+	t, _ := option[tile.Options](j)
+	b, _ := option[batch.Options](j)
+	tr, _ := option[train.Options](j)
+	s := stream{Seed: j.run.Seed, Window: r.WindowHU, Frame: r.Frame, Spacing: r.Spacing, Tile: *t, Batch: b.Size,
+		Share: tr.Validate.Share, Held: tr.Validate.Scans, Patients: tr.Validate.Group}
+	for _, p := range j.pieces {
+		switch o := p.options.(type) {
+		case *shuffle.Options:
+			s.Shuffle = append(s.Shuffle, *o)
+		case *augment.Options:
+			s.Augment = append(s.Augment, *o)
+		}
+	}
+	return s
+}
+
+// snapshotsEvery is how often checkpoint asks train for a snapshot; 0 where the flow has no checkpoint.
+func (j *Job) snapshotsEvery() int {
+	o, ok := option[checkpoint.Options](j)
+	if !ok {
+		return 0
+	}
+	return o.Every
+}

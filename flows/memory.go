@@ -1,0 +1,117 @@
+package flows
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/flowrun/flowrun/stages/augment"
+	"github.com/flowrun/flowrun/stages/batch"
+	"github.com/flowrun/flowrun/stages/read"
+	"github.com/flowrun/flowrun/stages/shuffle"
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+// memory is how a run divides the host's memory, in bytes.
+type memory struct {
+	limit      int64 // all of it
+	engine     int64 // the CPU engine's arena; 0 on a GPU
+	batches    int64 // float32 buffers of batch
+	snapshot   int64 // the host copy that a checkpoint is written from
+	validation int64 // the held-out scan being measured, and its patches
+	scans      int64 // what is left for volumes: the pipe's budget
+}
+
+func (m memory) String() string {
+	return fmt.Sprintf("engine %s, batches %s, snapshot %s, validation %s, which leaves %s of %s for scans",
+		size(m.engine), size(m.batches), size(m.snapshot), size(m.validation), size(m.scans), size(m.limit))
+}
+
+// divide works out the budget for scans and refuses one in which the graph would stand still.
+func (j *Job) divide(d *data, arena, snapshot int64, batches int64) (memory, error) {
+	r, _ := option[read.Options](j)
+	cost := func(s *volume.Scan) int64 { return read.Cost(s, *r) }
+	m := memory{limit: j.run.Memory, engine: arena, batches: batches, snapshot: snapshot}
+	if m.limit == 0 {
+		m.limit = hostMemory() / 4 * 3
+	}
+	if _, most := largest(d.held, cost); len(d.held) > 0 {
+		m.validation = most
+	}
+	m.scans = m.limit - m.engine - m.batches - m.snapshot - m.validation
+	window := 1
+	for _, p := range j.pieces {
+		if o, ok := p.options.(*shuffle.Options); ok {
+			window += o.Volumes
+		}
+	}
+	big, most := largest(d.train, cost)
+	if need := int64(min(window, len(d.train))) * most; need > m.scans {
+		hint := "raise run.memory"
+		if window > 1 && m.scans > 2*most {
+			hint = fmt.Sprintf("set shuffle.volumes to %d or less, or raise run.memory", m.scans/most-1)
+		} else if r.Cache == "" {
+			hint += ", or set read.cache so that scans stay on disk"
+		}
+		return m, configErrorf("run.memory: too little: %s, but %d scans as large as %s (%s) are held at a time, %s: %s",
+			m, min(window, len(d.train)), big.ID, size(most), size(need), hint)
+	}
+	return m, nil
+}
+
+// maker returns the batch stage's buffers: one being filled, one on its way, one in training.
+func (j *Job) maker(patch [3]int) *batch.Maker {
+	o, ok := option[batch.Options](j)
+	if !ok {
+		return nil
+	}
+	m := batch.New(*o, patch, 3)
+	m.Workers = j.workers()
+	for _, p := range j.pieces {
+		if a, ok := p.options.(*augment.Options); ok && a.NoiseHU > 0 {
+			m.Noise = true
+		}
+	}
+	return m
+}
+
+// size says bytes in binary units.
+func size(n int64) string {
+	switch f := float64(n); {
+	case n < 0:
+		return "-" + size(-n)
+	case n >= 1<<30:
+		return fmt.Sprintf("%.1f GiB", f/(1<<30))
+	case n >= 1<<20:
+		return fmt.Sprintf("%.0f MiB", f/(1<<20))
+	case n >= 1<<10:
+		return fmt.Sprintf("%.0f KiB", f/(1<<10))
+	}
+	return fmt.Sprintf("%d B", n)
+}
+
+// hostMemory is the memory that this process may use: the machine's, or the container's where that is less.
+func hostMemory() int64 {
+	total := int64(8 << 30) // where nobody says
+	if text, err := os.ReadFile("/proc/meminfo"); err == nil {
+		if f := strings.Fields(string(text)); len(f) > 1 && f[0] == "MemTotal:" {
+			if kib, err := strconv.ParseInt(f[1], 10, 64); err == nil {
+				total = kib << 10
+			}
+		}
+	}
+	for _, file := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		if n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64); err == nil && n > 0 {
+			total = min(total, n)
+		}
+	}
+	return total
+}
+
+// list says x, y, z as YAML does.
+func list(v [3]int) string { return fmt.Sprintf("[%d, %d, %d]", v[0], v[1], v[2]) }

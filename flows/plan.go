@@ -1,0 +1,221 @@
+package flows
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/flowrun/flowrun/gpu/vqgan"
+	"github.com/flowrun/flowrun/stages/batch"
+	"github.com/flowrun/flowrun/stages/checkpoint"
+	"github.com/flowrun/flowrun/stages/tile"
+	"github.com/flowrun/flowrun/stages/train"
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+// Plan says what a run would take, without writing anything: stages and types, data and grid, memory, disk, and from
+// a short timing the hours to finish.
+func (j *Job) Plan(ctx context.Context, w io.Writer) error {
+	p := &planner{Job: j, w: tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)}
+	err := p.all(ctx, w)
+	return errors.Join(p.w.Flush(), err)
+}
+
+type planner struct {
+	*Job
+	w    *tabwriter.Writer
+	data *data
+}
+
+func (p *planner) line(format string, args ...any) { _, _ = fmt.Fprintf(p.w, format+"\n", args...) }
+
+func (p *planner) all(ctx context.Context, w io.Writer) error {
+	p.line("graph")
+	for _, s := range p.pieces {
+		from := s.in
+		if from == nothing {
+			from = "scans"
+		}
+		p.line("  %s\t%s → %s", s.label, from, s.out)
+	}
+	var err error
+	if p.data, err = p.findScans(ctx); err != nil {
+		return err
+	}
+	p.scans()
+	o, ok := option[train.Options](p.Job)
+	if !ok {
+		return nil
+	}
+	t, _ := option[tile.Options](p.Job)
+	return p.model(ctx, w, *o, t.Patch)
+}
+
+// scans prints the data and the grid.
+func (p *planner) scans() {
+	d := p.data
+	t, _ := option[tile.Options](p.Job)
+	b, _ := option[batch.Options](p.Job)
+	p.line("data")
+	p.line("  scans\t%d to train on, %d held out, %d unreadable", len(d.train), len(d.held), len(d.bad))
+	for _, bad := range d.bad {
+		p.line("    unreadable\t%s: %s", bad.Path, bad.Reason)
+	}
+	big, _ := largest(d.all, (*volume.Scan).Voxels)
+	p.line("  largest\t%s: %s voxels, %.3g × %.3g × %.3g mm", big.ID, list(big.Dims), big.Spacing[0], big.Spacing[1], big.Spacing[2])
+	if g, err := t.Grid(big.Dims, p.multiple()); err == nil {
+		p.line("  its grid\t%d × %d × %d = %d tiles of %s", g.N[0], g.N[1], g.N[2], g.Len(), list(t.Patch))
+	}
+	p.line("  an epoch\t%d patches, %d steps of %d", d.perEpoch(), d.steps(1, b.Size), b.Size)
+}
+
+// model prints memory, work, disk and time.
+func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch [3]int) error {
+	e, err := p.engine(o.Device)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = e.Close() }()
+	options := p.sessionOptions(o, patch)
+	plan, err := vqgan.PlanFor(e, p.Job.model, options)
+	if plan == nil {
+		return configErrorf("%s: %w", p.path, err)
+	}
+	if tight := err; tight != nil {
+		err = p.misfit(e, o, patch, tight)
+	}
+	n := int64(options.MicroBatch)
+	if n == 0 {
+		n = int64(options.Batch)
+	}
+	p.line("engine\t%s", e.Name())
+	p.line("  model\t%.3g million parameters, %d bits for each %s voxels", float64(plan.Parameters)/1e6, bits(p.Job.model.Codes), list(p.Job.model.Downsample))
+	p.line("  work\t%.4g TFLOP a patch forward, %.4g forward and backward", float64(plan.Forward/n)/1e12, float64(plan.Step/n)/1e12)
+	if err := errors.Join(p.w.Flush(), plan.Write(w)); err != nil {
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	state := stateBytes(plan.Parameters, o.EMA > 0)
+	batches := int64(0)
+	if m := p.maker(patch); m != nil {
+		batches = m.Bytes()
+	}
+	parts, err := p.divide(p.data, plan.Total, state, batches)
+	p.line("host memory\t%s", parts)
+	if err != nil {
+		return err
+	}
+	if c, ok := option[checkpoint.Options](p.Job); ok {
+		p.line("disk\t%s a checkpoint, %s at most for all that are kept", size(state), size(c.Disk(state)))
+	}
+	return p.time(ctx, o, patch)
+}
+
+// stateBytes is the size of a checkpoint's arrays but for the codebook: weights, two moments and maybe running means.
+func stateBytes(parameters int, ema bool) int64 {
+	n := int64(3)
+	if ema {
+		n++
+	}
+	return n * 4 * int64(parameters)
+}
+
+// bits is what it takes to tell so many codes apart.
+func bits(codes int) int {
+	n := 0
+	for 1<<n < codes {
+		n++
+	}
+	return n
+}
+
+// affordable is the work of a step that plan times, in FLOPs; of a larger one it times a smaller patch and scales.
+const affordable = 2e11
+
+// time takes a few steps on noise and says how long the run will be.
+func (p *planner) time(ctx context.Context, o train.Options, patch [3]int) error {
+	e, err := p.engine(o.Device)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = e.Close() }()
+	timed := patch
+	for {
+		plan, err := p.plan(e, o, timed)
+		if err != nil {
+			return err
+		}
+		a := 0
+		for i := range timed {
+			if timed[i] > timed[a] {
+				a = i
+			}
+		}
+		if float64(plan.Step) < affordable || timed[a]%(2*p.multiple()[a]) != 0 {
+			break
+		}
+		timed[a] /= 2
+	}
+	options := p.sessionOptions(o, timed)
+	s, err := vqgan.Open(e, p.Job.model, options)
+	if err != nil {
+		return err
+	}
+	n := timed[0] * timed[1] * timed[2] * options.Batch
+	noise := make([]float32, n)
+	r := rand.New(rand.NewPCG(1, 2))
+	for i := range noise {
+		noise[i] = r.Float32()*2 - 1
+	}
+	const untimed, steps = 2, 3
+	var start time.Time
+	for i := range untimed + steps {
+		if i == untimed {
+			start = time.Now()
+		}
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		if _, err := s.Step(noise, noise, options.Batch, 1e-6); err != nil {
+			return err
+		}
+	}
+	scale := float64(patch[0]*patch[1]*patch[2]*options.Batch) / float64(n)
+	step := time.Since(start).Seconds() / steps * scale
+	note := ""
+	if timed != patch {
+		note = fmt.Sprintf(" (estimated from patches of %s)", list(timed))
+	}
+	p.line("time\t%.3g s a step, %.4g steps and %.4g patches an hour, without reading and validation%s", step, 3600/step, 3600/step*float64(options.Batch), note)
+	total := p.data.steps(o.Epochs, options.Batch)
+	switch {
+	case p.run.Hours > 0:
+		fit := int(p.run.Hours * 3600 / step)
+		p.line("  run.hours\t%g hours are about %d steps, %.3g epochs", p.run.Hours, fit, float64(fit)/float64(max(1, p.data.steps(1, options.Batch))))
+	case o.MaxSteps > 0 && o.MaxSteps < total:
+		p.line("  to finish\t%d steps (train.max_steps): %s", o.MaxSteps, hours(float64(o.MaxSteps)*step))
+	default:
+		p.line("  to finish\t%d steps of %d epochs: %s", total, o.Epochs, hours(float64(total)*step))
+	}
+	return nil
+}
+
+// hours says a time as people do.
+func hours(seconds float64) string {
+	switch {
+	case seconds < 120:
+		return fmt.Sprintf("%.0f seconds", seconds)
+	case seconds < 2*3600:
+		return fmt.Sprintf("%.0f minutes", seconds/60)
+	case seconds < 72*3600:
+		return fmt.Sprintf("%.1f hours", seconds/3600)
+	}
+	return strings.TrimSuffix(fmt.Sprintf("%.1f", seconds/86400), ".0") + " days"
+}

@@ -1,0 +1,80 @@
+package flows
+
+import (
+	"iter"
+
+	"github.com/flowrun/flowrun/stages/read"
+	"github.com/flowrun/flowrun/stages/shuffle"
+	"github.com/flowrun/flowrun/stages/tile"
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+// A run that goes on from a cursor sends its epoch's tags through the same stages once more and drops those that have
+// been trained. Which they are doesn't depend on voxels, so a scan of which nothing is left is replayed dry: its tags
+// flow, its file isn't opened.
+
+// replay returns the scans of start's epoch of which every patch lies before start.
+func (j *Job) replay(d *data, quarantined func(id string) bool, start volume.Cursor) (map[string]bool, error) {
+	if start.Seq == 0 {
+		return nil, nil
+	}
+	r, _ := option[read.Options](j)
+	t, _ := option[tile.Options](j)
+	var failed error
+	tags := func(yield func(*volume.Patch) bool) {
+		for _, scan := range d.order(start.Epoch) {
+			if quarantined(scan.ID) {
+				continue
+			}
+			for p, err := range tile.Tiles(read.Dry(scan, start.Epoch, *r), *t, j.run.Seed, j.multiple()) {
+				if err != nil {
+					failed = err
+					return
+				}
+				if !yield(p) {
+					return
+				}
+			}
+		}
+	}
+	stream := iter.Seq[*volume.Patch](tags)
+	for _, p := range j.pieces {
+		if o, ok := p.options.(*shuffle.Options); ok {
+			stream = sound(shuffle.Shuffle(stream, *o, j.run.Seed), &failed)
+		}
+	}
+	left := map[string]int{}
+	seq := 0
+	for p := range stream {
+		if _, ok := left[p.Scan]; !ok {
+			left[p.Scan] = p.Tiles
+		}
+		left[p.Scan]--
+		p.Release()
+		if seq++; seq == start.Seq {
+			break
+		}
+	}
+	done := map[string]bool{}
+	for id, n := range left {
+		if n == 0 {
+			done[id] = true
+		}
+	}
+	return done, failed
+}
+
+// sound is seq without its errors; the first one ends it and is kept in failed.
+func sound[T any](seq iter.Seq2[T, error], failed *error) iter.Seq[T] {
+	return func(yield func(T) bool) {
+		for v, err := range seq {
+			if err != nil {
+				*failed = err
+				return
+			}
+			if !yield(v) {
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,120 @@
+package flows
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/flowrun/flowrun/stages/observe"
+	"github.com/flowrun/flowrun/stages/pipe"
+	"github.com/flowrun/flowrun/stages/train"
+)
+
+// watch keeps the progress line alive, and reads the graph's counters for what bounds the run, until over is closed.
+func (r *run) watch(g *pipe.Graph, over <-chan struct{}) {
+	r.stats = g.Stats
+	go func() {
+		tick := time.NewTicker(500 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-over:
+				return
+			case <-tick.C:
+				r.progress.Tick()
+			}
+		}
+	}()
+}
+
+// bound says what bounded the run lately. It is called from the train stage only.
+func (r *run) bound() string {
+	if time.Since(r.boundAt) > time.Second {
+		now := r.stats()
+		r.boundBy, r.boundStats, r.boundAt = observe.BoundBy(r.boundStats, now), now, time.Now()
+	}
+	return r.boundBy
+}
+
+// report records an optimiser step.
+func (r *run) report(s train.Step) {
+	rss, goroutines := observe.Resources()
+	rec := observe.Step{
+		Step: s.Step, Epoch: s.Cursor.Epoch, Recon: s.Stats.L1, Commitment: s.Stats.Commitment, Loss: s.Stats.Total,
+		Perplexity: s.Stats.Perplexity, PSNR: s.Stats.PSNR(), GradNorm: s.Stats.GradNorm, LR: s.LR,
+		Seconds: s.Seconds, VoxelsPerSecond: float64(s.Voxels) / s.Seconds, BoundBy: r.bound(), RSS: rss, Goroutines: goroutines,
+	}
+	if err := r.metrics.Train(rec); err != nil {
+		r.metricsErr = errors.Join(r.metricsErr, err)
+	}
+	r.progress.Step(rec, s.Total)
+}
+
+// validate measures the model on the held-out scans, records it and draws a picture.
+func (r *run) validate(ctx context.Context, step int) (map[string]float64, error) {
+	values, pic, err := r.validator.measure(ctx)
+	r.progress.Status("")
+	if err != nil {
+		return nil, err
+	}
+	v := observe.Val{Step: step, Epoch: r.loop.Cursor.Epoch, Metrics: values}
+	if err := r.metrics.Validation(v); err != nil {
+		return nil, err
+	}
+	r.progress.Validation(v)
+	window := r.validator.read.WindowHU
+	weights, psnr := "raw", "val/psnr"
+	if r.validator.ema {
+		weights, psnr = "EMA", "val/ema_psnr"
+	}
+	path := r.file("samples", fmt.Sprintf("step-%08d.png", step))
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	err = pic.write(path, window, fmt.Sprintf("step %d, %s weights, held-out scan", step, weights),
+		fmt.Sprintf("validation PSNR %.2f dB, trilinear baseline %.2f dB, window %g to %g HU", values[psnr], values["val/psnr_trilinear"], window[0], window[1]))
+	if err != nil {
+		return nil, err
+	}
+	r.sample, r.values = path, values
+	return values, nil
+}
+
+// done says how a run ended that got to its end.
+func (r *run) done() {
+	e := r.log.Info().Str("event", "done")
+	if r.loop != nil {
+		e = e.Int("steps", r.loop.Step)
+	}
+	if r.last != "" {
+		e = e.Str("checkpoint", r.last)
+	}
+	if v := r.values; v != nil {
+		e = e.Float64("psnr", v["val/psnr"]).Float64("psnr_trilinear", v["val/psnr_trilinear"]).Float64("ssim", v["val/ssim"])
+		if ema, ok := v["val/ema_psnr"]; ok {
+			e = e.Float64("ema_psnr", ema).Float64("ema_ssim", v["val/ema_ssim"])
+		}
+	}
+	if n := r.quarantine.Len(); n > 0 {
+		e = e.Int("quarantined", n)
+	}
+	if r.sample != "" {
+		e = e.Str("picture", r.sample)
+	}
+	e.Msg("done")
+}
+
+// close gives back what the run holds, and tells what of its records was lost.
+func (r *run) close() error {
+	var err error
+	if r.metrics != nil {
+		err = errors.Join(r.metricsErr, r.metrics.Close())
+	}
+	if r.engine != nil {
+		err = errors.Join(err, r.engine.Close())
+	}
+	return err
+}

@@ -1,0 +1,389 @@
+package flows
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/flowrun/flowrun/gpu"
+	"github.com/flowrun/flowrun/gpu/optim"
+	"github.com/flowrun/flowrun/gpu/vqgan"
+	"github.com/flowrun/flowrun/stages/batch"
+	"github.com/flowrun/flowrun/stages/checkpoint"
+	"github.com/flowrun/flowrun/stages/observe"
+	"github.com/flowrun/flowrun/stages/pipe"
+	"github.com/flowrun/flowrun/stages/read"
+	"github.com/flowrun/flowrun/stages/tile"
+	"github.com/flowrun/flowrun/stages/train"
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+// UI is where a verb talks to people.
+type UI struct {
+	Out, Err io.Writer
+	Terminal bool // Err is one
+	Quiet    bool // only warnings and errors on Err
+}
+
+// run is one run of a job, from the lock on its folder to its outcome.
+type run struct {
+	job        *Job
+	log        zerolog.Logger
+	data       *data
+	quarantine *read.Quarantine
+	budget     *pipe.Budget
+	maker      *batch.Maker
+	engine     gpu.Engine
+	session    *vqgan.Session
+	loop       *train.Loop
+	store      *checkpoint.Store
+	metrics    *observe.Metrics
+	progress   *observe.Progress
+	validator  *validator
+
+	start    volume.Cursor
+	epochs   int             // the source ends before this one
+	replayed map[string]bool // scans of start's epoch of which nothing is left to train
+	warned   map[string]bool
+	last     string             // the newest checkpoint's path
+	sample   string             // the newest picture's path
+	values   map[string]float64 // of the newest validation
+
+	stats      func() []pipe.Stat
+	boundBy    string
+	boundAt    time.Time
+	boundStats []pipe.Stat
+	metricsErr error
+}
+
+// Run carries the job out. soft asks it to finish its step, write a checkpoint and end with ErrInterrupted; cancelling
+// ctx ends it at once.
+func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) {
+	if err := os.MkdirAll(j.run.Dir, 0o755); err != nil {
+		return configErrorf("run.dir: %w", err)
+	}
+	unlock, err := observe.LockRun(j.run.Dir)
+	if err != nil {
+		return configErrorf("run.dir: %w", err)
+	}
+	defer unlock()
+	r := &run{job: j, warned: map[string]bool{}}
+	r.progress = observe.NewProgress(ui.Err, observe.ProgressOptions{Terminal: ui.Terminal, Quiet: ui.Quiet})
+	defer func() { _ = r.progress.Close() }()
+	var closeLog func() error
+	if r.log, closeLog, err = observe.Logger(j.run.Dir, r.progress, ui.Terminal, ui.Quiet); err != nil {
+		return configErrorf("run.dir: %w", err)
+	}
+	defer func() { err = errors.Join(err, closeLog()) }()
+	defer func() { err = errors.Join(err, r.close()) }()
+	if err := r.prepare(ctx); err != nil {
+		return err
+	}
+	return r.carryOut(ctx, soft)
+}
+
+// file is a path in the run's folder.
+func (r *run) file(name ...string) string {
+	return filepath.Join(append([]string{r.job.run.Dir}, name...)...)
+}
+
+// prepare brings the run to where its first (or next) step can be taken.
+func (r *run) prepare(ctx context.Context) error {
+	j := r.job
+	snap, err := r.resume()
+	if err != nil {
+		return err
+	}
+	if r.quarantine, err = read.OpenQuarantine(r.file("quarantine.jsonl")); err != nil {
+		return err
+	}
+	if snap != nil {
+		r.start = snap.Cursor
+		r.data, err = j.thaw(snap)
+	} else {
+		r.data, err = j.findScans(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	for _, b := range r.data.bad {
+		if err := r.setAside(b); err != nil {
+			return err
+		}
+	}
+	t, _ := option[tile.Options](j)
+	r.maker = j.maker(t.Patch)
+	var batches, arena, state int64
+	if r.maker != nil {
+		batches = r.maker.Bytes()
+	}
+	if tr, ok := option[train.Options](j); ok {
+		if err := r.openModel(snap, *tr, *t); err != nil {
+			return err
+		}
+		arena, state = r.session.Plan().Total, r.session.StateBytes()
+	}
+	parts, err := j.divide(r.data, arena, state, batches)
+	if err != nil {
+		return err
+	}
+	r.budget = pipe.NewBudget(parts.scans)
+	if r.replayed, err = j.replay(r.data, r.quarantine.Has, r.start); err != nil {
+		return err
+	}
+	if err := os.WriteFile(r.file("config.yaml"), j.resolved, 0o644); err != nil {
+		return err
+	}
+	r.log.Info().Str("event", "start").Int("train_scans", len(r.data.train)).Int("held_out_scans", len(r.data.held)).
+		Int("patches_per_epoch", r.data.perEpoch()).Str("memory", parts.String()).Msg("ready")
+	return nil
+}
+
+// workers is the number of threads of a parallel stage.
+func (j *Job) workers() int {
+	if j.run.Workers > 0 {
+		return j.run.Workers
+	}
+	return runtime.GOMAXPROCS(0)
+}
+
+// resume opens the store and returns the snapshot to go on from; nil for a new run.
+func (r *run) resume() (*volume.Snapshot, error) {
+	o, ok := option[checkpoint.Options](r.job)
+	if !ok {
+		return nil, nil
+	}
+	var err error
+	if r.store, err = checkpoint.Open(r.file("checkpoints"), *o); err != nil {
+		return nil, err
+	}
+	from := r.job.run.Resume
+	if from != "auto" && from != "never" {
+		return r.resumeFrom(from)
+	}
+	snap, path, skipped, err := r.store.Latest()
+	for _, e := range skipped {
+		r.log.Warn().Err(e).Msg("checkpoint passed over")
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case snap == nil && len(skipped) > 0:
+		return nil, dataErrorf("none of the %d checkpoints in %s verifies (the newest: %w); set run.resume to one you trust, or choose another run.dir",
+			len(skipped), r.file("checkpoints"), skipped[0])
+	case snap == nil:
+		return nil, nil
+	case from == "never":
+		return nil, configErrorf("run.resume: never, but %s holds checkpoints up to step %d; choose another run.dir, or set run.resume: auto", r.job.run.Dir, snap.Step)
+	}
+	r.last = path
+	r.log.Info().Str("event", "resume").Str("checkpoint", path).Int("step", snap.Step).Int("epoch", snap.Cursor.Epoch).Msg("going on")
+	return snap, r.job.agrees(snap, path)
+}
+
+// resumeFrom goes on from a named checkpoint; those of later steps are set aside, for this run will write its own.
+func (r *run) resumeFrom(path string) (*volume.Snapshot, error) {
+	snap, err := checkpoint.Load(path)
+	if err != nil {
+		return nil, configErrorf("run.resume: %w", err)
+	}
+	if err := r.job.agrees(snap, path); err != nil {
+		return nil, err
+	}
+	aside, err := r.store.SetAside(snap.Step)
+	if err != nil {
+		return nil, err
+	}
+	if len(aside) > 0 {
+		r.log.Warn().Strs("files", aside).Msg("later checkpoints set aside")
+	}
+	r.last = path
+	return snap, nil
+}
+
+// agrees checks that the snapshot's stream of patches and model are the job's.
+func (j *Job) agrees(snap *volume.Snapshot, path string) error {
+	here, err := j.identity()
+	if err != nil {
+		return err
+	}
+	for name := range here {
+		if key, then, now, differ := difference(snap.Meta[name], here[name]); differ {
+			if name == "model" {
+				key = "model." + key
+			}
+			return configErrorf("%s: is %s, but %s was trained with %s; choose another run.dir (train.init takes over its weights), or set it back", key, now, path, then)
+		}
+	}
+	return nil
+}
+
+// identity is what a checkpoint keeps of the job that it must go on with.
+func (j *Job) identity() (map[string]string, error) {
+	stream, err := json.Marshal(j.stream())
+	if err != nil {
+		return nil, err
+	}
+	model, err := j.model.JSON()
+	return map[string]string{"stream": string(stream), "model": model}, err
+}
+
+// difference finds the first key in which two JSON objects differ.
+func difference(then, now string) (key, was, is string, differ bool) {
+	var a, b map[string]json.RawMessage
+	if json.Unmarshal([]byte(then), &a) != nil || json.Unmarshal([]byte(now), &b) != nil {
+		return "", then, now, then != now
+	}
+	for k, v := range b {
+		if string(a[k]) != string(v) && (key == "" || k < key) {
+			key, was, is, differ = k, string(a[k]), string(v), true
+		}
+	}
+	return key, was, is, differ
+}
+
+// thaw takes the frozen list of scans out of a snapshot.
+func (j *Job) thaw(snap *volume.Snapshot) (*data, error) {
+	var frozen []*volume.Scan
+	if err := json.Unmarshal([]byte(snap.Meta["scans"]), &frozen); err != nil {
+		return nil, fmt.Errorf("the checkpoint's list of scans: %w", err)
+	}
+	return j.freeze(frozen, nil)
+}
+
+// openModel plans, opens and fills the engine's session, and the loop around it.
+func (r *run) openModel(snap *volume.Snapshot, o train.Options, t tile.Options) error {
+	j := r.job
+	session, engine, err := j.openSession(o, t.Patch)
+	if err != nil {
+		return err
+	}
+	r.session, r.engine = session, engine
+	l := &train.Loop{Model: session, Hours: time.Duration(j.run.Hours * float64(time.Hour)), MaxSteps: o.MaxSteps,
+		Every: j.snapshotsEvery(), EveryVal: o.Validate.Every, Report: r.report, Meta: r.meta}
+	b, _ := option[batch.Options](j)
+	total := r.data.steps(o.Epochs, b.Size)
+	r.epochs = o.Epochs
+	if o.MaxSteps > 0 {
+		total = min(total, o.MaxSteps)
+	}
+	if l.Hours > 0 {
+		total, r.epochs = 0, math.MaxInt
+	}
+	switch {
+	case snap != nil:
+		if err := session.SetState(arrays(snap), true); err != nil {
+			return fmt.Errorf("%s: %w", r.last, err)
+		}
+		l.Step, l.Cursor = snap.Step, snap.Cursor
+		if l.Hours > 0 {
+			total, _ = strconv.Atoi(snap.Meta["total"])
+		}
+	case o.Init != "":
+		from, err := checkpoint.Load(o.Init)
+		if err != nil {
+			return configErrorf("train.init: %w", err)
+		}
+		if err := session.LoadWeights(arrays(from), false); err != nil {
+			return configErrorf("train.init: %s: %w", o.Init, err)
+		}
+	}
+	l.Schedule = optim.Schedule{LR: o.LR, Warmup: o.Warmup, Steps: total, Cosine: o.Schedule == "cosine"}
+	r.validator = j.newValidator(session, r.data, validateOptions{patch: t.Patch, limit: o.Validate.Patches, ema: o.EMA > 0,
+		workers: j.workers(), setAside: r.setAside, status: r.progress.Status})
+	if r.validator != nil {
+		l.Validate = r.validate
+	} else {
+		r.log.Warn().Msg("no scan is held out: nothing is validated, and no checkpoint can be called the best")
+	}
+	r.loop = l
+	if r.metrics, err = observe.OpenMetrics(j.run.Dir, l.Step); err != nil {
+		return err
+	}
+	return nil
+}
+
+func arrays(s *volume.Snapshot) []vqgan.Array {
+	out := make([]vqgan.Array, len(s.Arrays))
+	for i, a := range s.Arrays {
+		out[i] = vqgan.Array(a)
+	}
+	return out
+}
+
+// meta is what a checkpoint holds beside its arrays.
+func (r *run) meta(l *train.Loop) (map[string]string, error) {
+	meta, err := r.job.identity()
+	if err != nil {
+		return nil, err
+	}
+	scans, err := json.Marshal(r.data.all)
+	if err != nil {
+		return nil, err
+	}
+	meta["scans"], meta["config"], meta["total"] = string(scans), string(r.job.resolved), strconv.Itoa(l.Schedule.Steps)
+	return meta, nil
+}
+
+// carryOut runs the graph and says how it ended.
+func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
+	if l := r.loop; l != nil && l.Schedule.Steps > 0 && l.Step >= l.Schedule.Steps {
+		r.log.Info().Str("event", "done").Int("step", l.Step).Str("checkpoint", r.last).
+			Msg("already trained to its last step; raise train.epochs to go on")
+		return nil
+	}
+	g := pipe.New(ctx)
+	r.wire(g)
+	over := make(chan struct{})
+	defer close(over)
+	go func() {
+		select {
+		case <-soft:
+			g.Stop()
+		case <-over:
+		}
+	}()
+	r.watch(g, over)
+	err := g.Wait()
+	var tooLarge *pipe.TooLargeError
+	switch {
+	case errors.As(err, &tooLarge):
+		return dataErrorf("%w; raise run.memory or set read.cache", err)
+	case err != nil && ctx.Err() != nil:
+		return fmt.Errorf("%w at once; the last checkpoint is %s", ErrInterrupted, r.lastCheckpoint())
+	case err != nil:
+		return err
+	}
+	select {
+	case <-g.Stopping():
+		if r.loop == nil || r.loop.Schedule.Steps == 0 || r.loop.Step < r.loop.Schedule.Steps {
+			return fmt.Errorf("%w; %s; the same command goes on from there", ErrInterrupted, r.lastCheckpoint())
+		}
+	default:
+	}
+	r.done()
+	return nil
+}
+
+func (r *run) lastCheckpoint() string {
+	if r.last == "" {
+		return "no checkpoint was written"
+	}
+	return "the last checkpoint is " + r.last
+}
+
+// saved is told of each checkpoint that is durable.
+func (r *run) saved(path string, s *volume.Snapshot) {
+	r.last = path
+	r.log.Info().Str("event", "checkpoint").Str("path", path).Int("step", s.Step).Str("reason", s.Reason).Msg("saved")
+}

@@ -1,0 +1,84 @@
+package flows
+
+import (
+	"github.com/flowrun/flowrun/stages/augment"
+	"github.com/flowrun/flowrun/stages/batch"
+	"github.com/flowrun/flowrun/stages/checkpoint"
+	"github.com/flowrun/flowrun/stages/read"
+	"github.com/flowrun/flowrun/stages/shuffle"
+	"github.com/flowrun/flowrun/stages/tile"
+	"github.com/flowrun/flowrun/stages/train"
+)
+
+// What flows between stages; nothing in front of a source.
+const (
+	nothing   = ""
+	volumes   = "Volume"
+	patches   = "Patch"
+	batches   = "Batch"
+	snapshots = "Snapshot"
+)
+
+// stage is one row of the table: what a name in the YAML's flow stands for.
+type stage struct {
+	name, doc string
+	in, out   string                    // element types
+	once      bool                      // at most one in a flow
+	options   func() any                // a new options struct
+	wire      func(w *wiring, s *piece) // puts the stage behind what w has wired so far
+}
+
+// stages is the table.
+func stages() []stage {
+	return []stage{
+		{name: "read", in: nothing, out: volumes, once: true, options: func() any { return new(read.Options) }, wire: wireRead,
+			doc: "Reads NIfTI scans, in a new order each epoch, ahead of the stages behind it and within the memory budget. Voxels stay int16. A scan that can't be read is quarantined and the run goes on."},
+		{name: "tile", in: volumes, out: patches, options: func() any { return new(tile.Options) }, wire: wireTile,
+			doc: "Cuts a volume into overlapping patches: a flush grid that covers every voxel, or as many random crops."},
+		{name: "shuffle", in: patches, out: patches, options: func() any { return new(shuffle.Options) }, wire: wireShuffle,
+			doc: "Mixes the patches of several scans. What waits here is a tag and a reference to the int16 volume, not a float patch."},
+		{name: "augment", in: patches, out: patches, options: func() any { return new(augment.Options) }, wire: wireAugment,
+			doc: "Decides flips, turns and intensity changes of each patch; batch carries them out."},
+		{name: "batch", in: patches, out: batches, options: func() any { return new(batch.Options) }, wire: wireBatch,
+			doc: "Cuts, clips, scales and transforms patches into batches of float32. Batches run on across scans and epochs; only the end of the data gives a smaller one, which is trained too."},
+		{name: "train", in: batches, out: snapshots, once: true, options: func() any { return new(train.Options) }, wire: wireTrain,
+			doc: "Takes an optimiser step for each batch, validates, and owns the model."},
+		{name: "checkpoint", in: snapshots, out: snapshots, once: true, options: func() any { return new(checkpoint.Options) }, wire: wireCheckpoint,
+			doc: "Writes snapshots as safetensors files: atomic, checksummed, the last and the best kept."},
+	}
+}
+
+// find returns the row of a stage.
+func find(name string) (stage, bool) {
+	for _, s := range stages() {
+		if s.name == name {
+			return s, true
+		}
+	}
+	return stage{}, false
+}
+
+// StageDoc describes a stage, or a top block of the file, for help.
+type StageDoc struct {
+	Name, Doc string
+	In, Out   string // element types; both empty for a block
+	Options   any    // a new options struct, to be described by configs
+}
+
+// StageDocs lists the stages in the order in which data meets them.
+func StageDocs() []StageDoc {
+	var docs []StageDoc
+	for _, s := range stages() {
+		docs = append(docs, StageDoc{s.name, s.doc, s.in, s.out, s.options()})
+	}
+	return docs
+}
+
+// BlockDocs lists the blocks beside the flow.
+func BlockDocs() []StageDoc {
+	b := newBlocks()
+	return []StageDoc{
+		{Name: "run", Doc: "Where the run is kept and what it may use.", Options: b.run},
+		{Name: "model", Doc: "The 3D VQ-GAN's generator: encoder, codebook, decoder.", Options: b.model},
+	}
+}

@@ -1,0 +1,209 @@
+package train
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+
+	"github.com/flowrun/flowrun/gpu/optim"
+	"github.com/flowrun/flowrun/gpu/vqgan"
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+// Model is what the loop drives; a vqgan.Session is one.
+type Model interface {
+	// Step takes one optimiser step over n patches, [n, D, H, W] each. After an error the state is as before the step.
+	Step(input, target []float32, n int, lr float64) (vqgan.Stats, error)
+	// State copies all that the next step depends on.
+	State() ([]vqgan.Array, error)
+}
+
+// Step is what one optimiser step did.
+type Step struct {
+	Step    int // from 1
+	Total   int // the schedule's last step; 0 if not known yet
+	Cursor  volume.Cursor
+	Patches int
+	Voxels  int64
+	LR      float64
+	Stats   vqgan.Stats
+	Seconds float64 // since the end of the step before: waiting for the batch, and the step
+}
+
+// DivergedError ends a run whose loss is no longer a number. The state before the step is kept.
+type DivergedError struct {
+	Step int
+	Tags []volume.Tag
+	Err  error
+}
+
+func (e *DivergedError) Error() string {
+	return fmt.Sprintf("step %d diverged on %s: %v; continue from the last checkpoint with a lower train.lr", e.Step, e.Tags[0], e.Err)
+}
+
+func (e *DivergedError) Unwrap() error { return e.Err }
+
+// Loop trains Model on a stream of batches. It is used once.
+type Loop struct {
+	Model    Model
+	Schedule optim.Schedule // its Steps is the last step, or 0 while Hours hasn't been turned into steps
+	Hours    time.Duration  // > 0: Steps becomes what fits, once the pace is known
+	MaxSteps int            // 0: no limit
+	Every    int            // steps between snapshots; 0: none but at validations, a stop and the end
+	Validate func(ctx context.Context, step int) (map[string]float64, error)
+	EveryVal int // steps between validations
+	Report   func(Step)
+	Meta     func(*Loop) (map[string]string, error) // what a snapshot says beside its arrays
+	Stopping <-chan struct{}                        // closed: finish the step, snapshot, return
+
+	// Where the loop is; set to resume.
+	Step   int
+	Cursor volume.Cursor
+
+	tags []volume.Tag
+	slot chan struct{}
+}
+
+// pace is how many steps are timed before Hours becomes a number of steps, and how many before them are not counted.
+const pace, unpaced = 10, 2
+
+// Run is the train stage: batches in, snapshots out. It ends when the batches do, at the schedule's last step, or at
+// Stopping; each ends with a snapshot, unless no step was taken since the one before it.
+func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*volume.Snapshot, error] {
+	return func(yield func(*volume.Snapshot, error) bool) {
+		l.slot = make(chan struct{}, 1)
+		first, saved := l.Step, l.Step
+		last, validated := time.Now(), l.Step
+		var timed time.Duration
+		reason := "end"
+
+		// emit validates where asked to, and passes a snapshot on; false ends the loop.
+		emit := func(reason string, validate bool) bool {
+			var metrics map[string]float64
+			if validate && l.Validate != nil && validated != l.Step {
+				var err error
+				if metrics, err = l.Validate(ctx, l.Step); err != nil {
+					yield(nil, fmt.Errorf("validate: %w", err))
+					return false
+				}
+				validated = l.Step
+			}
+			s, err := l.snapshot(ctx, reason, metrics)
+			if err != nil {
+				yield(nil, err)
+				return false
+			}
+			saved = l.Step
+			return yield(s, nil)
+		}
+
+		if !l.stopped() && !l.finished() {
+			for b := range in {
+				if l.stopped() {
+					b.Release()
+					reason = "stop"
+					break
+				}
+				st, err := l.step(b)
+				if err != nil {
+					yield(nil, err)
+					return
+				}
+				now := time.Now()
+				st.Seconds = now.Sub(last).Seconds()
+				if l.Hours > 0 && l.Schedule.Steps == 0 && l.Step-first > unpaced {
+					if timed += now.Sub(last); l.Step-first == unpaced+pace {
+						l.Schedule.Steps = l.Step + max(1, int((l.Hours-timed)*pace/timed))
+					}
+				}
+				last, st.Total = now, l.Schedule.Steps
+				if l.Report != nil {
+					l.Report(st)
+				}
+				if l.finished() {
+					break
+				}
+				validate := l.Validate != nil && l.Step%l.EveryVal == 0
+				if validate || l.Every > 0 && l.Step%l.Every == 0 {
+					if !emit("every", validate) {
+						return
+					}
+					last = time.Now()
+				}
+			}
+		} else if l.stopped() {
+			reason = "stop"
+		}
+		if l.stopped() && !l.finished() {
+			reason = "stop"
+		}
+		unmeasured := l.Validate != nil && reason == "end" && l.Step > first && validated != l.Step
+		if l.Step > saved || unmeasured {
+			emit(reason, reason == "end")
+		}
+	}
+}
+
+func (l *Loop) stopped() bool {
+	select {
+	case <-l.Stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+func (l *Loop) finished() bool {
+	return l.MaxSteps > 0 && l.Step >= l.MaxSteps || l.Schedule.Steps > 0 && l.Step >= l.Schedule.Steps
+}
+
+// step trains on one batch and releases it.
+func (l *Loop) step(b *volume.Batch) (Step, error) {
+	defer b.Release()
+	n := len(b.Tags)
+	lr := l.Schedule.At(l.Step + 1)
+	stats, err := l.Model.Step(b.Input, b.Target, n, lr)
+	if err != nil {
+		var nonFinite *vqgan.NonFiniteError
+		if errors.As(err, &nonFinite) {
+			return Step{}, &DivergedError{Step: l.Step + 1, Tags: b.Tags, Err: err}
+		}
+		return Step{}, fmt.Errorf("step %d on %s: %w", l.Step+1, b.Tags[0], err)
+	}
+	end := b.Tags[n-1]
+	l.Step++
+	l.Cursor = volume.Cursor{Epoch: end.Epoch, Seq: end.Seq + 1}
+	if l.Every > 0 {
+		l.tags = append(l.tags, b.Tags...)
+	}
+	voxels := int64(n) * int64(b.Size[0]) * int64(b.Size[1]) * int64(b.Size[2])
+	return Step{Step: l.Step, Cursor: l.Cursor, Patches: n, Voxels: voxels, LR: lr, Stats: stats}, nil
+}
+
+// snapshot copies the state, once the snapshot before it has been released.
+func (l *Loop) snapshot(ctx context.Context, reason string, metrics map[string]float64) (*volume.Snapshot, error) {
+	select {
+	case l.slot <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	state, err := l.Model.State()
+	if err != nil {
+		return nil, fmt.Errorf("state at step %d: %w", l.Step, err)
+	}
+	s := &volume.Snapshot{Step: l.Step, Cursor: l.Cursor, Metrics: metrics, Reason: reason, Tags: l.tags,
+		Free: func() { <-l.slot }}
+	for _, a := range state {
+		s.Arrays = append(s.Arrays, volume.Array(a))
+	}
+	if l.Meta != nil {
+		if s.Meta, err = l.Meta(l); err != nil {
+			s.Release()
+			return nil, err
+		}
+	}
+	l.tags = nil
+	return s, nil
+}
