@@ -106,7 +106,8 @@ func (d *decoder) block(at, node *yaml.Node, v reflect.Value, path string) {
 			continue
 		}
 		if f.required {
-			d.add(at, dotted, "this key is required: %s", strings.ToLower(f.doc[:min(1, len(f.doc))])+f.doc[min(1, len(f.doc)):])
+			what, _, _ := strings.Cut(strings.ReplaceAll(f.doc, ": ", ". "), ". ")
+			d.add(at, dotted, "this key is required (%s)", strings.TrimSuffix(what, "."))
 		}
 		if f.shape == block { // its own rules hold for its defaults too
 			d.block(at, &yaml.Node{}, v.Field(f.index), dotted)
@@ -206,15 +207,18 @@ func flatten(err error) []error {
 	if err == nil {
 		return nil
 	}
-	joined, ok := err.(interface{ Unwrap() []error })
-	if !ok {
+	var joined interface {
+		error
+		Unwrap() []error
+	}
+	if !errors.As(err, &joined) || joined.Error() != err.Error() {
 		return []error{err}
 	}
 	var all []error
 	for _, e := range joined.Unwrap() {
 		all = append(all, flatten(e)...)
 	}
-	if err.Error() != errors.Join(all...).Error() { // says more than its parts
+	if errors.Join(all...).Error() != err.Error() { // says more than its parts
 		return []error{err}
 	}
 	return all

@@ -31,7 +31,7 @@ type (
 		Decoder    string `key:"decoder" default:"lean" oneof:"lean full" doc:"Decoder."`
 	}
 	readOptions struct {
-		Scans  []string   `key:"scans" required:"true" doc:"Folders, globs or list files."`
+		Scans  []string   `key:"scans" required:"true" doc:"Where the scans are: folders, globs or list files."`
 		Window [2]float64 `key:"window_hu" default:"[-1000, 1000]" unit:"HU" doc:"Window."`
 		Strict bool       `key:"strict" doc:"Strict."`
 		Frames []int      `key:"frames" default:"[]" min:"0" doc:"Frames."`
@@ -192,7 +192,7 @@ func TestLoadErrors(t *testing.T) {
 		{"no flow", "run: {seed: 1}\n", nil, `train.yaml: flow: this block is required: the list of stages (read, tile, augment, shuffle, train)`},
 		{"empty flow", "flow: []\n", nil, `train.yaml:1: flow: want a list of stages, got [] (stages: read, tile, augment, shuffle, train)`},
 		{"flow without dashes", "flow:\n  tile:\n  train:\n", nil, `train.yaml:1: flow: want a list of stages: begin each with a dash, as in - read: …`},
-		{"required key", "flow:\n  - read\n", nil, `train.yaml:2: read.scans: this key is required: folders, globs or list files.`},
+		{"required key", "flow:\n  - read\n", nil, `train.yaml:2: read.scans: this key is required (Where the scans are)`},
 
 		{"text for a number", "flow: [train: {lr: fast}]", nil, `train.yaml:1: train.lr: want a number, got "fast"`},
 		{"quoted number", "flow: [train: {lr: '1e-4'}]", nil, `train.yaml:1: train.lr: want a number, got "1e-4"`},

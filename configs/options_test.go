@@ -135,7 +135,7 @@ nested.zero|a number||0|||[]`
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 	read := configs.Describe(&readOptions{})
-	if !read[0].Required || read[0].Default != "" || read[2].Default != "false" || read[0].Doc != "Folders, globs or list files." {
+	if !read[0].Required || read[0].Default != "" || read[2].Default != "false" || read[0].Doc != "Where the scans are: folders, globs or list files." {
 		t.Errorf("%+v", read)
 	}
 	if !keys[12].Block() || keys[0].Block() {

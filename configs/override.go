@@ -104,7 +104,9 @@ func (l *loader) patch(node **yaml.Node, path []string, value *yaml.Node, word s
 			if len(path) > 1 {
 				l.patch(&fresh.Content[i+1], path[1:], value, word)
 			} else {
-				fresh.Content[i], fresh.Content[i+1] = l.key(path[0], word), value
+				key := l.key(path[0], word)
+				key.Line = k.Line
+				fresh.Content[i], fresh.Content[i+1] = key, value
 			}
 			return
 		}

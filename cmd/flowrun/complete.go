@@ -1,0 +1,54 @@
+package main
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/flowrun/flowrun/configs"
+)
+
+// completeFile completes FILE.yaml, then key=value words.
+func completeFile(_ *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+	if len(args) == 0 {
+		return []string{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt
+	}
+	return completeKey(word)
+}
+
+// completeKey completes one key=value word: the key of any stage or block, then its choices.
+func completeKey(word string) ([]string, cobra.ShellCompDirective) {
+	stages, blocks := documents()
+	name, _, valued := strings.Cut(word, "=")
+	var words []string
+	for _, d := range slices.Concat(stages, blocks) {
+		for _, k := range described(d) {
+			key := d.Name + "." + k.Name
+			switch {
+			case k.Block():
+			case !valued && strings.HasPrefix(key, word):
+				words = append(words, key+"="+"\t"+k.Doc)
+			case valued && key == name:
+				words = values(key, k)
+			}
+		}
+	}
+	if valued {
+		return words, cobra.ShellCompDirectiveNoFileComp
+	}
+	return words, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+}
+
+// values are the words key=value that complete a key with few values.
+func values(key string, k configs.Key) []string {
+	choices := k.Choices
+	if k.Type == "true or false" {
+		choices = []string{"true", "false"}
+	}
+	words := make([]string, len(choices))
+	for i, c := range choices {
+		words[i] = key + "=" + c
+	}
+	return words
+}
