@@ -24,19 +24,47 @@ type state struct {
 	Cursor  volume.Cursor     `json:"cursor"`
 	Reason  string            `json:"reason"`
 	Metrics map[string]number `json:"metrics,omitempty"`
-	Tags    []tag             `json:"tags,omitempty"`
+	Tags    *tags             `json:"tags,omitempty"`
 }
 
-// tag is volume.Tag with the names it has in a file.
-type tag struct {
-	Scan   string `json:"scan"`
-	Index  int    `json:"index"`
-	Epoch  int    `json:"epoch"`
-	Tile   int    `json:"tile"`
-	Tiles  int    `json:"tiles"`
-	Origin [3]int `json:"origin"`
-	Size   [3]int `json:"size"`
-	Seq    int    `json:"seq"`
+// tags are Snapshot.Tags in little space: there may be a hundred thousand of them, and a header has an end.
+type tags struct {
+	Scans []string  `json:"scans"`
+	Rows  [][12]int `json:"rows"` // place in Scans, Index, Epoch, Tile, Tiles, Origin x y z, Size x y z, Seq
+}
+
+func packTags(list []volume.Tag) *tags {
+	if len(list) == 0 {
+		return nil
+	}
+	t := &tags{Rows: make([][12]int, len(list))}
+	place := make(map[string]int)
+	for i, g := range list {
+		at, ok := place[g.Scan]
+		if !ok {
+			at = len(t.Scans)
+			place[g.Scan] = at
+			t.Scans = append(t.Scans, g.Scan)
+		}
+		o, s := g.Origin, g.Size
+		t.Rows[i] = [12]int{at, g.Index, g.Epoch, g.Tile, g.Tiles, o[0], o[1], o[2], s[0], s[1], s[2], g.Seq}
+	}
+	return t
+}
+
+func (t *tags) unpack() ([]volume.Tag, error) {
+	if t == nil {
+		return nil, nil
+	}
+	list := make([]volume.Tag, len(t.Rows))
+	for i, r := range t.Rows {
+		if r[0] < 0 || r[0] >= len(t.Scans) {
+			return nil, fmt.Errorf("tag %d: scan %d of %d", i, r[0], len(t.Scans))
+		}
+		list[i] = volume.Tag{Scan: t.Scans[r[0]], Index: r[1], Epoch: r[2], Tile: r[3], Tiles: r[4],
+			Origin: [3]int(r[5:8]), Size: [3]int(r[8:11]), Seq: r[11]}
+	}
+	return list, nil
 }
 
 // number is a float64 in JSON, with a string for what JSON has no number for: "NaN", "+Inf", "-Inf".
@@ -71,15 +99,12 @@ func encodeMeta(s *volume.Snapshot) (map[string]string, error) {
 	if s.Step < 0 {
 		return nil, fmt.Errorf("step %d", s.Step)
 	}
-	st := state{Version: version, Step: s.Step, Cursor: s.Cursor, Reason: s.Reason}
+	st := state{Version: version, Step: s.Step, Cursor: s.Cursor, Reason: s.Reason, Tags: packTags(s.Tags)}
 	if s.Metrics != nil {
 		st.Metrics = make(map[string]number, len(s.Metrics))
 		for k, v := range s.Metrics {
 			st.Metrics[k] = number(v)
 		}
-	}
-	for _, t := range s.Tags {
-		st.Tags = append(st.Tags, tag(t))
 	}
 	text, err := json.Marshal(st)
 	if err != nil {
@@ -114,8 +139,8 @@ func decodeMeta(meta map[string]string) (*volume.Snapshot, error) {
 			s.Metrics[k] = float64(v)
 		}
 	}
-	for _, t := range st.Tags {
-		s.Tags = append(s.Tags, volume.Tag(t))
+	if s.Tags, err = st.Tags.unpack(); err != nil {
+		return nil, fmt.Errorf("metadata %s: %w", stateKey, err)
 	}
 	return s, nil
 }

@@ -122,6 +122,43 @@ func TestWhatIsSavedIsLoaded(t *testing.T) {
 	}
 }
 
+func TestTagsRoundTripInLittleSpace(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		number := rapid.IntRange(-1, 1<<40)
+		triple := rapid.Custom(func(t *rapid.T) [3]int {
+			return [3]int{number.Draw(t, "x"), number.Draw(t, "y"), number.Draw(t, "z")}
+		})
+		x := snap(1, 30)
+		x.Tags = rapid.SliceOf(rapid.Custom(func(t *rapid.T) volume.Tag {
+			return volume.Tag{Scan: rapid.SampledFrom([]string{"", "a", "b/ü"}).Draw(t, "scan"), Index: number.Draw(t, "i"),
+				Epoch: number.Draw(t, "e"), Tile: number.Draw(t, "tile"), Tiles: number.Draw(t, "tiles"),
+				Origin: triple.Draw(t, "origin"), Size: triple.Draw(t, "size"), Seq: number.Draw(t, "seq")}
+		})).Draw(t, "tags")
+		meta, err := encodeMeta(x)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := decodeMeta(meta)
+		if err != nil || !slices.Equal(got.Tags, x.Tags) {
+			t.Fatalf("%v, %v", got, err)
+		}
+	})
+	x := snap(1, 30)
+	for i := range 100_000 {
+		x.Tags = append(x.Tags, volume.Tag{Scan: fmt.Sprintf("patient%03d/series.nii.gz", i%500), Index: i % 500, Tile: i % 54, Tiles: 54,
+			Origin: [3]int{192, 192, 96}, Size: [3]int{256, 256, 128}, Seq: i})
+	}
+	meta, err := encodeMeta(x)
+	check(t, err)
+	if n := len(meta[stateKey]); n > 6_000_000 {
+		t.Errorf("100000 tags take %d bytes", n)
+	}
+	if _, err := decodeMeta(map[string]string{stateKey: `{"version":1,"tags":{"scans":["a"],"rows":[[1]]}}`}); err == nil ||
+		err.Error() != "metadata flowrun: tag 0: scan 1 of 1" {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestSameSnapshotSameBytes(t *testing.T) {
 	a, b := t.TempDir(), t.TempDir()
 	save(t, open1(t, a, 3, "psnr"), snap(7, 30))
