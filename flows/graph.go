@@ -45,7 +45,8 @@ func (r *run) wire(g *pipe.Graph) {
 type admission struct {
 	scan    *volume.Scan
 	epoch   int
-	release func() // nil: a dry one, which costs nothing
+	release func()          // nil: a dry one, which costs nothing
+	wanted  context.Context // ends when nobody waits for the scan any more: at a stop, or when training is done
 }
 
 func (a admission) Release() {
@@ -54,10 +55,17 @@ func (a admission) Release() {
 	}
 }
 
-// loaded is a volume, or what is wrong with its scan.
+// loaded is a volume, or what is wrong with its scan, or neither: a scan that nobody wants any more.
 type loaded struct {
 	*volume.Volume
 	bad *read.Bad
+}
+
+func (l loaded) Bytes() int64 {
+	if l.Volume == nil {
+		return 0
+	}
+	return l.Volume.Bytes()
 }
 
 func (l loaded) Release() {
@@ -74,12 +82,13 @@ func wireRead(w *wiring, s *piece) {
 		for epoch := r.start.Epoch; epoch < r.epochs; epoch++ {
 			good := 0
 			for _, scan := range r.data.order(epoch) {
-				if r.quarantine.Has(scan.ID) {
+				flows, dry := r.admits(scan, epoch)
+				if !flows {
 					continue
 				}
 				good++
-				a := admission{scan: scan, epoch: epoch}
-				if epoch != r.start.Epoch || !r.replayed[scan.ID] {
+				a := admission{scan: scan, epoch: epoch, wanted: ctx}
+				if !dry {
 					release, err := r.budget.Acquire(ctx, read.Cost(scan, o), scan.ID)
 					if err != nil {
 						return err
@@ -96,16 +105,16 @@ func wireRead(w *wiring, s *piece) {
 		}
 		return nil
 	})
-	all := pipe.Map(admitted, s.label, max(1, o.Ahead), func(ctx context.Context, a admission) (loaded, error) {
+	all := pipe.Map(admitted, s.label, max(1, o.Ahead), func(_ context.Context, a admission) (loaded, error) {
 		if a.release == nil {
 			return loaded{Volume: read.Dry(a.scan, a.epoch, o)}, nil
 		}
-		v, err := read.Load(ctx, a.scan, a.epoch, o, a.release)
-		if err != nil && ctx.Err() != nil {
-			return loaded{}, context.Cause(ctx)
+		v, err := read.Load(a.wanted, a.scan, a.epoch, o, a.release)
+		if err != nil && a.wanted.Err() != nil {
+			return loaded{}, nil
 		}
 		if err != nil {
-			return loaded{bad: &read.Bad{Scan: a.scan.ID, Path: a.scan.Path, Reason: err.Error()}}, nil
+			return r.lost(a, &read.Bad{Scan: a.scan.ID, Path: a.scan.Path, Reason: err.Error()}, o), nil
 		}
 		return loaded{Volume: v}, nil
 	})
@@ -117,6 +126,8 @@ func wireRead(w *wiring, s *piece) {
 						yield(nil, err)
 						return
 					}
+				}
+				if l.Volume == nil {
 					continue
 				}
 				r.warn(l.Volume)
@@ -126,6 +137,26 @@ func wireRead(w *wiring, s *piece) {
 			}
 		}
 	})
+}
+
+// admits says whether a scan's tags flow in an epoch, and whether they do so dry.
+func (r *run) admits(scan *volume.Scan, epoch int) (flows, dry bool) {
+	if bad, ok := r.quarantine.Get(scan.ID); ok {
+		partly := bad.Partly == epoch+1
+		return partly, partly
+	}
+	left, begun := r.left[scan.ID]
+	return true, epoch == r.start.Epoch && begun && left == 0
+}
+
+// lost is what becomes of a scan that can't be loaded. Where patches of it had been trained in this epoch before the run
+// was resumed, the rest of its tags still flow.
+func (r *run) lost(a admission, bad *read.Bad, o read.Options) loaded {
+	if _, begun := r.left[a.scan.ID]; !begun || a.epoch != r.start.Epoch {
+		return loaded{bad: bad}
+	}
+	bad.Partly = a.epoch + 1
+	return loaded{Volume: read.Dry(a.scan, a.epoch, o), bad: bad}
 }
 
 func wireTile(w *wiring, s *piece) {
@@ -178,7 +209,7 @@ func (r *run) setAside(b read.Bad) error {
 	if err := r.quarantine.Add(b); err != nil {
 		return err
 	}
-	r.log.Warn().Str("scan", b.Scan).Str("reason", b.Reason).Msg("scan set aside")
+	r.log.Warn().Str("event", "quarantine").Str("scan", b.Scan).Str("reason", b.Reason).Msg("scan set aside")
 	return r.tooManyBad()
 }
 

@@ -13,8 +13,8 @@ import (
 // been trained. Which they are doesn't depend on voxels, so a scan of which nothing is left is replayed dry: its tags
 // flow, its file isn't opened.
 
-// replay returns the scans of start's epoch of which every patch lies before start.
-func (j *Job) replay(d *data, quarantined func(id string) bool, start volume.Cursor) (map[string]bool, error) {
+// replay returns how many patches are left of each scan that has one before start, in start's epoch.
+func (j *Job) replay(d *data, q *read.Quarantine, start volume.Cursor) (map[string]int, error) {
 	if start.Seq == 0 {
 		return nil, nil
 	}
@@ -23,7 +23,7 @@ func (j *Job) replay(d *data, quarantined func(id string) bool, start volume.Cur
 	var failed error
 	tags := func(yield func(*volume.Patch) bool) {
 		for _, scan := range d.order(start.Epoch) {
-			if quarantined(scan.ID) {
+			if bad, ok := q.Get(scan.ID); ok && bad.Partly != start.Epoch+1 {
 				continue
 			}
 			for p, err := range tile.Tiles(read.Dry(scan, start.Epoch, *r), *t, j.run.Seed, j.multiple()) {
@@ -55,13 +55,7 @@ func (j *Job) replay(d *data, quarantined func(id string) bool, start volume.Cur
 			break
 		}
 	}
-	done := map[string]bool{}
-	for id, n := range left {
-		if n == 0 {
-			done[id] = true
-		}
-	}
-	return done, failed
+	return left, failed
 }
 
 // sound is seq without its errors; the first one ends it and is kept in failed.

@@ -47,8 +47,8 @@ func (r *run) report(s train.Step) {
 		Perplexity: s.Stats.Perplexity, PSNR: s.Stats.PSNR(), GradNorm: s.Stats.GradNorm, LR: s.LR,
 		Seconds: s.Seconds, VoxelsPerSecond: float64(s.Voxels) / s.Seconds, BoundBy: r.bound(), RSS: rss, Goroutines: goroutines,
 	}
-	if err := r.metrics.Train(rec); err != nil {
-		r.metricsErr = errors.Join(r.metricsErr, err)
+	if err := r.metrics.Train(rec); err != nil && r.metricsErr == nil {
+		r.metricsErr = err
 	}
 	r.progress.Step(rec, s.Total)
 }

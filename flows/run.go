@@ -53,7 +53,7 @@ type run struct {
 
 	start    volume.Cursor
 	epochs   int             // the source ends before this one
-	replayed map[string]bool // scans of start's epoch of which nothing is left to train
+	left     map[string]int // patches left of the scans that start's epoch has begun
 	warned   map[string]bool
 	last     string             // the newest checkpoint's path
 	sample   string             // the newest picture's path
@@ -138,7 +138,7 @@ func (r *run) prepare(ctx context.Context) error {
 		return err
 	}
 	r.budget = pipe.NewBudget(parts.scans)
-	if r.replayed, err = j.replay(r.data, r.quarantine.Has, r.start); err != nil {
+	if r.left, err = j.replay(r.data, r.quarantine, r.start); err != nil {
 		return err
 	}
 	if err := os.WriteFile(r.file("config.yaml"), j.resolved, 0o644); err != nil {
@@ -185,6 +185,11 @@ func (r *run) resume() (*volume.Snapshot, error) {
 		return nil, nil
 	case from == "never":
 		return nil, configErrorf("run.resume: never, but %s holds checkpoints up to step %d; choose another run.dir, or set run.resume: auto", r.job.run.Dir, snap.Step)
+	}
+	if len(skipped) > 0 {
+		if _, err := r.store.SetAside(snap.Step); err != nil {
+			return nil, err
+		}
 	}
 	r.last = path
 	r.log.Info().Str("event", "resume").Str("checkpoint", path).Int("step", snap.Step).Int("epoch", snap.Cursor.Epoch).Msg("going on")

@@ -190,7 +190,8 @@ func noisy(p *volume.Patch) bool {
 }
 
 // From numbers the patches of in, from 0 in each epoch (Tag.Seq), and gives those that lie at the cursor or after it. Those
-// before it, which an earlier run has trained, are released. Errors are always nil.
+// before it, which an earlier run has trained, are released, and so are those of a dry volume: of a scan that was lost
+// when some of its patches had been trained. Errors are always nil.
 func From(in iter.Seq[*volume.Patch], at volume.Cursor) iter.Seq2[*volume.Patch, error] {
 	return func(yield func(*volume.Patch, error) bool) {
 		epoch, seq := -1, 0
@@ -200,7 +201,7 @@ func From(in iter.Seq[*volume.Patch], at volume.Cursor) iter.Seq2[*volume.Patch,
 			}
 			p.Seq = seq
 			seq++
-			if p.Epoch < at.Epoch || p.Epoch == at.Epoch && p.Seq < at.Seq {
+			if p.Epoch < at.Epoch || p.Epoch == at.Epoch && p.Seq < at.Seq || p.Volume.Dry() {
 				p.Release()
 			} else if !yield(p, nil) {
 				return

@@ -97,6 +97,18 @@ func (q *Quarantine) Has(id string) bool {
 	return q.has[id]
 }
 
+// Get returns what is known of a scan, by its ID, that is in the list.
+func (q *Quarantine) Get(id string) (Bad, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, bad := range q.list {
+		if bad.Scan == id {
+			return bad, true
+		}
+	}
+	return Bad{}, false
+}
+
 // Len is the number of scans in the list.
 func (q *Quarantine) Len() int {
 	q.mu.Lock()

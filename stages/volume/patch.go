@@ -52,6 +52,15 @@ type Batch struct {
 	Free   func()     // gives the buffers back; may be nil
 }
 
+// Bytes is the host memory of the buffers.
+func (b *Batch) Bytes() int64 {
+	n := len(b.Input)
+	if len(b.Target) > 0 && len(b.Input) > 0 && &b.Target[0] != &b.Input[0] {
+		n += len(b.Target)
+	}
+	return 4 * int64(n)
+}
+
 // Release gives the buffers back.
 func (b *Batch) Release() {
 	if b.Free != nil {

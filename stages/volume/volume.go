@@ -44,6 +44,14 @@ func (v *Volume) Own(samples Samples, free func()) *Volume {
 // Dry says that the volume has no samples.
 func (v *Volume) Dry() bool { return v.samples == nil }
 
+// Bytes is the host memory of the samples, for the graph's counters: none for a dry volume.
+func (v *Volume) Bytes() int64 {
+	if _, ok := v.samples.(*Memory); !ok {
+		return 0
+	}
+	return 2 * int64(v.Dims[0]) * int64(v.Dims[1]) * int64(v.Dims[2])
+}
+
 // Rows is Samples.Rows of the volume's samples.
 func (v *Volume) Rows(z, y0, y1 int, buf []int16) ([]int16, error) {
 	if v.samples == nil {
