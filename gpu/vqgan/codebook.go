@@ -17,11 +17,13 @@ const initSteps = 10
 //	N ← d·N + (1-d)·counts      z ← d·z + (1-d)·sums
 //	e = z / w,  w = (N + 1e-7) / (ΣN + K·1e-7) · ΣN
 //
-// A code with N below a threshold restarts, in e, z and N, at a latent of the reservoir. Its new N is so far above the threshold that
-// unused it falls below it again after ten steps: an idle code doesn't move every step, but soon where the encoder moved
+// A code with N below a threshold restarts, in e, z and N, at a latent of the reservoir, drawn in proportion to its squared distance
+// from its code (as k-means++ does; Arthur and Vassilvitskii, 2007), and no two codes nearly at the same place: much of a CT is air, whose
+// latents are all alike, and a second code there would never be used. Its new N is so far above the threshold that unused
+// it falls below it again after ten steps: an idle code doesn't move every step, but soon where the encoder moved
 // away from it; and a small N lets it settle fast where it landed.
 //
-// The reservoir is a sample of latents: uniform over all of them in the first steps, then an eighth of it is replaced every
+// The reservoir is a sample of latents: uniform over all of them in the first steps, then a quarter of it is replaced every
 // step, so that it holds several batches and none that the encoder has long left.
 type codebook struct {
 	codes, dim int
@@ -29,6 +31,7 @@ type codebook struct {
 	n          []float32 // N [codes]
 	sum        []float32 // z [codes, dim]
 	pool       []float32 // reservoir [slots, dim]
+	far        []float32 // squared distance of each of its latents from its code, when it came in [slots]
 	filled     int       // slots that hold a latent
 	seen       int64     // latents that went by in the first steps
 	steps      int       // optimiser steps taken; initSteps at once where codes were loaded
@@ -41,12 +44,12 @@ type codebook struct {
 func newCodebook(codes, dim int, o CodebookOptions, perStep int, seed uint64) *codebook {
 	b := &codebook{codes: codes, dim: dim, decay: o.Decay, seed: seed,
 		vectors: make([]float32, codes*dim), n: make([]float32, codes), sum: make([]float32, codes*dim),
-		pool: make([]float32, max(codes, 1024)*dim)}
-	b.threshold = o.Restart * min(1, float64(perStep)/float64(16*codes))
+		pool: make([]float32, max(codes, 1024)*dim), far: make([]float32, max(codes, 1024))}
+	b.threshold = o.Restart * min(1, float64(perStep)/float64(4*codes))
 	return b
 }
 
-func (b *codebook) slots() int { return len(b.pool) / b.dim }
+func (b *codebook) slots() int { return len(b.far) }
 
 // fresh is the N of a code that was just placed.
 func (b *codebook) fresh() float64 {
@@ -58,7 +61,7 @@ func (b *codebook) fresh() float64 {
 
 // clear forgets all.
 func (b *codebook) clear() {
-	for _, s := range [][]float32{b.vectors, b.n, b.sum, b.pool} {
+	for _, s := range [][]float32{b.vectors, b.n, b.sum, b.pool, b.far} {
 		clear(s)
 	}
 	b.filled, b.seen, b.steps = 0, 0, 0
@@ -89,7 +92,7 @@ func (b *codebook) picks(latents int) []pick {
 		slices.SortFunc(ps, func(a, b pick) int { return cmp.Compare(a.latent, b.latent) })
 		return ps
 	}
-	k := min(max(1, b.slots()/8), latents)
+	k := min(b.slots()/4, latents)
 	if b.filled < b.slots() {
 		k = min(b.slots()-b.filled, latents)
 	}
@@ -111,10 +114,11 @@ func (b *codebook) picks(latents int) []pick {
 	return ps
 }
 
-// take puts the picked latents into the reservoir. vectors holds them in the picks' order; latents is the step's count.
-func (b *codebook) take(ps []pick, vectors []float32, latents int) {
+// take puts the picked latents into the reservoir. vectors and far are in the picks' order; latents is the step's count.
+func (b *codebook) take(ps []pick, vectors, far []float32, latents int) {
 	for i, p := range ps {
 		copy(b.pool[p.slot*b.dim:][:b.dim], vectors[i*b.dim:])
+		b.far[p.slot] = far[i]
 		b.filled = max(b.filled, p.slot+1)
 	}
 	if b.steps < initSteps {
@@ -122,20 +126,110 @@ func (b *codebook) take(ps []pick, vectors []float32, latents int) {
 	}
 }
 
-// draw puts every code on a latent of the reservoir: different ones, and where there are too few, beside one.
+// distance is the squared distance of a latent from a code.
+func (b *codebook) distance(z []float32, code int32) float32 {
+	var sum float64
+	for i, x := range b.vectors[int(code)*b.dim:][:b.dim] {
+		d := float64(z[i]) - float64(x)
+		sum += d * d
+	}
+	return float32(sum)
+}
+
+// draw puts every code on a latent of the reservoir; where it has too few that differ, beside one.
 func (b *codebook) draw() {
 	r := rand.New(rand.NewPCG(key(b.seed, "draw"), uint64(b.steps)))
 	order := r.Perm(b.filled)
-	jitter := 0.01 / math.Sqrt(float64(b.dim)) // as in TATS
-	for k := range b.codes {
-		b.place(k, order[k%b.filled])
-		if k >= b.filled {
-			for i := range b.dim {
-				b.vectors[k*b.dim+i] += float32(jitter * r.NormFloat64())
-			}
-			b.anchor(k)
+	apart := b.apart()
+	k := 0
+	for _, slot := range order {
+		if k < b.codes && apart.take(b.pool[slot*b.dim:][:b.dim]) {
+			b.place(k, slot)
+			k++
 		}
 	}
+	for i := 0; k < b.codes; i, k = i+1, k+1 {
+		b.place(k, order[i%b.filled])
+		for j := range b.dim {
+			b.vectors[k*b.dim+j] += float32(r.NormFloat64() / apart.per[j])
+		}
+		b.anchor(k)
+	}
+}
+
+// restart moves the codes that fell below the threshold and returns how many it moved. Where the reservoir runs out, the rest wait.
+func (b *codebook) restart() (restarted int) {
+	var dead []int
+	for k, n := range b.n {
+		if float64(n) < b.threshold {
+			dead = append(dead, k)
+		}
+	}
+	if len(dead) == 0 {
+		return 0
+	}
+	// Weighted sampling without replacement (Efraimidis and Spirakis, 2006): the smallest of exponential variates of rate far.
+	r := rand.New(rand.NewPCG(key(b.seed, "restart"), uint64(b.steps)))
+	type turn struct {
+		at   float64
+		slot int
+	}
+	order := make([]turn, 0, b.filled)
+	for slot := range b.filled {
+		if x := r.ExpFloat64(); b.far[slot] > 0 {
+			order = append(order, turn{x / float64(b.far[slot]), slot})
+		}
+	}
+	slices.SortFunc(order, func(a, b turn) int { return cmp.Or(cmp.Compare(a.at, b.at), a.slot-b.slot) })
+	apart := b.apart()
+	for _, o := range order {
+		if restarted == len(dead) {
+			break
+		}
+		if apart.take(b.pool[o.slot*b.dim:][:b.dim]) {
+			b.place(dead[restarted], o.slot)
+			restarted++
+		}
+	}
+	return restarted
+}
+
+// cellsPerDeviation is how finely latents are told apart.
+const cellsPerDeviation = 16
+
+// cells tells latents apart by a grid whose side is a share of the reservoir's standard deviation along each axis.
+type cells struct {
+	per   []float64 // cells per unit
+	taken map[uint64]bool
+}
+
+func (b *codebook) apart() *cells {
+	c := &cells{per: make([]float64, b.dim), taken: map[uint64]bool{}}
+	for j := range b.dim {
+		var sum, squares float64
+		for slot := range b.filled {
+			x := float64(b.pool[slot*b.dim+j])
+			sum += x
+			squares += x * x
+		}
+		n := float64(max(1, b.filled))
+		c.per[j] = cellsPerDeviation / math.Sqrt(max(squares/n-sum/n*sum/n, 1e-12))
+	}
+	return c
+}
+
+// take reports whether a latent's cell was free, and takes it.
+func (c *cells) take(z []float32) bool {
+	h := uint64(0xcbf29ce484222325)
+	for j, x := range z {
+		h = (h ^ uint64(int64(math.Floor(float64(x)*c.per[j])))) * 0x100000001b3
+		h ^= h >> 29
+	}
+	if c.taken[h] {
+		return false
+	}
+	c.taken[h] = true
+	return true
 }
 
 // place moves a code to a slot's latent.
@@ -177,18 +271,7 @@ func (b *codebook) step(counts, sums []float32) (restarted int) {
 	if b.threshold == 0 || b.filled == 0 {
 		return 0
 	}
-	var order []int
-	for k, n := range b.n {
-		if float64(n) >= b.threshold {
-			continue
-		}
-		if order == nil {
-			order = rand.New(rand.NewPCG(key(b.seed, "restart"), uint64(b.steps))).Perm(b.filled)
-		}
-		b.place(k, order[restarted%len(order)])
-		restarted++
-	}
-	return restarted
+	return b.restart()
 }
 
 // perplexity is exp of the entropy of the codes' shares; used is how many were used.

@@ -24,7 +24,7 @@ func (l *Loss) Check() error {
 // CodebookOptions say how codes follow the latents.
 type CodebookOptions struct {
 	Decay   float64 `key:"decay" default:"0.99" min:"0" max:"0.99999" doc:"Share of a code's running mean that one optimiser step keeps."`
-	Restart float64 `key:"restart" default:"1" min:"0" doc:"A code whose running count of latents per optimiser step falls below this moves to a latent of a recent batch. Where a step has fewer than 16 latents per code the bound shrinks with them, so that no code is moved before it could be used. 0 is off."`
+	Restart float64 `key:"restart" default:"1" min:"0" doc:"A code whose running count of latents per optimiser step falls below this moves to a latent of a recent batch. Where a step has fewer than 4 latents per code the bound shrinks with them, so that no code is moved before it could be used. 0 is off."`
 }
 
 // Options are what a session needs beside the model's shape. Sizes are x, y, z, voxels.

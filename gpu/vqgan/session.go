@@ -39,6 +39,7 @@ type Session struct {
 
 	// Host memory that every step uses again.
 	latents []float32 // of a micro-batch
+	nearest []int32   // its codes
 	used    []float32 // counts
 	totals  []float32 // sums
 	scalars [4]float32
@@ -50,6 +51,7 @@ type Session struct {
 type harvest struct {
 	picks   []pick
 	vectors []float32 // of the picks so far
+	far     []float32 // their squared distances from their codes
 	next    int       // the first pick that is still to come
 }
 
@@ -71,7 +73,7 @@ func Open(e gpu.Engine, c Config, o Options) (*Session, error) {
 	if err := e.Reserve(s.layout.Bytes()); err != nil {
 		return nil, err
 	}
-	s.latents = make([]float32, s.o.MicroBatch*s.latentLen())
+	s.latents, s.nearest = make([]float32, s.o.MicroBatch*s.latentLen()), make([]int32, s.o.MicroBatch*s.codesLen())
 	s.used, s.totals = make([]float32, c.Codes), make([]float32, c.Codes*c.Embedding)
 	if err := s.Init(); err != nil {
 		return nil, err
@@ -232,7 +234,7 @@ func (s *Session) firstCodes(input []float32, n int) error {
 	s.passes(n, func(p *program, at int) {
 		p.Write(s.e, p.input, input[at*s.voxels():(at+p.n)*s.voxels()])
 		p.RunTo(s.e, &s.call, p.z)
-		s.gather(p, at)
+		s.gather(p, at, false)
 	})
 	if err := s.e.Sync(); err != nil {
 		return fmt.Errorf("step 1: %w", err)
@@ -242,7 +244,7 @@ func (s *Session) firstCodes(input []float32, n int) error {
 			return &NonFiniteError{Step: s.step + 1, What: "a latent"}
 		}
 	}
-	s.book.take(s.harvest.picks, s.harvest.vectors, n*s.codesLen())
+	s.book.take(s.harvest.picks, s.harvest.vectors, s.harvest.far, n*s.codesLen())
 	s.book.draw()
 	s.e.Write(s.codes.At, s.book.vectors)
 	return nil
@@ -253,7 +255,7 @@ func (s *Session) accumulate(input, target []float32, n int, fresh bool) (Stats,
 	s.e.Fill(s.grads.At, s.params.Floats(), 0)
 	s.e.Fill(s.counts.At, s.c.Codes, 0)
 	s.e.Fill(s.sums.At, s.c.Codes*s.c.Embedding, 0)
-	if s.harvest = (harvest{vectors: s.harvest.vectors[:0]}); !fresh { // a fresh reservoir has this step's latents already
+	if s.harvest = (harvest{vectors: s.harvest.vectors[:0], far: s.harvest.far[:0]}); !fresh { // a fresh reservoir has this step's latents already
 		s.reap(n)
 	}
 	stats := Stats{Voxels: n * s.voxels()}
@@ -272,7 +274,7 @@ func (s *Session) accumulate(input, target []float32, n int, fresh bool) (Stats,
 		wrong += float64(s.scalars[3])
 		p.Scalars(s.e, p.quantized.Loss, s.scalars[:])
 		stats.Commitment += share * float64(s.scalars[0])
-		s.gather(p, at)
+		s.gather(p, at, true)
 	})
 	s.e.SumSquares(s.grads.At, s.params.Floats(), s.norm.At, s.work.At)
 	s.e.Read(s.scalars[:1], s.norm.At)
@@ -307,7 +309,7 @@ func (s *Session) update(stats *Stats, n int, lr float64) error {
 		s.weights.At, s.grads.At, s.first.At, s.second.At, average, s.params.Floats())
 	s.packed = nil
 	if len(s.harvest.picks) > 0 {
-		s.book.take(s.harvest.picks, s.harvest.vectors, n*s.codesLen())
+		s.book.take(s.harvest.picks, s.harvest.vectors, s.harvest.far, n*s.codesLen())
 	}
 	stats.Restarted = s.book.step(s.used, s.totals)
 	s.e.Write(s.codes.At, s.book.vectors)
@@ -338,19 +340,27 @@ func (s *Session) use(p *program, weights *nn.Block) {
 
 // reap chooses what the reservoir takes of a step of n patches.
 func (s *Session) reap(n int) {
-	s.harvest = harvest{picks: s.book.picks(n * s.codesLen()), vectors: s.harvest.vectors[:0]}
+	s.harvest = harvest{picks: s.book.picks(n * s.codesLen()), vectors: s.harvest.vectors[:0], far: s.harvest.far[:0]}
 }
 
-// gather reads the chosen latents of a micro-batch that ran.
-func (s *Session) gather(p *program, at int) {
+// gather reads the chosen latents of a micro-batch that ran, and how far from their codes they are if they were quantised.
+func (s *Session) gather(p *program, at int, quantized bool) {
 	h := &s.harvest
 	first, end, dim := at*s.codesLen(), (at+p.n)*s.codesLen(), s.c.Embedding
 	if h.next == len(h.picks) || h.picks[h.next].latent >= end {
 		return
 	}
 	p.Read(s.e, p.z, s.latents[:p.n*s.latentLen()])
+	if quantized {
+		p.Codes(s.e, p.quantized, s.nearest[:p.n*s.codesLen()])
+	}
 	for ; h.next < len(h.picks) && h.picks[h.next].latent < end; h.next++ {
-		h.vectors = append(h.vectors, s.latents[(h.picks[h.next].latent-first)*dim:][:dim]...)
+		i := h.picks[h.next].latent - first
+		z, far := s.latents[i*dim:][:dim], float32(1)
+		if quantized {
+			far = s.book.distance(z, s.nearest[i])
+		}
+		h.vectors, h.far = append(h.vectors, z...), append(h.far, far)
 	}
 }
 

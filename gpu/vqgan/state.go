@@ -29,6 +29,7 @@ const (
 	nameN        = "codebook.N"
 	nameSum      = "codebook.z_avg"
 	namePool     = "codebook.reservoir"
+	nameFar      = "codebook.reservoir_distance"
 	nameCounters = "session.counters"
 )
 
@@ -118,6 +119,7 @@ func (s *Session) State() ([]Array, error) {
 		Array{nameN, []int{b.codes}, slices.Clone(b.n)},
 		Array{nameSum, []int{b.codes, b.dim}, slices.Clone(b.sum)},
 		Array{namePool, []int{b.slots(), b.dim}, slices.Clone(b.pool)},
+		Array{nameFar, []int{b.slots()}, slices.Clone(b.far)},
 		Array{nameCounters, []int{4, 3}, limbs(int64(s.step), int64(b.steps), int64(b.filled), b.seen)},
 	), nil
 }
@@ -126,7 +128,7 @@ func (s *Session) State() ([]Array, error) {
 func (s *Session) StateBytes() int64 {
 	per := int64(s.params.Count()) * int64(len(s.blocks()))
 	b := s.book
-	return 4 * (per + int64(len(b.vectors)+len(b.n)+len(b.sum)+len(b.pool)) + 12)
+	return 4 * (per + int64(len(b.vectors)+len(b.n)+len(b.sum)+len(b.pool)+len(b.far)) + 12)
 }
 
 // SetState goes on from a State. Nothing changes unless all of it fits. With strict every array must be there and be known; without, running
@@ -159,7 +161,7 @@ func (s *Session) SetState(arrays []Array, strict bool) error {
 		loads = append(loads, load{row.block, host})
 	}
 	vectors, n, sum := want(nameVectors, b.codes, b.dim), want(nameN, b.codes), want(nameSum, b.codes, b.dim)
-	pool, counters := want(namePool, b.slots(), b.dim), want(nameCounters, 4, 3)
+	pool, far, counters := want(namePool, b.slots(), b.dim), want(nameFar, b.slots()), want(nameCounters, 4, 3)
 	if strict {
 		for _, name := range slices.Sorted(maps.Keys(in)) {
 			if !in[name].used {
@@ -185,6 +187,7 @@ func (s *Session) SetState(arrays []Array, strict bool) error {
 	copy(b.n, n)
 	copy(b.sum, sum)
 	copy(b.pool, pool)
+	copy(b.far, far)
 	s.e.Write(s.codes.At, b.vectors)
 	s.packed = nil
 	if err := s.e.Sync(); err != nil {
