@@ -133,15 +133,9 @@ func (f *found) folder(dir string) error {
 func (f *found) glob(pattern string) error {
 	base, rest := doublestar.SplitPattern(filepath.ToSlash(pattern))
 	base = filepath.FromSlash(base)
-	if info, err := os.Stat(base); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("no such folder: %s", base)
-		}
-		return fmt.Errorf("%s: %w", base, reason(err))
-	} else if !info.IsDir() {
-		return fmt.Errorf("%s isn't a folder", base)
-	}
-	if _, err := os.ReadDir(base); err != nil {
+	if _, err := os.ReadDir(base); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("no such folder: %s", base)
+	} else if err != nil {
 		return fmt.Errorf("%s: %w", base, reason(err))
 	}
 	names, err := doublestar.Glob(os.DirFS(base), rest, doublestar.WithFilesOnly(), doublestar.WithNoHidden())

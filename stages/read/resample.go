@@ -40,7 +40,10 @@ func taps(from, to int, scale float64, flip bool) []tap {
 			c = float64(from-1) - c
 		}
 		lo := int(c)
-		list[i] = tap{lo: lo, hi: min(lo+1, from-1), t: float32(c - float64(lo))}
+		list[i] = tap{lo: lo, hi: lo, t: float32(c - float64(lo))}
+		if list[i].t > 0 {
+			list[i].hi++
+		}
 	}
 	return list
 }
