@@ -71,13 +71,13 @@ func TestOverrideOfAlias(t *testing.T) {
 
 // Every problem is reported at once: the file's by line, then the command line's.
 func TestAllProblems(t *testing.T) {
-	_, _, err := load("flow:\n  - train: {lr: fast, lrr: 1}\n  - tile: {patch: 3}\n  - shufle\nrun: {seed: x}\nmodle: {}\n", "run.dri=a", "train.ema")
+	_, _, err := load("flow:\n  - train: {lr: fast, lrr: 1}\n  - tile: {patch: 3}\n  - shufle\nrun: {seed: x}\nmodell: {}\n", "run.dri=a", "train.ema")
 	want := `train.yaml:2: train.lr: want a number, got "fast"
 train.yaml:2: train.lrr: unknown key; did you mean "lr"?
 train.yaml:3: tile.patch: want 3 whole numbers, such as [128, 128, 64], got 3
 train.yaml:4: shufle: unknown stage; did you mean "shuffle"? (stages: read, tile, augment, shuffle, train)
 train.yaml:5: run.seed: want a whole number, got "x"
-train.yaml:6: modle: unknown block; did you mean "model"? (blocks: model, run, flow)
+train.yaml:6: modell: unknown block; did you mean "model"? (blocks: model, run, flow)
 command line: train.ema: want key=value, such as train.lr=3e-4 or run.seed=7
 command line: run.dri=a: unknown key; did you mean "dir"?`
 	if err == nil || err.Error() != want {

@@ -194,12 +194,7 @@ func (p *page) document(d flows.StageDoc, keys []configs.Key, whole bool) {
 // key writes one key: its name, what it takes, and what it does.
 func (p *page) key(owner string, k configs.Key) {
 	const indent = 6
-	name := "  " + owner + "." + k.Name
-	if k.Block() {
-		p.line("%s, a block of keys: %s", name, k.Doc)
-		return
-	}
-	p.line("%s", name)
+	p.line("  %s.%s", owner, k.Name)
 	for _, l := range wrap(facts(k), p.width-indent) {
 		p.line("%*s%s", indent, "", l)
 	}
@@ -210,6 +205,9 @@ func (p *page) key(owner string, k configs.Key) {
 
 // facts are type or choices, unit, bounds, default.
 func facts(k configs.Key) string {
+	if k.Block() {
+		return "a block of keys"
+	}
 	text := k.Type
 	if len(k.Choices) > 0 {
 		text = strings.Join(k.Choices, " | ")

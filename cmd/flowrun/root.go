@@ -11,12 +11,12 @@ import (
 	"github.com/flowrun/flowrun/configs"
 )
 
-const rootLong = `flowrun trains a 3D VQ-GAN on full-resolution CT: it cuts scans into overlapping
-patches, streams them through the stages that a YAML file lists into one
-training stage, and keeps what it learns in checkpoints.
+const rootLong = `flowrun trains a 3D VQ-GAN on full-resolution CT: it cuts scans into
+overlapping patches, streams them through the stages that a YAML file lists
+into one training stage, and keeps what it learns in checkpoints.
 
 Start here:
-  flowrun demo              five minutes on a CPU with made-up scans, then a picture
+  flowrun demo              five minutes on a CPU with made-up scans
   flowrun plan train.yaml   what a run takes: bytes, steps, hours
   flowrun train.yaml        the run; Ctrl-C stops it with a checkpoint, and the
                             same command goes on from there
