@@ -33,6 +33,7 @@ type Engine struct {
 type scratch struct {
 	product product
 	outer   outer
+	norm    normGrad
 	taps    []tap
 }
 

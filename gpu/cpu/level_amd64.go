@@ -1,28 +1,191 @@
 package cpu
 
-import "golang.org/x/sys/cpu"
+import (
+	"math"
+
+	"golang.org/x/sys/cpu"
+)
 
 //go:generate go run ./internal/gen .
 
 // levels lists the sets of kernels, fastest first.
 func levels() []*level {
 	x := &cpu.X86
-	wide := goLevel()
-	wide.name, wide.title = "avx512", "AVX-512"
-	wide.ok = x.HasAVX512F && x.HasAVX512VL && x.HasAVX512BW && x.HasAVX512DQ && x.HasAVX2 && x.HasFMA && x.HasBMI2
-	wide.lanes = 16
-	wide.rows = [3]int{0, len(productsZ[1]) - 1, len(productsZ[2]) - 1}
-	wide.outerRows = [3]int{0, len(outersZ[1]) - 1, len(outersZ[2]) - 1}
-	wide.product = func(p *product) { productsZ[p.vecs][p.m](p) }
-	wide.outer = func(o *outer) { outersZ[o.vecs][o.m](o) }
+	hasAVX2 := x.HasAVX2 && x.HasFMA && x.HasBMI2
+	narrow := &kernelsAVX2
+	a2 := narrow.level("avx2", "AVX2", hasAVX2, goLevel())
+	// Channels that fill no 16 lanes may fill 8.
+	a5 := kernelsAVX512.level("avx512", "AVX-512", hasAVX2 && x.HasAVX512F && x.HasAVX512VL && x.HasAVX512BW && x.HasAVX512DQ, a2)
+	return []*level{a5, a2, goLevel()}
+}
 
-	narrow := goLevel()
-	narrow.name, narrow.title = "avx2", "AVX2"
-	narrow.ok = x.HasAVX2 && x.HasFMA
-	narrow.lanes = 8
-	narrow.rows = [3]int{0, len(productsY[1]) - 1, len(productsY[2]) - 1}
-	narrow.outerRows = [3]int{0, len(outersY[1]) - 1, len(outersY[2]) - 1}
-	narrow.product = func(p *product) { productsY[p.vecs][p.m](p) }
-	narrow.outer = func(o *outer) { outersY[o.vecs][o.m](o) }
-	return []*level{wide, narrow, goLevel()}
+// kernels is one instruction set's assembly.
+type kernels struct {
+	lanes           int
+	products        *[3][]func(*product)
+	outers          *[3][]func(*outer)
+	add             func(y, a, b *float32, vectors int)
+	rootMeanSquare  func(rstd, x *float32, voxels, blocks int, eps, inverse float32)
+	channelNorm     func(y, x, rstd, gamma, beta *float32, voxels, blocks int)
+	channelNormGrad func(n *normGrad, voxels, blocks int, inverse float32)
+	moments         func(sum, square, x, origin *float32, voxels, blocks int)
+	affineSiLU      func(y, x, scale, shift *float32, voxels, blocks int)
+	groupGradSums   func(n *normGrad, voxels, blocks int)
+	groupGrad       func(n *normGrad, voxels, blocks int)
+	loss            func(y, t, dy *float32, vectors int, l1, l2 float32, sums *[4]float32)
+	sumSquares      func(x *float32, vectors int, sum *float32)
+	adam            func(s *adamStep, vectors int)
+	nearestRows     int
+	nearest         func(z *float32, dim int, packed, half *float32, blocks int, best *float32, at *int32)
+	nearest1        func(z *float32, dim int, packed, half *float32, blocks int, best *float32, at *int32)
+}
+
+var kernelsAVX512 = kernels{
+	lanes: 16, products: &productsZ, outers: &outersZ,
+	add: addZ, rootMeanSquare: rootMeanSquareZ, channelNorm: channelNormZ, channelNormGrad: channelNormGradZ, moments: momentsZ,
+	affineSiLU: affineSiLUZ, groupGradSums: groupGradSumsZ, groupGrad: groupGradZ,
+	loss: lossZ, sumSquares: sumSquaresZ, adam: adamZ, nearestRows: 8, nearest: nearest8Z, nearest1: nearest1Z,
+}
+
+var kernelsAVX2 = kernels{
+	lanes: 8, products: &productsY, outers: &outersY,
+	add: addY, rootMeanSquare: rootMeanSquareY, channelNorm: channelNormY, channelNormGrad: channelNormGradY, moments: momentsY,
+	affineSiLU: affineSiLUY, groupGradSums: groupGradSumsY, groupGrad: groupGradY,
+	loss: lossY, sumSquares: sumSquaresY, adam: adamY, nearestRows: 4, nearest: nearest4Y, nearest1: nearest1Y,
+}
+
+// level wraps the assembly. Elementwise kernels take whole vectors: what is left goes to Go. Norms take channels that fill
+// whole vectors: others go to the level below.
+func (k *kernels) level(name, title string, ok bool, below *level) *level {
+	l := &level{
+		name: name, title: title, ok: ok, lanes: k.lanes,
+		rows:      [3]int{0, len(k.products[1]) - 1, len(k.products[2]) - 1},
+		outerRows: [3]int{0, len(k.outers[1]) - 1, len(k.outers[2]) - 1},
+		codeLanes: k.lanes,
+	}
+	l.product = func(p *product) { k.products[p.vecs][p.m](p) }
+	l.outer = func(o *outer) { k.outers[o.vecs][o.m](o) }
+	l.add = func(y, a, b []float32) {
+		n := len(y) / k.lanes
+		if n > 0 {
+			k.add(&y[0], &a[0], &b[0], n)
+		}
+		n *= k.lanes
+		addGo(y[n:], a[n:], b[n:])
+	}
+	fits := func(channels int) bool { return channels%k.lanes == 0 }
+	l.rootMeanSquare = func(rstd, x []float32, eps float32) {
+		c := len(x) / len(rstd)
+		if !fits(c) {
+			below.rootMeanSquare(rstd, x, eps)
+			return
+		}
+		k.rootMeanSquare(&rstd[0], &x[0], len(rstd), c/k.lanes, eps, 1/float32(c))
+	}
+	l.channelNorm = func(y, x, rstd, gamma, beta []float32) {
+		if !fits(len(gamma)) {
+			below.channelNorm(y, x, rstd, gamma, beta)
+			return
+		}
+		k.channelNorm(&y[0], &x[0], &rstd[0], &gamma[0], &beta[0], len(rstd), len(gamma)/k.lanes)
+	}
+	l.channelNormGrad = func(n *normGrad) {
+		if !fits(len(n.gamma)) {
+			below.channelNormGrad(n)
+			return
+		}
+		k.channelNormGrad(n, len(n.rstd), len(n.gamma)/k.lanes, 1/float32(len(n.gamma)))
+	}
+	l.moments = func(sum, square, x, origin []float32) {
+		if !fits(len(sum)) {
+			below.moments(sum, square, x, origin)
+			return
+		}
+		k.moments(&sum[0], &square[0], &x[0], &origin[0], len(x)/len(sum), len(sum)/k.lanes)
+	}
+	l.affineSiLU = func(y, x, scale, shift []float32) {
+		if !fits(len(scale)) {
+			below.affineSiLU(y, x, scale, shift)
+			return
+		}
+		k.affineSiLU(&y[0], &x[0], &scale[0], &shift[0], len(x)/len(scale), len(scale)/k.lanes)
+	}
+	l.groupGradSums = func(n *normGrad) {
+		if !fits(len(n.scale)) {
+			below.groupGradSums(n)
+			return
+		}
+		k.groupGradSums(n, len(n.x)/len(n.scale), len(n.scale)/k.lanes)
+	}
+	l.groupGrad = func(n *normGrad) {
+		if !fits(len(n.scale)) {
+			below.groupGrad(n)
+			return
+		}
+		k.groupGrad(n, len(n.x)/len(n.scale), len(n.scale)/k.lanes)
+	}
+	l.nearest = k.nearestCodes
+	l.loss = func(s *[4]float32, y, t, dy []float32, l1, l2 float32) {
+		n := len(y) / k.lanes
+		var to *float32
+		rest := dy
+		if dy != nil {
+			to, rest = &dy[0], dy[n*k.lanes:]
+		}
+		var tail [4]float32
+		lossGo(&tail, y[n*k.lanes:], t[n*k.lanes:], rest, l1, l2)
+		*s = tail
+		if n > 0 {
+			k.loss(&y[0], &t[0], to, n, l1, l2, s)
+			for i, v := range tail {
+				s[i] += v
+			}
+		}
+	}
+	l.sumSquares = func(x []float32) float32 {
+		n := len(x) / k.lanes
+		var s float32
+		if n > 0 {
+			k.sumSquares(&x[0], n, &s)
+		}
+		return s + sumSquaresGo(x[n*k.lanes:])
+	}
+	l.adam = func(s *adamStep) {
+		n := len(s.p) / k.lanes
+		if n > 0 {
+			k.adam(s, n)
+		}
+		n *= k.lanes
+		s.p, s.grad, s.m, s.v = s.p[n:], s.grad[n:], s.m[n:], s.v[n:]
+		if s.ema != nil {
+			s.ema = s.ema[n:]
+		}
+		adamGo(s)
+	}
+	return l
+}
+
+// nearestCodes is nearestGo: assembly finds the least in each lane, the least of those is found here.
+func (k *kernels) nearestCodes(idx []int32, z, packed, half []float32) {
+	const most = 8 * 16
+	var best [most]float32
+	var at [most]int32
+	dim := len(packed) / len(half)
+	for w := 0; w < len(idx); {
+		rows, search := k.nearestRows, k.nearest
+		if len(idx)-w < rows {
+			rows, search = 1, k.nearest1
+		}
+		search(&z[w*dim], dim, &packed[0], &half[0], len(half)/k.lanes, &best[0], &at[0])
+		for i := range rows {
+			least, code := float32(math.Inf(1)), int32(0)
+			for lane := i * k.lanes; lane < (i+1)*k.lanes; lane++ {
+				if b := best[lane]; b < least || b == least && at[lane] < code {
+					least, code = b, at[lane]
+				}
+			}
+			idx[w+i] = code
+		}
+		w += rows
+	}
 }

@@ -26,14 +26,15 @@ func (e *Engine) ReconLoss(y, t gpu.Tensor, l1, l2, scale float32, dy *gpu.Tenso
 	parts := e.doubles(workspace, 4*e.rowChunks(y.Dims))
 	e.eachRows(y.Dims, func(chunk, r0, r1 int) {
 		var s lossSums
+		var row [4]float32
 		for r := r0; r < r1; r++ {
 			var d []float32
 			if dy != nil {
 				d = gdy.inner(r)
 			}
-			row := e.level.loss(gy.inner(r), gt.inner(r), d, l1*per, 2*l2*per)
-			for i := range s {
-				s[i] += float64(row[i])
+			e.level.loss(&row, gy.inner(r), gt.inner(r), d, l1*per, 2*l2*per)
+			for i, v := range row {
+				s[i] += float64(v)
 			}
 			if dy != nil {
 				gdy.fillHalo(r)
@@ -52,8 +53,9 @@ func (e *Engine) ReconLoss(y, t gpu.Tensor, l1, l2, scale float32, dy *gpu.Tenso
 	o[3] = float32(s[3])
 }
 
-// lossGo gives the sums of one row and, where dy isn't nil, writes dy = l1*sign(y-t) + l2*(y-t).
-func lossGo(y, t, dy []float32, l1, l2 float32) (s [4]float32) {
+// lossGo writes the sums of one row and, where dy isn't nil, writes dy = l1*sign(y-t) + l2*(y-t).
+func lossGo(s *[4]float32, y, t, dy []float32, l1, l2 float32) {
+	*s = [4]float32{}
 	for i, v := range y {
 		u := t[i]
 		d := v - u
@@ -75,5 +77,4 @@ func lossGo(y, t, dy []float32, l1, l2 float32) (s [4]float32) {
 			dy[i] = g
 		}
 	}
-	return s
 }

@@ -11,12 +11,12 @@ import (
 // sample and group; behind them lies scratch for the sums of chunks.
 
 // eachSampleRows calls f for chunks of rows, none of which spans two samples. The chunks depend on the shape only.
-func (e *Engine) eachSampleRows(d gpu.Dims, f func(chunk, n, r0, r1 int)) {
+func (e *Engine) eachSampleRows(d gpu.Dims, f func(s *scratch, chunk, n, r0, r1 int)) {
 	per, rows := rowsPerChunk(d), d.D*d.H
 	c := chunks(rows, per)
-	e.pool.run(d.N*c, func(i int) {
+	e.pool.runOn(d.N*c, func(thread, i int) {
 		n, r := i/c, i%c*per
-		f(i, n, n*rows+r, n*rows+min(r+per, rows))
+		f(&e.scratch[thread], i, n, n*rows+r, n*rows+min(r+per, rows))
 	})
 }
 
@@ -32,7 +32,11 @@ func (e *Engine) NormStats(n gpu.Norm, d gpu.Dims) int64 {
 
 // NormWork is the scratch of NormActGrad.
 func (e *Engine) NormWork(n gpu.Norm, d gpu.Dims) int64 {
-	return bytesOf(2 * d.N * sampleChunks(d) * d.C)
+	parts := d.N * sampleChunks(d)
+	if n.Groups == 0 {
+		return bytesOf(3 * parts * d.C)
+	}
+	return bytesOf(2 * parts * d.C)
 }
 
 // NormAct writes y = silu(norm(x)) and the statistics.
@@ -82,7 +86,7 @@ func (e *Engine) channelNorm(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Pt
 	gx, gy := e.grid(x), e.grid(y)
 	rstd := e.floats(stats, x.Voxels())
 	g, b := e.floats(gamma, x.C), e.floats(beta, x.C)
-	e.eachSampleRows(x.Dims, func(_, _, r0, r1 int) {
+	e.eachSampleRows(x.Dims, func(_ *scratch, _, _, r0, r1 int) {
 		for r := r0; r < r1; r++ {
 			s := rstd[r*x.W : (r+1)*x.W]
 			if measure {
@@ -103,15 +107,18 @@ func (e *Engine) channelNormGrad(x gpu.Tensor, gamma, beta, stats gpu.Ptr, dy gp
 	rstd := e.floats(stats, x.Voxels())
 	g, b := e.floats(gamma, x.C), e.floats(beta, x.C)
 	parts := x.N * sampleChunks(x.Dims)
-	sums := e.floats(workspace, 2*parts*x.C)
-	e.eachSampleRows(x.Dims, func(chunk, _, r0, r1 int) {
+	all := e.floats(workspace, 3*parts*x.C)
+	sums, work := all[:2*parts*x.C], all[2*parts*x.C:]
+	e.eachSampleRows(x.Dims, func(own *scratch, chunk, _, r0, r1 int) {
 		s := sums[2*chunk*x.C : 2*(chunk+1)*x.C]
 		clear(s)
 		for r := r0; r < r1; r++ {
-			e.level.channelNormGrad(&normGrad{
+			own.norm = normGrad{
 				x: gx.inner(r), dy: gdy.inner(r), add: plus(r), dx: gdx.inner(r),
 				gamma: g, beta: b, rstd: rstd[r*x.W : (r+1)*x.W], dgamma: s[:x.C], dbeta: s[x.C:],
-			})
+				work: work[chunk*x.C : (chunk+1)*x.C],
+			}
+			e.level.channelNormGrad(&own.norm)
 			gdx.fillHalo(r)
 		}
 	})
@@ -138,7 +145,7 @@ func (e *Engine) groupStats(n gpu.Norm, x gpu.Tensor, stats gpu.Ptr) {
 	all := e.floats(stats, 2*x.N*n.Groups+2*x.N*per*x.C)
 	out, sums := all[:2*x.N*n.Groups], all[2*x.N*n.Groups:]
 	origin := func(s int) []float32 { return gx.v[gx.at(s, 0, 0, 0):][:x.C] }
-	e.eachSampleRows(x.Dims, func(chunk, s, r0, r1 int) {
+	e.eachSampleRows(x.Dims, func(_ *scratch, chunk, s, r0, r1 int) {
 		part := sums[2*chunk*x.C : 2*(chunk+1)*x.C]
 		clear(part)
 		for r := r0; r < r1; r++ {
@@ -196,7 +203,7 @@ func (e *Engine) groupNorm(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr,
 	same(x, y)
 	gx, gy := e.grid(x), e.grid(y)
 	all := e.affine(n, x, gamma, beta, stats)
-	e.eachSampleRows(x.Dims, func(_, s, r0, r1 int) {
+	e.eachSampleRows(x.Dims, func(_ *scratch, _, s, r0, r1 int) {
 		a := all.sample(s, x.C)
 		for r := r0; r < r1; r++ {
 			e.level.affineSiLU(gy.inner(r), gx.inner(r), a.scale, a.shift)
@@ -215,15 +222,16 @@ func (e *Engine) groupNormGrad(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.
 	g := e.floats(gamma, x.C)
 	per := sampleChunks(x.Dims)
 	sums := e.floats(workspace, 2*x.N*per*x.C)
-	e.eachSampleRows(x.Dims, func(chunk, s, r0, r1 int) {
+	e.eachSampleRows(x.Dims, func(own *scratch, chunk, s, r0, r1 int) {
 		a := all.sample(s, x.C)
 		part := sums[2*chunk*x.C : 2*(chunk+1)*x.C]
 		clear(part)
 		for r := r0; r < r1; r++ {
-			e.level.groupGradSums(&normGrad{
+			own.norm = normGrad{
 				x: gx.inner(r), dy: gdy.inner(r), scale: a.scale, shift: a.shift, mean: a.mean, rstd: a.rstd,
 				dgamma: part[:x.C], dbeta: part[x.C:],
-			})
+			}
+			e.level.groupGradSums(&own.norm)
 		}
 	})
 	e.addParts(dgamma, sums, x.N*per, x.C, 0)
@@ -247,14 +255,15 @@ func (e *Engine) groupNormGrad(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.
 			}
 		}
 	}
-	e.eachSampleRows(x.Dims, func(_, s, r0, r1 int) {
+	e.eachSampleRows(x.Dims, func(own *scratch, _, s, r0, r1 int) {
 		a := all.sample(s, x.C)
 		for r := r0; r < r1; r++ {
-			e.level.groupGrad(&normGrad{
+			own.norm = normGrad{
 				x: gx.inner(r), dy: gdy.inner(r), add: plus(r), dx: gdx.inner(r),
 				scale: a.scale, shift: a.shift, mean: a.mean, rstd: a.rstd, gamma: g,
 				meanG: meanG[s*x.C : (s+1)*x.C], meanGX: meanGX[s*x.C : (s+1)*x.C],
-			})
+			}
+			e.level.groupGrad(&own.norm)
 			gdx.fillHalo(r)
 		}
 	})

@@ -4,12 +4,12 @@ import "math"
 
 // normGrad is one row's share of a norm's gradient. Which fields a kernel reads is said there; add may be nil.
 type normGrad struct {
-	x, dy, add, dx     []float32 // W*C
-	gamma, beta        []float32 // C
-	rstd               []float32 // W (channel norm) or C
-	mean, scale, shift []float32 // C
-	meanG, meanGX      []float32 // C
-	dgamma, dbeta      []float32 // C, added to
+	x, dy, add, dx      []float32 // W*C
+	gamma, beta         []float32 // C
+	rstd                []float32 // W (channel norm) or C
+	mean, scale, shift  []float32 // C
+	meanG, meanGX       []float32 // C
+	dgamma, dbeta, work []float32 // C; the first two are added to
 }
 
 // expGo is e^x to about 1e-7 of its value, 0 below -87 and +Inf above 88: x = n·ln 2 + r, |r| ≤ ½ ln 2, and the
@@ -84,13 +84,12 @@ func channelNormGradGo(n *normGrad) {
 			d := dy[i] * siluGradGo(n.gamma[i]*xh+n.beta[i])
 			n.dgamma[i] += d * xh
 			n.dbeta[i] += d
-			dot += n.gamma[i] * d * xh
+			n.work[i] = n.gamma[i] * d
+			dot += n.work[i] * xh
 		}
 		dot /= float32(c)
 		for i := range x {
-			xh := x[i] * r
-			d := dy[i] * siluGradGo(n.gamma[i]*xh+n.beta[i])
-			v := r * (n.gamma[i]*d - xh*dot)
+			v := r * (n.work[i] - x[i]*r*dot)
 			if n.add != nil {
 				v += n.add[at+i]
 			}

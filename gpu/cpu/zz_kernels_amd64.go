@@ -424,6 +424,71 @@ func outer13x2Z(o *outer)
 //go:noescape
 func outer14x2Z(o *outer)
 
+// rootMeanSquareZ is rootMeanSquare; inverse is 1/C.
+//
+//go:noescape
+func rootMeanSquareZ(rstd *float32, x *float32, voxels int, blocks int, eps float32, inverse float32)
+
+// channelNormZ is channelNorm.
+//
+//go:noescape
+func channelNormZ(y *float32, x *float32, rstd *float32, gamma *float32, beta *float32, voxels int, blocks int)
+
+// channelNormGradZ is channelNormGrad; inverse is 1/C.
+//
+//go:noescape
+func channelNormGradZ(n *normGrad, voxels int, blocks int, inverse float32)
+
+// momentsZ is moments.
+//
+//go:noescape
+func momentsZ(sum *float32, square *float32, x *float32, origin *float32, voxels int, blocks int)
+
+// affineSiLUZ is affineSiLU.
+//
+//go:noescape
+func affineSiLUZ(y *float32, x *float32, scale *float32, shift *float32, voxels int, blocks int)
+
+// groupGradSumsZ is groupGradSums.
+//
+//go:noescape
+func groupGradSumsZ(n *normGrad, voxels int, blocks int)
+
+// groupGradZ is groupGrad.
+//
+//go:noescape
+func groupGradZ(n *normGrad, voxels int, blocks int)
+
+// addZ is add for whole vectors.
+//
+//go:noescape
+func addZ(y *float32, a *float32, b *float32, vectors int)
+
+// lossZ is loss for whole vectors.
+//
+//go:noescape
+func lossZ(y *float32, t *float32, dy *float32, vectors int, l1 float32, l2 float32, sums *[4]float32)
+
+// sumSquaresZ is sumSquares for whole vectors.
+//
+//go:noescape
+func sumSquaresZ(x *float32, vectors int, sum *float32)
+
+// adamZ is adam for whole vectors.
+//
+//go:noescape
+func adamZ(s *adamStep, vectors int)
+
+// nearest1Z writes, for m voxels, the least ½‖c‖² - z·c in each lane and the first code that has it.
+//
+//go:noescape
+func nearest1Z(z *float32, dim int, packed *float32, half *float32, blocks int, best *float32, at *int32)
+
+// nearest8Z writes, for m voxels, the least ½‖c‖² - z·c in each lane and the first code that has it.
+//
+//go:noescape
+func nearest8Z(z *float32, dim int, packed *float32, half *float32, blocks int, best *float32, at *int32)
+
 // product1x1Y is product for m rows.
 //
 //go:noescape
@@ -603,6 +668,71 @@ func outer5x2Y(o *outer)
 //
 //go:noescape
 func outer6x2Y(o *outer)
+
+// rootMeanSquareY is rootMeanSquare; inverse is 1/C.
+//
+//go:noescape
+func rootMeanSquareY(rstd *float32, x *float32, voxels int, blocks int, eps float32, inverse float32)
+
+// channelNormY is channelNorm.
+//
+//go:noescape
+func channelNormY(y *float32, x *float32, rstd *float32, gamma *float32, beta *float32, voxels int, blocks int)
+
+// channelNormGradY is channelNormGrad; inverse is 1/C.
+//
+//go:noescape
+func channelNormGradY(n *normGrad, voxels int, blocks int, inverse float32)
+
+// momentsY is moments.
+//
+//go:noescape
+func momentsY(sum *float32, square *float32, x *float32, origin *float32, voxels int, blocks int)
+
+// affineSiLUY is affineSiLU.
+//
+//go:noescape
+func affineSiLUY(y *float32, x *float32, scale *float32, shift *float32, voxels int, blocks int)
+
+// groupGradSumsY is groupGradSums.
+//
+//go:noescape
+func groupGradSumsY(n *normGrad, voxels int, blocks int)
+
+// groupGradY is groupGrad.
+//
+//go:noescape
+func groupGradY(n *normGrad, voxels int, blocks int)
+
+// addY is add for whole vectors.
+//
+//go:noescape
+func addY(y *float32, a *float32, b *float32, vectors int)
+
+// lossY is loss for whole vectors.
+//
+//go:noescape
+func lossY(y *float32, t *float32, dy *float32, vectors int, l1 float32, l2 float32, sums *[4]float32)
+
+// sumSquaresY is sumSquares for whole vectors.
+//
+//go:noescape
+func sumSquaresY(x *float32, vectors int, sum *float32)
+
+// adamY is adam for whole vectors.
+//
+//go:noescape
+func adamY(s *adamStep, vectors int)
+
+// nearest1Y writes, for m voxels, the least ½‖c‖² - z·c in each lane and the first code that has it.
+//
+//go:noescape
+func nearest1Y(z *float32, dim int, packed *float32, half *float32, blocks int, best *float32, at *int32)
+
+// nearest4Y writes, for m voxels, the least ½‖c‖² - z·c in each lane and the first code that has it.
+//
+//go:noescape
+func nearest4Y(z *float32, dim int, packed *float32, half *float32, blocks int, best *float32, at *int32)
 
 // productsZ is the product kernels by vectors and rows.
 var productsZ = [3][]func(*product){

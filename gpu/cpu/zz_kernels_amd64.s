@@ -17143,6 +17143,1124 @@ partloop:
 	VZEROUPPER
 	RET
 
+// func rootMeanSquareZ(rstd *float32, x *float32, voxels int, blocks int, eps float32, inverse float32)
+// Requires: AVX, AVX512F, FMA3, SSE
+TEXT ·rootMeanSquareZ(SB), NOSPLIT, $0-40
+	MOVQ   rstd+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   voxels+16(FP), DX
+	MOVQ   blocks+24(FP), BX
+	MOVSS  eps+32(FP), X0
+	MOVSS  inverse+36(FP), X1
+	VMOVSS word3f800000Z<>+0(SB), X2
+
+voxel:
+	VPXORD Z3, Z3, Z3
+	MOVQ   BX, SI
+
+block:
+	VMOVUPS       (CX), Z4
+	VFMADD231PS   Z4, Z4, Z3
+	ADDQ          $0x40, CX
+	DECQ          SI
+	JNZ           block
+	VEXTRACTF64X4 $0x01, Z3, Y4
+	VADDPS        Y4, Y3, Y4
+	VEXTRACTF128  $0x01, Y4, X5
+	VADDPS        X5, X4, X5
+	VPERMILPS     $0x0e, X5, X4
+	VADDPS        X4, X5, X5
+	VPERMILPS     $0x01, X5, X4
+	VADDSS        X4, X5, X5
+	VFMADD213SS   X0, X1, X5
+	VSQRTSS       X5, X5, X5
+	VDIVSS        X5, X2, X5
+	VMOVSS        X5, (AX)
+	ADDQ          $0x04, AX
+	DECQ          DX
+	JNZ           voxel
+	VZEROUPPER
+	RET
+
+DATA word3f800000Z<>+0(SB)/4, $0x3f800000
+DATA word3f800000Z<>+4(SB)/4, $0x3f800000
+DATA word3f800000Z<>+8(SB)/4, $0x3f800000
+DATA word3f800000Z<>+12(SB)/4, $0x3f800000
+DATA word3f800000Z<>+16(SB)/4, $0x3f800000
+DATA word3f800000Z<>+20(SB)/4, $0x3f800000
+DATA word3f800000Z<>+24(SB)/4, $0x3f800000
+DATA word3f800000Z<>+28(SB)/4, $0x3f800000
+DATA word3f800000Z<>+32(SB)/4, $0x3f800000
+DATA word3f800000Z<>+36(SB)/4, $0x3f800000
+DATA word3f800000Z<>+40(SB)/4, $0x3f800000
+DATA word3f800000Z<>+44(SB)/4, $0x3f800000
+DATA word3f800000Z<>+48(SB)/4, $0x3f800000
+DATA word3f800000Z<>+52(SB)/4, $0x3f800000
+DATA word3f800000Z<>+56(SB)/4, $0x3f800000
+DATA word3f800000Z<>+60(SB)/4, $0x3f800000
+GLOBL word3f800000Z<>(SB), RODATA|NOPTR, $64
+
+// func channelNormZ(y *float32, x *float32, rstd *float32, gamma *float32, beta *float32, voxels int, blocks int)
+// Requires: AVX, AVX512F
+TEXT ·channelNormZ(SB), NOSPLIT, $0-56
+	MOVQ y+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ rstd+16(FP), DX
+	MOVQ voxels+40(FP), BX
+	MOVQ blocks+48(FP), SI
+	MOVQ gamma+24(FP), DI
+	MOVQ beta+32(FP), R8
+
+voxel:
+	VBROADCASTSS (DX), Z0
+	ADDQ         $0x04, DX
+	MOVQ         DI, R9
+	MOVQ         R8, R10
+	MOVQ         SI, R11
+
+block:
+	VMULPS       (CX), Z0, Z1
+	VMOVUPS      (R9), Z2
+	VFMADD213PS  (R10), Z2, Z1
+	VPXORD       word80000000Z<>+0(SB), Z1, Z2
+	VMOVUPS      wordc2ae0000Z<>+0(SB), Z3
+	VMOVUPS      word42b00000Z<>+0(SB), Z4
+	VMAXPS       Z2, Z3, Z2
+	VMINPS       Z2, Z4, Z2
+	VMULPS       word3fb8aa3bZ<>+0(SB), Z2, Z3
+	VRNDSCALEPS  $0x00, Z3, Z3
+	VFNMADD231PS word3f318000Z<>+0(SB), Z3, Z2
+	VFNMADD231PS wordb95e8083Z<>+0(SB), Z3, Z2
+	VMOVUPS      word39506967Z<>+0(SB), Z4
+	VFMADD213PS  word3ab743ceZ<>+0(SB), Z2, Z4
+	VFMADD213PS  word3c088908Z<>+0(SB), Z2, Z4
+	VFMADD213PS  word3d2aa9c1Z<>+0(SB), Z2, Z4
+	VFMADD213PS  word3e2aaaaaZ<>+0(SB), Z2, Z4
+	VFMADD213PS  word3f000000Z<>+0(SB), Z2, Z4
+	VFMADD213PS  word3f800000Z<>+0(SB), Z2, Z4
+	VFMADD213PS  word3f800000Z<>+0(SB), Z2, Z4
+	VSCALEFPS    Z3, Z4, Z4
+	VMOVUPS      word3f800000Z<>+0(SB), Z2
+	VADDPS       Z2, Z4, Z4
+	VDIVPS       Z4, Z2, Z4
+	VMULPS       Z1, Z4, Z4
+	VMOVUPS      Z4, (AX)
+	ADDQ         $0x40, AX
+	ADDQ         $0x40, CX
+	ADDQ         $0x40, R9
+	ADDQ         $0x40, R10
+	DECQ         R11
+	JNZ          block
+	DECQ         BX
+	JNZ          voxel
+	VZEROUPPER
+	RET
+
+DATA word80000000Z<>+0(SB)/4, $0x80000000
+DATA word80000000Z<>+4(SB)/4, $0x80000000
+DATA word80000000Z<>+8(SB)/4, $0x80000000
+DATA word80000000Z<>+12(SB)/4, $0x80000000
+DATA word80000000Z<>+16(SB)/4, $0x80000000
+DATA word80000000Z<>+20(SB)/4, $0x80000000
+DATA word80000000Z<>+24(SB)/4, $0x80000000
+DATA word80000000Z<>+28(SB)/4, $0x80000000
+DATA word80000000Z<>+32(SB)/4, $0x80000000
+DATA word80000000Z<>+36(SB)/4, $0x80000000
+DATA word80000000Z<>+40(SB)/4, $0x80000000
+DATA word80000000Z<>+44(SB)/4, $0x80000000
+DATA word80000000Z<>+48(SB)/4, $0x80000000
+DATA word80000000Z<>+52(SB)/4, $0x80000000
+DATA word80000000Z<>+56(SB)/4, $0x80000000
+DATA word80000000Z<>+60(SB)/4, $0x80000000
+GLOBL word80000000Z<>(SB), RODATA|NOPTR, $64
+
+DATA wordc2ae0000Z<>+0(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Z<>+4(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Z<>+8(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Z<>+12(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Z<>+16(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Z<>+20(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Z<>+24(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Z<>+28(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Z<>+32(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Z<>+36(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Z<>+40(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Z<>+44(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Z<>+48(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Z<>+52(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Z<>+56(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Z<>+60(SB)/4, $0xc2ae0000
+GLOBL wordc2ae0000Z<>(SB), RODATA|NOPTR, $64
+
+DATA word42b00000Z<>+0(SB)/4, $0x42b00000
+DATA word42b00000Z<>+4(SB)/4, $0x42b00000
+DATA word42b00000Z<>+8(SB)/4, $0x42b00000
+DATA word42b00000Z<>+12(SB)/4, $0x42b00000
+DATA word42b00000Z<>+16(SB)/4, $0x42b00000
+DATA word42b00000Z<>+20(SB)/4, $0x42b00000
+DATA word42b00000Z<>+24(SB)/4, $0x42b00000
+DATA word42b00000Z<>+28(SB)/4, $0x42b00000
+DATA word42b00000Z<>+32(SB)/4, $0x42b00000
+DATA word42b00000Z<>+36(SB)/4, $0x42b00000
+DATA word42b00000Z<>+40(SB)/4, $0x42b00000
+DATA word42b00000Z<>+44(SB)/4, $0x42b00000
+DATA word42b00000Z<>+48(SB)/4, $0x42b00000
+DATA word42b00000Z<>+52(SB)/4, $0x42b00000
+DATA word42b00000Z<>+56(SB)/4, $0x42b00000
+DATA word42b00000Z<>+60(SB)/4, $0x42b00000
+GLOBL word42b00000Z<>(SB), RODATA|NOPTR, $64
+
+DATA word3fb8aa3bZ<>+0(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bZ<>+4(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bZ<>+8(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bZ<>+12(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bZ<>+16(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bZ<>+20(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bZ<>+24(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bZ<>+28(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bZ<>+32(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bZ<>+36(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bZ<>+40(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bZ<>+44(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bZ<>+48(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bZ<>+52(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bZ<>+56(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bZ<>+60(SB)/4, $0x3fb8aa3b
+GLOBL word3fb8aa3bZ<>(SB), RODATA|NOPTR, $64
+
+DATA word3f318000Z<>+0(SB)/4, $0x3f318000
+DATA word3f318000Z<>+4(SB)/4, $0x3f318000
+DATA word3f318000Z<>+8(SB)/4, $0x3f318000
+DATA word3f318000Z<>+12(SB)/4, $0x3f318000
+DATA word3f318000Z<>+16(SB)/4, $0x3f318000
+DATA word3f318000Z<>+20(SB)/4, $0x3f318000
+DATA word3f318000Z<>+24(SB)/4, $0x3f318000
+DATA word3f318000Z<>+28(SB)/4, $0x3f318000
+DATA word3f318000Z<>+32(SB)/4, $0x3f318000
+DATA word3f318000Z<>+36(SB)/4, $0x3f318000
+DATA word3f318000Z<>+40(SB)/4, $0x3f318000
+DATA word3f318000Z<>+44(SB)/4, $0x3f318000
+DATA word3f318000Z<>+48(SB)/4, $0x3f318000
+DATA word3f318000Z<>+52(SB)/4, $0x3f318000
+DATA word3f318000Z<>+56(SB)/4, $0x3f318000
+DATA word3f318000Z<>+60(SB)/4, $0x3f318000
+GLOBL word3f318000Z<>(SB), RODATA|NOPTR, $64
+
+DATA wordb95e8083Z<>+0(SB)/4, $0xb95e8083
+DATA wordb95e8083Z<>+4(SB)/4, $0xb95e8083
+DATA wordb95e8083Z<>+8(SB)/4, $0xb95e8083
+DATA wordb95e8083Z<>+12(SB)/4, $0xb95e8083
+DATA wordb95e8083Z<>+16(SB)/4, $0xb95e8083
+DATA wordb95e8083Z<>+20(SB)/4, $0xb95e8083
+DATA wordb95e8083Z<>+24(SB)/4, $0xb95e8083
+DATA wordb95e8083Z<>+28(SB)/4, $0xb95e8083
+DATA wordb95e8083Z<>+32(SB)/4, $0xb95e8083
+DATA wordb95e8083Z<>+36(SB)/4, $0xb95e8083
+DATA wordb95e8083Z<>+40(SB)/4, $0xb95e8083
+DATA wordb95e8083Z<>+44(SB)/4, $0xb95e8083
+DATA wordb95e8083Z<>+48(SB)/4, $0xb95e8083
+DATA wordb95e8083Z<>+52(SB)/4, $0xb95e8083
+DATA wordb95e8083Z<>+56(SB)/4, $0xb95e8083
+DATA wordb95e8083Z<>+60(SB)/4, $0xb95e8083
+GLOBL wordb95e8083Z<>(SB), RODATA|NOPTR, $64
+
+DATA word39506967Z<>+0(SB)/4, $0x39506967
+DATA word39506967Z<>+4(SB)/4, $0x39506967
+DATA word39506967Z<>+8(SB)/4, $0x39506967
+DATA word39506967Z<>+12(SB)/4, $0x39506967
+DATA word39506967Z<>+16(SB)/4, $0x39506967
+DATA word39506967Z<>+20(SB)/4, $0x39506967
+DATA word39506967Z<>+24(SB)/4, $0x39506967
+DATA word39506967Z<>+28(SB)/4, $0x39506967
+DATA word39506967Z<>+32(SB)/4, $0x39506967
+DATA word39506967Z<>+36(SB)/4, $0x39506967
+DATA word39506967Z<>+40(SB)/4, $0x39506967
+DATA word39506967Z<>+44(SB)/4, $0x39506967
+DATA word39506967Z<>+48(SB)/4, $0x39506967
+DATA word39506967Z<>+52(SB)/4, $0x39506967
+DATA word39506967Z<>+56(SB)/4, $0x39506967
+DATA word39506967Z<>+60(SB)/4, $0x39506967
+GLOBL word39506967Z<>(SB), RODATA|NOPTR, $64
+
+DATA word3ab743ceZ<>+0(SB)/4, $0x3ab743ce
+DATA word3ab743ceZ<>+4(SB)/4, $0x3ab743ce
+DATA word3ab743ceZ<>+8(SB)/4, $0x3ab743ce
+DATA word3ab743ceZ<>+12(SB)/4, $0x3ab743ce
+DATA word3ab743ceZ<>+16(SB)/4, $0x3ab743ce
+DATA word3ab743ceZ<>+20(SB)/4, $0x3ab743ce
+DATA word3ab743ceZ<>+24(SB)/4, $0x3ab743ce
+DATA word3ab743ceZ<>+28(SB)/4, $0x3ab743ce
+DATA word3ab743ceZ<>+32(SB)/4, $0x3ab743ce
+DATA word3ab743ceZ<>+36(SB)/4, $0x3ab743ce
+DATA word3ab743ceZ<>+40(SB)/4, $0x3ab743ce
+DATA word3ab743ceZ<>+44(SB)/4, $0x3ab743ce
+DATA word3ab743ceZ<>+48(SB)/4, $0x3ab743ce
+DATA word3ab743ceZ<>+52(SB)/4, $0x3ab743ce
+DATA word3ab743ceZ<>+56(SB)/4, $0x3ab743ce
+DATA word3ab743ceZ<>+60(SB)/4, $0x3ab743ce
+GLOBL word3ab743ceZ<>(SB), RODATA|NOPTR, $64
+
+DATA word3c088908Z<>+0(SB)/4, $0x3c088908
+DATA word3c088908Z<>+4(SB)/4, $0x3c088908
+DATA word3c088908Z<>+8(SB)/4, $0x3c088908
+DATA word3c088908Z<>+12(SB)/4, $0x3c088908
+DATA word3c088908Z<>+16(SB)/4, $0x3c088908
+DATA word3c088908Z<>+20(SB)/4, $0x3c088908
+DATA word3c088908Z<>+24(SB)/4, $0x3c088908
+DATA word3c088908Z<>+28(SB)/4, $0x3c088908
+DATA word3c088908Z<>+32(SB)/4, $0x3c088908
+DATA word3c088908Z<>+36(SB)/4, $0x3c088908
+DATA word3c088908Z<>+40(SB)/4, $0x3c088908
+DATA word3c088908Z<>+44(SB)/4, $0x3c088908
+DATA word3c088908Z<>+48(SB)/4, $0x3c088908
+DATA word3c088908Z<>+52(SB)/4, $0x3c088908
+DATA word3c088908Z<>+56(SB)/4, $0x3c088908
+DATA word3c088908Z<>+60(SB)/4, $0x3c088908
+GLOBL word3c088908Z<>(SB), RODATA|NOPTR, $64
+
+DATA word3d2aa9c1Z<>+0(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Z<>+4(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Z<>+8(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Z<>+12(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Z<>+16(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Z<>+20(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Z<>+24(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Z<>+28(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Z<>+32(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Z<>+36(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Z<>+40(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Z<>+44(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Z<>+48(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Z<>+52(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Z<>+56(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Z<>+60(SB)/4, $0x3d2aa9c1
+GLOBL word3d2aa9c1Z<>(SB), RODATA|NOPTR, $64
+
+DATA word3e2aaaaaZ<>+0(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaZ<>+4(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaZ<>+8(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaZ<>+12(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaZ<>+16(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaZ<>+20(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaZ<>+24(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaZ<>+28(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaZ<>+32(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaZ<>+36(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaZ<>+40(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaZ<>+44(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaZ<>+48(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaZ<>+52(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaZ<>+56(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaZ<>+60(SB)/4, $0x3e2aaaaa
+GLOBL word3e2aaaaaZ<>(SB), RODATA|NOPTR, $64
+
+DATA word3f000000Z<>+0(SB)/4, $0x3f000000
+DATA word3f000000Z<>+4(SB)/4, $0x3f000000
+DATA word3f000000Z<>+8(SB)/4, $0x3f000000
+DATA word3f000000Z<>+12(SB)/4, $0x3f000000
+DATA word3f000000Z<>+16(SB)/4, $0x3f000000
+DATA word3f000000Z<>+20(SB)/4, $0x3f000000
+DATA word3f000000Z<>+24(SB)/4, $0x3f000000
+DATA word3f000000Z<>+28(SB)/4, $0x3f000000
+DATA word3f000000Z<>+32(SB)/4, $0x3f000000
+DATA word3f000000Z<>+36(SB)/4, $0x3f000000
+DATA word3f000000Z<>+40(SB)/4, $0x3f000000
+DATA word3f000000Z<>+44(SB)/4, $0x3f000000
+DATA word3f000000Z<>+48(SB)/4, $0x3f000000
+DATA word3f000000Z<>+52(SB)/4, $0x3f000000
+DATA word3f000000Z<>+56(SB)/4, $0x3f000000
+DATA word3f000000Z<>+60(SB)/4, $0x3f000000
+GLOBL word3f000000Z<>(SB), RODATA|NOPTR, $64
+
+// func channelNormGradZ(n *normGrad, voxels int, blocks int, inverse float32)
+// Requires: AVX, AVX512F, SSE
+TEXT ·channelNormGradZ(SB), NOSPLIT, $0-28
+	MOVQ  n+0(FP), AX
+	MOVQ  voxels+8(FP), CX
+	MOVQ  blocks+16(FP), DX
+	MOVQ  (AX), BX
+	MOVQ  24(AX), SI
+	MOVQ  72(AX), DI
+	MOVQ  144(AX), R8
+	MOVQ  48(AX), R9
+	MOVSS inverse+24(FP), X0
+	MOVQ  DX, R10
+	SHLQ  $0x06, R10
+
+voxel:
+	VBROADCASTSS (R8), Z1
+	VPXORD       Z2, Z2, Z2
+	ADDQ         $0x04, R8
+	XORQ         DX, DX
+
+first:
+	MOVQ          96(AX), R11
+	VMOVUPS       (R11)(DX*1), Z5
+	VMULPS        (BX)(DX*1), Z1, Z3
+	VMOVAPS       Z3, Z4
+	MOVQ          120(AX), R11
+	VFMADD213PS   (R11)(DX*1), Z5, Z4
+	VPXORD        word80000000Z<>+0(SB), Z4, Z6
+	VMOVUPS       wordc2ae0000Z<>+0(SB), Z7
+	VMOVUPS       word42b00000Z<>+0(SB), Z8
+	VMAXPS        Z6, Z7, Z6
+	VMINPS        Z6, Z8, Z6
+	VMULPS        word3fb8aa3bZ<>+0(SB), Z6, Z7
+	VRNDSCALEPS   $0x00, Z7, Z7
+	VFNMADD231PS  word3f318000Z<>+0(SB), Z7, Z6
+	VFNMADD231PS  wordb95e8083Z<>+0(SB), Z7, Z6
+	VMOVUPS       word39506967Z<>+0(SB), Z8
+	VFMADD213PS   word3ab743ceZ<>+0(SB), Z6, Z8
+	VFMADD213PS   word3c088908Z<>+0(SB), Z6, Z8
+	VFMADD213PS   word3d2aa9c1Z<>+0(SB), Z6, Z8
+	VFMADD213PS   word3e2aaaaaZ<>+0(SB), Z6, Z8
+	VFMADD213PS   word3f000000Z<>+0(SB), Z6, Z8
+	VFMADD213PS   word3f800000Z<>+0(SB), Z6, Z8
+	VFMADD213PS   word3f800000Z<>+0(SB), Z6, Z8
+	VSCALEFPS     Z7, Z8, Z8
+	VMOVUPS       word3f800000Z<>+0(SB), Z6
+	VADDPS        Z6, Z8, Z8
+	VDIVPS        Z8, Z6, Z8
+	VMOVUPS       word3f800000Z<>+0(SB), Z6
+	VSUBPS        Z8, Z6, Z6
+	VFMADD213PS   word3f800000Z<>+0(SB), Z4, Z6
+	VMULPS        Z6, Z8, Z8
+	VMULPS        (SI)(DX*1), Z8, Z8
+	MOVQ          312(AX), R11
+	MOVQ          288(AX), R12
+	VADDPS        (R11)(DX*1), Z8, Z4
+	VMOVUPS       Z4, (R11)(DX*1)
+	VMOVUPS       (R12)(DX*1), Z4
+	VFMADD231PS   Z8, Z3, Z4
+	VMOVUPS       Z4, (R12)(DX*1)
+	VMULPS        Z5, Z8, Z8
+	MOVQ          336(AX), R11
+	VMOVUPS       Z8, (R11)(DX*1)
+	VFMADD231PS   Z8, Z3, Z2
+	ADDQ          $0x40, DX
+	CMPQ          DX, R10
+	JLT           first
+	VEXTRACTF64X4 $0x01, Z2, Y3
+	VADDPS        Y3, Y2, Y3
+	VEXTRACTF128  $0x01, Y3, X4
+	VADDPS        X4, X3, X4
+	VPERMILPS     $0x0e, X4, X3
+	VADDPS        X3, X4, X4
+	VPERMILPS     $0x01, X4, X3
+	VADDSS        X3, X4, X4
+	VMULSS        X0, X4, X4
+	VBROADCASTSS  X4, Z3
+	XORQ          DX, DX
+
+second:
+	MOVQ         336(AX), R11
+	VMOVUPS      (R11)(DX*1), Z5
+	VMULPS       (BX)(DX*1), Z1, Z4
+	VFNMADD231PS Z3, Z4, Z5
+	VMULPS       Z1, Z5, Z5
+	TESTQ        R9, R9
+	JZ           store
+	VADDPS       (R9)(DX*1), Z5, Z5
+
+store:
+	VMOVUPS Z5, (DI)(DX*1)
+	ADDQ    $0x40, DX
+	CMPQ    DX, R10
+	JLT     second
+	ADDQ    R10, BX
+	ADDQ    R10, SI
+	ADDQ    R10, DI
+	TESTQ   R9, R9
+	JZ      next
+	ADDQ    R10, R9
+
+next:
+	DECQ CX
+	JNZ  voxel
+	VZEROUPPER
+	RET
+
+// func momentsZ(sum *float32, square *float32, x *float32, origin *float32, voxels int, blocks int)
+// Requires: AVX, AVX512F
+TEXT ·momentsZ(SB), NOSPLIT, $0-48
+	MOVQ sum+0(FP), AX
+	MOVQ square+8(FP), CX
+	MOVQ x+16(FP), DX
+	MOVQ origin+24(FP), BX
+	MOVQ voxels+32(FP), SI
+	MOVQ blocks+40(FP), DI
+	MOVQ DI, R8
+	SHLQ $0x06, R8
+	XORQ R9, R9
+
+block:
+	VMOVUPS (AX)(R9*1), Z0
+	VMOVUPS (CX)(R9*1), Z1
+	VMOVUPS (BX)(R9*1), Z2
+	MOVQ    R9, R10
+	MOVQ    SI, R11
+
+voxel:
+	VMOVUPS     (DX)(R10*1), Z3
+	VSUBPS      Z2, Z3, Z3
+	VADDPS      Z3, Z0, Z0
+	VFMADD231PS Z3, Z3, Z1
+	ADDQ        R8, R10
+	DECQ        R11
+	JNZ         voxel
+	VMOVUPS     Z0, (AX)(R9*1)
+	VMOVUPS     Z1, (CX)(R9*1)
+	ADDQ        $0x40, R9
+	DECQ        DI
+	JNZ         block
+	VZEROUPPER
+	RET
+
+// func affineSiLUZ(y *float32, x *float32, scale *float32, shift *float32, voxels int, blocks int)
+// Requires: AVX, AVX512F
+TEXT ·affineSiLUZ(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ scale+16(FP), DX
+	MOVQ shift+24(FP), BX
+	MOVQ voxels+32(FP), SI
+	MOVQ blocks+40(FP), DI
+	MOVQ DI, R8
+	SHLQ $0x06, R8
+	XORQ R9, R9
+
+block:
+	VMOVUPS (DX)(R9*1), Z0
+	VMOVUPS (BX)(R9*1), Z1
+	MOVQ    R9, R10
+	MOVQ    SI, R11
+
+voxel:
+	VMOVUPS      (CX)(R10*1), Z2
+	VFMADD213PS  Z1, Z0, Z2
+	VPXORD       word80000000Z<>+0(SB), Z2, Z3
+	VMOVUPS      wordc2ae0000Z<>+0(SB), Z4
+	VMOVUPS      word42b00000Z<>+0(SB), Z5
+	VMAXPS       Z3, Z4, Z3
+	VMINPS       Z3, Z5, Z3
+	VMULPS       word3fb8aa3bZ<>+0(SB), Z3, Z4
+	VRNDSCALEPS  $0x00, Z4, Z4
+	VFNMADD231PS word3f318000Z<>+0(SB), Z4, Z3
+	VFNMADD231PS wordb95e8083Z<>+0(SB), Z4, Z3
+	VMOVUPS      word39506967Z<>+0(SB), Z5
+	VFMADD213PS  word3ab743ceZ<>+0(SB), Z3, Z5
+	VFMADD213PS  word3c088908Z<>+0(SB), Z3, Z5
+	VFMADD213PS  word3d2aa9c1Z<>+0(SB), Z3, Z5
+	VFMADD213PS  word3e2aaaaaZ<>+0(SB), Z3, Z5
+	VFMADD213PS  word3f000000Z<>+0(SB), Z3, Z5
+	VFMADD213PS  word3f800000Z<>+0(SB), Z3, Z5
+	VFMADD213PS  word3f800000Z<>+0(SB), Z3, Z5
+	VSCALEFPS    Z4, Z5, Z5
+	VMOVUPS      word3f800000Z<>+0(SB), Z3
+	VADDPS       Z3, Z5, Z5
+	VDIVPS       Z5, Z3, Z5
+	VMULPS       Z2, Z5, Z5
+	VMOVUPS      Z5, (AX)(R10*1)
+	ADDQ         R8, R10
+	DECQ         R11
+	JNZ          voxel
+	ADDQ         $0x40, R9
+	DECQ         DI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func groupGradSumsZ(n *normGrad, voxels int, blocks int)
+// Requires: AVX, AVX512F
+TEXT ·groupGradSumsZ(SB), NOSPLIT, $0-24
+	MOVQ n+0(FP), AX
+	MOVQ (AX), CX
+	MOVQ 24(AX), DX
+	MOVQ voxels+8(FP), BX
+	MOVQ blocks+16(FP), SI
+	MOVQ SI, DI
+	SHLQ $0x06, DI
+	XORQ R8, R8
+
+block:
+	MOVQ    192(AX), R9
+	VMOVUPS (R9)(R8*1), Z0
+	MOVQ    216(AX), R9
+	VMOVUPS (R9)(R8*1), Z1
+	MOVQ    168(AX), R9
+	VMOVUPS (R9)(R8*1), Z2
+	MOVQ    144(AX), R9
+	VMOVUPS (R9)(R8*1), Z3
+	MOVQ    288(AX), R9
+	VMOVUPS (R9)(R8*1), Z4
+	MOVQ    312(AX), R9
+	VMOVUPS (R9)(R8*1), Z5
+	MOVQ    R8, R9
+	MOVQ    BX, R10
+
+voxel:
+	VMOVUPS      (CX)(R9*1), Z6
+	VMOVAPS      Z6, Z7
+	VFMADD213PS  Z1, Z0, Z7
+	VSUBPS       Z2, Z6, Z6
+	VMULPS       Z3, Z6, Z6
+	VPXORD       word80000000Z<>+0(SB), Z7, Z8
+	VMOVUPS      wordc2ae0000Z<>+0(SB), Z9
+	VMOVUPS      word42b00000Z<>+0(SB), Z10
+	VMAXPS       Z8, Z9, Z8
+	VMINPS       Z8, Z10, Z8
+	VMULPS       word3fb8aa3bZ<>+0(SB), Z8, Z9
+	VRNDSCALEPS  $0x00, Z9, Z9
+	VFNMADD231PS word3f318000Z<>+0(SB), Z9, Z8
+	VFNMADD231PS wordb95e8083Z<>+0(SB), Z9, Z8
+	VMOVUPS      word39506967Z<>+0(SB), Z10
+	VFMADD213PS  word3ab743ceZ<>+0(SB), Z8, Z10
+	VFMADD213PS  word3c088908Z<>+0(SB), Z8, Z10
+	VFMADD213PS  word3d2aa9c1Z<>+0(SB), Z8, Z10
+	VFMADD213PS  word3e2aaaaaZ<>+0(SB), Z8, Z10
+	VFMADD213PS  word3f000000Z<>+0(SB), Z8, Z10
+	VFMADD213PS  word3f800000Z<>+0(SB), Z8, Z10
+	VFMADD213PS  word3f800000Z<>+0(SB), Z8, Z10
+	VSCALEFPS    Z9, Z10, Z10
+	VMOVUPS      word3f800000Z<>+0(SB), Z8
+	VADDPS       Z8, Z10, Z10
+	VDIVPS       Z10, Z8, Z10
+	VMOVUPS      word3f800000Z<>+0(SB), Z8
+	VSUBPS       Z10, Z8, Z8
+	VFMADD213PS  word3f800000Z<>+0(SB), Z7, Z8
+	VMULPS       Z8, Z10, Z10
+	VMULPS       (DX)(R9*1), Z10, Z10
+	VFMADD231PS  Z10, Z6, Z4
+	VADDPS       Z10, Z5, Z5
+	ADDQ         DI, R9
+	DECQ         R10
+	JNZ          voxel
+	MOVQ         288(AX), R9
+	VMOVUPS      Z4, (R9)(R8*1)
+	MOVQ         312(AX), R9
+	VMOVUPS      Z5, (R9)(R8*1)
+	ADDQ         $0x40, R8
+	DECQ         SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func groupGradZ(n *normGrad, voxels int, blocks int)
+// Requires: AVX, AVX512F
+TEXT ·groupGradZ(SB), NOSPLIT, $0-24
+	MOVQ n+0(FP), AX
+	MOVQ (AX), CX
+	MOVQ 24(AX), DX
+	MOVQ 72(AX), BX
+	MOVQ 48(AX), SI
+	MOVQ voxels+8(FP), R9
+	MOVQ blocks+16(FP), R10
+	MOVQ R10, R11
+	SHLQ $0x06, R11
+	XORQ R12, R12
+
+block:
+	MOVQ    192(AX), DI
+	VMOVUPS (DI)(R12*1), Z0
+	MOVQ    216(AX), DI
+	VMOVUPS (DI)(R12*1), Z1
+	MOVQ    168(AX), DI
+	VMOVUPS (DI)(R12*1), Z2
+	MOVQ    144(AX), DI
+	VMOVUPS (DI)(R12*1), Z3
+	MOVQ    96(AX), DI
+	VMOVUPS (DI)(R12*1), Z4
+	MOVQ    240(AX), DI
+	ADDQ    R12, DI
+	MOVQ    264(AX), R8
+	ADDQ    R12, R8
+	MOVQ    R12, R13
+	MOVQ    R9, R14
+
+voxel:
+	VMOVUPS      (CX)(R13*1), Z5
+	VMOVAPS      Z5, Z6
+	VFMADD213PS  Z1, Z0, Z6
+	VSUBPS       Z2, Z5, Z5
+	VMULPS       Z3, Z5, Z5
+	VPXORD       word80000000Z<>+0(SB), Z6, Z7
+	VMOVUPS      wordc2ae0000Z<>+0(SB), Z8
+	VMOVUPS      word42b00000Z<>+0(SB), Z9
+	VMAXPS       Z7, Z8, Z7
+	VMINPS       Z7, Z9, Z7
+	VMULPS       word3fb8aa3bZ<>+0(SB), Z7, Z8
+	VRNDSCALEPS  $0x00, Z8, Z8
+	VFNMADD231PS word3f318000Z<>+0(SB), Z8, Z7
+	VFNMADD231PS wordb95e8083Z<>+0(SB), Z8, Z7
+	VMOVUPS      word39506967Z<>+0(SB), Z9
+	VFMADD213PS  word3ab743ceZ<>+0(SB), Z7, Z9
+	VFMADD213PS  word3c088908Z<>+0(SB), Z7, Z9
+	VFMADD213PS  word3d2aa9c1Z<>+0(SB), Z7, Z9
+	VFMADD213PS  word3e2aaaaaZ<>+0(SB), Z7, Z9
+	VFMADD213PS  word3f000000Z<>+0(SB), Z7, Z9
+	VFMADD213PS  word3f800000Z<>+0(SB), Z7, Z9
+	VFMADD213PS  word3f800000Z<>+0(SB), Z7, Z9
+	VSCALEFPS    Z8, Z9, Z9
+	VMOVUPS      word3f800000Z<>+0(SB), Z7
+	VADDPS       Z7, Z9, Z9
+	VDIVPS       Z9, Z7, Z9
+	VMOVUPS      word3f800000Z<>+0(SB), Z7
+	VSUBPS       Z9, Z7, Z7
+	VFMADD213PS  word3f800000Z<>+0(SB), Z6, Z7
+	VMULPS       Z7, Z9, Z9
+	VMULPS       (DX)(R13*1), Z9, Z9
+	VMULPS       Z4, Z9, Z9
+	VSUBPS       (DI), Z9, Z9
+	VFNMADD231PS (R8), Z5, Z9
+	VMULPS       Z3, Z9, Z9
+	TESTQ        SI, SI
+	JZ           store
+	VADDPS       (SI)(R13*1), Z9, Z9
+
+store:
+	VMOVUPS Z9, (BX)(R13*1)
+	ADDQ    R11, R13
+	DECQ    R14
+	JNZ     voxel
+	ADDQ    $0x40, R12
+	DECQ    R10
+	JNZ     block
+	VZEROUPPER
+	RET
+
+// func addZ(y *float32, a *float32, b *float32, vectors int)
+// Requires: AVX, AVX512F
+TEXT ·addZ(SB), NOSPLIT, $0-32
+	MOVQ y+0(FP), AX
+	MOVQ a+8(FP), CX
+	MOVQ b+16(FP), DX
+	MOVQ vectors+24(FP), BX
+
+loop:
+	VMOVUPS (CX), Z0
+	VADDPS  (DX), Z0, Z0
+	VMOVUPS Z0, (AX)
+	ADDQ    $0x40, AX
+	ADDQ    $0x40, CX
+	ADDQ    $0x40, DX
+	DECQ    BX
+	JNZ     loop
+	VZEROUPPER
+	RET
+
+// func lossZ(y *float32, t *float32, dy *float32, vectors int, l1 float32, l2 float32, sums *[4]float32)
+// Requires: AVX, AVX512F, SSE
+TEXT ·lossZ(SB), NOSPLIT, $0-48
+	MOVQ         y+0(FP), AX
+	MOVQ         t+8(FP), CX
+	MOVQ         dy+16(FP), DX
+	MOVQ         vectors+24(FP), BX
+	MOVSS        l1+32(FP), X0
+	VBROADCASTSS X0, Z0
+	MOVSS        l2+36(FP), X6
+	VBROADCASTSS X6, Z6
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VMOVUPS      wordbf800000Z<>+0(SB), Z7
+	VMOVUPS      word3f800000Z<>+0(SB), Z8
+
+loop:
+	VMOVUPS     (AX), Z9
+	VMOVUPS     (CX), Z10
+	VSUBPS      Z10, Z9, Z11
+	VPANDD      word7fffffffZ<>+0(SB), Z11, Z12
+	VADDPS      Z12, Z1, Z1
+	VFMADD231PS Z11, Z11, Z2
+	VMAXPS      Z9, Z7, Z12
+	VMINPS      Z12, Z8, Z12
+	VMAXPS      Z10, Z7, Z10
+	VMINPS      Z10, Z8, Z10
+	VSUBPS      Z10, Z12, Z12
+	VFMADD231PS Z12, Z12, Z3
+	VSUBPS      Z9, Z9, Z9
+	VCMPPS      $0x03, Z9, Z9, K1
+	VADDPS      Z8, Z4, K1, Z4
+	TESTQ       DX, DX
+	JZ          next
+	VPANDD      word80000000Z<>+0(SB), Z11, Z9
+	VPXORD      Z0, Z9, Z9
+	VPXORD      Z5, Z5, Z5
+	VCMPPS      $0x04, Z5, Z11, K1
+	VMOVUPS.Z   Z9, K1, Z9
+	VFMADD231PS Z6, Z11, Z9
+	VMOVUPS     Z9, (DX)
+	ADDQ        $0x40, DX
+
+next:
+	ADDQ          $0x40, AX
+	ADDQ          $0x40, CX
+	DECQ          BX
+	JNZ           loop
+	MOVQ          sums+40(FP), AX
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VADDPS        Y0, Y1, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X1
+	VPERMILPS     $0x0e, X1, X0
+	VADDPS        X0, X1, X1
+	VPERMILPS     $0x01, X1, X0
+	VADDSS        X0, X1, X1
+	VMOVSS        X1, (AX)
+	VEXTRACTF64X4 $0x01, Z2, Y0
+	VADDPS        Y0, Y2, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X1
+	VPERMILPS     $0x0e, X1, X0
+	VADDPS        X0, X1, X1
+	VPERMILPS     $0x01, X1, X0
+	VADDSS        X0, X1, X1
+	VMOVSS        X1, 4(AX)
+	VEXTRACTF64X4 $0x01, Z3, Y0
+	VADDPS        Y0, Y3, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X1
+	VPERMILPS     $0x0e, X1, X0
+	VADDPS        X0, X1, X1
+	VPERMILPS     $0x01, X1, X0
+	VADDSS        X0, X1, X1
+	VMOVSS        X1, 8(AX)
+	VEXTRACTF64X4 $0x01, Z4, Y0
+	VADDPS        Y0, Y4, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X1
+	VPERMILPS     $0x0e, X1, X0
+	VADDPS        X0, X1, X1
+	VPERMILPS     $0x01, X1, X0
+	VADDSS        X0, X1, X1
+	VMOVSS        X1, 12(AX)
+	VZEROUPPER
+	RET
+
+DATA wordbf800000Z<>+0(SB)/4, $0xbf800000
+DATA wordbf800000Z<>+4(SB)/4, $0xbf800000
+DATA wordbf800000Z<>+8(SB)/4, $0xbf800000
+DATA wordbf800000Z<>+12(SB)/4, $0xbf800000
+DATA wordbf800000Z<>+16(SB)/4, $0xbf800000
+DATA wordbf800000Z<>+20(SB)/4, $0xbf800000
+DATA wordbf800000Z<>+24(SB)/4, $0xbf800000
+DATA wordbf800000Z<>+28(SB)/4, $0xbf800000
+DATA wordbf800000Z<>+32(SB)/4, $0xbf800000
+DATA wordbf800000Z<>+36(SB)/4, $0xbf800000
+DATA wordbf800000Z<>+40(SB)/4, $0xbf800000
+DATA wordbf800000Z<>+44(SB)/4, $0xbf800000
+DATA wordbf800000Z<>+48(SB)/4, $0xbf800000
+DATA wordbf800000Z<>+52(SB)/4, $0xbf800000
+DATA wordbf800000Z<>+56(SB)/4, $0xbf800000
+DATA wordbf800000Z<>+60(SB)/4, $0xbf800000
+GLOBL wordbf800000Z<>(SB), RODATA|NOPTR, $64
+
+DATA word7fffffffZ<>+0(SB)/4, $0x7fffffff
+DATA word7fffffffZ<>+4(SB)/4, $0x7fffffff
+DATA word7fffffffZ<>+8(SB)/4, $0x7fffffff
+DATA word7fffffffZ<>+12(SB)/4, $0x7fffffff
+DATA word7fffffffZ<>+16(SB)/4, $0x7fffffff
+DATA word7fffffffZ<>+20(SB)/4, $0x7fffffff
+DATA word7fffffffZ<>+24(SB)/4, $0x7fffffff
+DATA word7fffffffZ<>+28(SB)/4, $0x7fffffff
+DATA word7fffffffZ<>+32(SB)/4, $0x7fffffff
+DATA word7fffffffZ<>+36(SB)/4, $0x7fffffff
+DATA word7fffffffZ<>+40(SB)/4, $0x7fffffff
+DATA word7fffffffZ<>+44(SB)/4, $0x7fffffff
+DATA word7fffffffZ<>+48(SB)/4, $0x7fffffff
+DATA word7fffffffZ<>+52(SB)/4, $0x7fffffff
+DATA word7fffffffZ<>+56(SB)/4, $0x7fffffff
+DATA word7fffffffZ<>+60(SB)/4, $0x7fffffff
+GLOBL word7fffffffZ<>(SB), RODATA|NOPTR, $64
+
+// func sumSquaresZ(x *float32, vectors int, sum *float32)
+// Requires: AVX, AVX512F
+TEXT ·sumSquaresZ(SB), NOSPLIT, $0-24
+	MOVQ   x+0(FP), AX
+	MOVQ   vectors+8(FP), CX
+	VPXORD Z0, Z0, Z0
+
+loop:
+	VMOVUPS       (AX), Z1
+	VFMADD231PS   Z1, Z1, Z0
+	ADDQ          $0x40, AX
+	DECQ          CX
+	JNZ           loop
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y1
+	VEXTRACTF128  $0x01, Y1, X0
+	VADDPS        X0, X1, X0
+	VPERMILPS     $0x0e, X0, X1
+	VADDPS        X1, X0, X0
+	VPERMILPS     $0x01, X0, X1
+	VADDSS        X1, X0, X0
+	MOVQ          sum+16(FP), AX
+	VMOVSS        X0, (AX)
+	VZEROUPPER
+	RET
+
+// func adamZ(s *adamStep, vectors int)
+// Requires: AVX, AVX512F
+TEXT ·adamZ(SB), NOSPLIT, $0-16
+	MOVQ s+0(FP), AX
+	MOVQ vectors+8(FP), CX
+	MOVQ (AX), DX
+	MOVQ 24(AX), BX
+	MOVQ 48(AX), SI
+	MOVQ 72(AX), DI
+	MOVQ 96(AX), R8
+
+loop:
+	VBROADCASTSS 120(AX), Z0
+	VMULPS       (BX), Z0, Z0
+	VBROADCASTSS 124(AX), Z1
+	VBROADCASTSS 128(AX), Z2
+	VMULPS       (SI), Z1, Z1
+	VBROADCASTSS 132(AX), Z3
+	VFMADD231PS  Z3, Z0, Z1
+	VMOVUPS      Z1, (SI)
+	VMULPS       (DI), Z2, Z2
+	VMULPS       Z0, Z0, Z0
+	VBROADCASTSS 136(AX), Z3
+	VFMADD231PS  Z3, Z0, Z2
+	VMOVUPS      Z2, (DI)
+	VMOVUPS      (DX), Z0
+	VBROADCASTSS 152(AX), Z3
+	VFNMADD231PS Z3, Z0, Z0
+	VSQRTPS      Z2, Z2
+	VBROADCASTSS 144(AX), Z3
+	VBROADCASTSS 148(AX), Z4
+	VFMADD213PS  Z4, Z3, Z2
+	VBROADCASTSS 140(AX), Z3
+	VMULPS       Z3, Z1, Z1
+	VDIVPS       Z2, Z1, Z1
+	VSUBPS       Z1, Z0, Z0
+	VMOVUPS      Z0, (DX)
+	TESTQ        R8, R8
+	JZ           next
+	VMOVUPS      (R8), Z1
+	VSUBPS       Z1, Z0, Z0
+	VBROADCASTSS 156(AX), Z2
+	VFMADD231PS  Z2, Z0, Z1
+	VMOVUPS      Z1, (R8)
+	ADDQ         $0x40, R8
+
+next:
+	ADDQ $0x40, DX
+	ADDQ $0x40, BX
+	ADDQ $0x40, SI
+	ADDQ $0x40, DI
+	DECQ CX
+	JNZ  loop
+	VZEROUPPER
+	RET
+
+// func nearest1Z(z *float32, dim int, packed *float32, half *float32, blocks int, best *float32, at *int32)
+// Requires: AVX, AVX512F
+TEXT ·nearest1Z(SB), NOSPLIT, $0-56
+	MOVQ    z+0(FP), AX
+	MOVQ    dim+8(FP), CX
+	MOVQ    packed+16(FP), DX
+	MOVQ    half+24(FP), BX
+	MOVQ    blocks+32(FP), SI
+	MOVQ    CX, DI
+	SHLQ    $0x02, DI
+	LEAQ    (DI)(DI*2), R8
+	VMOVUPS iotaZ<>+0(SB), Z0
+	VMOVUPS word00000010Z<>+0(SB), Z1
+	VMOVUPS word7f800000Z<>+0(SB), Z2
+	VPXORD  Z3, Z3, Z3
+
+block:
+	VMOVUPS (BX), Z4
+	ADDQ    $0x40, BX
+	MOVQ    AX, R8
+	MOVQ    CX, R10
+	LEAQ    (R8)(DI*4), R9
+
+dim:
+	VMOVUPS           (DX), Z5
+	VFNMADD231PS.BCST (R8), Z5, Z4
+	ADDQ              $0x40, DX
+	ADDQ              $0x04, R8
+	ADDQ              $0x04, R9
+	DECQ              R10
+	JNZ               dim
+	VCMPPS            $0x01, Z2, Z4, K1
+	VMOVAPS           Z4, K1, Z2
+	VMOVDQA32         Z0, K1, Z3
+	VPADDD            Z1, Z0, Z0
+	DECQ              SI
+	JNZ               block
+	MOVQ              best+40(FP), AX
+	MOVQ              at+48(FP), CX
+	VMOVUPS           Z2, (AX)
+	VMOVUPS           Z3, (CX)
+	VZEROUPPER
+	RET
+
+DATA iotaZ<>+0(SB)/4, $0x00000000
+DATA iotaZ<>+4(SB)/4, $0x00000001
+DATA iotaZ<>+8(SB)/4, $0x00000002
+DATA iotaZ<>+12(SB)/4, $0x00000003
+DATA iotaZ<>+16(SB)/4, $0x00000004
+DATA iotaZ<>+20(SB)/4, $0x00000005
+DATA iotaZ<>+24(SB)/4, $0x00000006
+DATA iotaZ<>+28(SB)/4, $0x00000007
+DATA iotaZ<>+32(SB)/4, $0x00000008
+DATA iotaZ<>+36(SB)/4, $0x00000009
+DATA iotaZ<>+40(SB)/4, $0x0000000a
+DATA iotaZ<>+44(SB)/4, $0x0000000b
+DATA iotaZ<>+48(SB)/4, $0x0000000c
+DATA iotaZ<>+52(SB)/4, $0x0000000d
+DATA iotaZ<>+56(SB)/4, $0x0000000e
+DATA iotaZ<>+60(SB)/4, $0x0000000f
+GLOBL iotaZ<>(SB), RODATA|NOPTR, $64
+
+DATA word00000010Z<>+0(SB)/4, $0x00000010
+DATA word00000010Z<>+4(SB)/4, $0x00000010
+DATA word00000010Z<>+8(SB)/4, $0x00000010
+DATA word00000010Z<>+12(SB)/4, $0x00000010
+DATA word00000010Z<>+16(SB)/4, $0x00000010
+DATA word00000010Z<>+20(SB)/4, $0x00000010
+DATA word00000010Z<>+24(SB)/4, $0x00000010
+DATA word00000010Z<>+28(SB)/4, $0x00000010
+DATA word00000010Z<>+32(SB)/4, $0x00000010
+DATA word00000010Z<>+36(SB)/4, $0x00000010
+DATA word00000010Z<>+40(SB)/4, $0x00000010
+DATA word00000010Z<>+44(SB)/4, $0x00000010
+DATA word00000010Z<>+48(SB)/4, $0x00000010
+DATA word00000010Z<>+52(SB)/4, $0x00000010
+DATA word00000010Z<>+56(SB)/4, $0x00000010
+DATA word00000010Z<>+60(SB)/4, $0x00000010
+GLOBL word00000010Z<>(SB), RODATA|NOPTR, $64
+
+DATA word7f800000Z<>+0(SB)/4, $0x7f800000
+DATA word7f800000Z<>+4(SB)/4, $0x7f800000
+DATA word7f800000Z<>+8(SB)/4, $0x7f800000
+DATA word7f800000Z<>+12(SB)/4, $0x7f800000
+DATA word7f800000Z<>+16(SB)/4, $0x7f800000
+DATA word7f800000Z<>+20(SB)/4, $0x7f800000
+DATA word7f800000Z<>+24(SB)/4, $0x7f800000
+DATA word7f800000Z<>+28(SB)/4, $0x7f800000
+DATA word7f800000Z<>+32(SB)/4, $0x7f800000
+DATA word7f800000Z<>+36(SB)/4, $0x7f800000
+DATA word7f800000Z<>+40(SB)/4, $0x7f800000
+DATA word7f800000Z<>+44(SB)/4, $0x7f800000
+DATA word7f800000Z<>+48(SB)/4, $0x7f800000
+DATA word7f800000Z<>+52(SB)/4, $0x7f800000
+DATA word7f800000Z<>+56(SB)/4, $0x7f800000
+DATA word7f800000Z<>+60(SB)/4, $0x7f800000
+GLOBL word7f800000Z<>(SB), RODATA|NOPTR, $64
+
+// func nearest8Z(z *float32, dim int, packed *float32, half *float32, blocks int, best *float32, at *int32)
+// Requires: AVX, AVX512F
+TEXT ·nearest8Z(SB), NOSPLIT, $0-56
+	MOVQ    z+0(FP), AX
+	MOVQ    dim+8(FP), CX
+	MOVQ    packed+16(FP), DX
+	MOVQ    half+24(FP), BX
+	MOVQ    blocks+32(FP), SI
+	MOVQ    CX, DI
+	SHLQ    $0x02, DI
+	LEAQ    (DI)(DI*2), R8
+	VMOVUPS iotaZ<>+0(SB), Z0
+	VMOVUPS word00000010Z<>+0(SB), Z1
+	VMOVUPS word7f800000Z<>+0(SB), Z2
+	VPXORD  Z3, Z3, Z3
+	VMOVUPS word7f800000Z<>+0(SB), Z5
+	VPXORD  Z6, Z6, Z6
+	VMOVUPS word7f800000Z<>+0(SB), Z8
+	VPXORD  Z9, Z9, Z9
+	VMOVUPS word7f800000Z<>+0(SB), Z11
+	VPXORD  Z12, Z12, Z12
+	VMOVUPS word7f800000Z<>+0(SB), Z14
+	VPXORD  Z15, Z15, Z15
+	VMOVUPS word7f800000Z<>+0(SB), Z17
+	VPXORD  Z18, Z18, Z18
+	VMOVUPS word7f800000Z<>+0(SB), Z20
+	VPXORD  Z21, Z21, Z21
+	VMOVUPS word7f800000Z<>+0(SB), Z23
+	VPXORD  Z24, Z24, Z24
+
+block:
+	VMOVUPS (BX), Z4
+	VMOVUPS (BX), Z7
+	VMOVUPS (BX), Z10
+	VMOVUPS (BX), Z13
+	VMOVUPS (BX), Z16
+	VMOVUPS (BX), Z19
+	VMOVUPS (BX), Z22
+	VMOVUPS (BX), Z25
+	ADDQ    $0x40, BX
+	MOVQ    AX, R9
+	MOVQ    CX, R11
+	LEAQ    (R9)(DI*4), R10
+
+dim:
+	VMOVUPS           (DX), Z26
+	VFNMADD231PS.BCST (R9), Z26, Z4
+	VFNMADD231PS.BCST (R9)(DI*1), Z26, Z7
+	VFNMADD231PS.BCST (R9)(DI*2), Z26, Z10
+	VFNMADD231PS.BCST (R9)(R8*1), Z26, Z13
+	VFNMADD231PS.BCST (R10), Z26, Z16
+	VFNMADD231PS.BCST (R10)(DI*1), Z26, Z19
+	VFNMADD231PS.BCST (R10)(DI*2), Z26, Z22
+	VFNMADD231PS.BCST (R10)(R8*1), Z26, Z25
+	ADDQ              $0x40, DX
+	ADDQ              $0x04, R9
+	ADDQ              $0x04, R10
+	DECQ              R11
+	JNZ               dim
+	VCMPPS            $0x01, Z2, Z4, K1
+	VMOVAPS           Z4, K1, Z2
+	VMOVDQA32         Z0, K1, Z3
+	VCMPPS            $0x01, Z5, Z7, K1
+	VMOVAPS           Z7, K1, Z5
+	VMOVDQA32         Z0, K1, Z6
+	VCMPPS            $0x01, Z8, Z10, K1
+	VMOVAPS           Z10, K1, Z8
+	VMOVDQA32         Z0, K1, Z9
+	VCMPPS            $0x01, Z11, Z13, K1
+	VMOVAPS           Z13, K1, Z11
+	VMOVDQA32         Z0, K1, Z12
+	VCMPPS            $0x01, Z14, Z16, K1
+	VMOVAPS           Z16, K1, Z14
+	VMOVDQA32         Z0, K1, Z15
+	VCMPPS            $0x01, Z17, Z19, K1
+	VMOVAPS           Z19, K1, Z17
+	VMOVDQA32         Z0, K1, Z18
+	VCMPPS            $0x01, Z20, Z22, K1
+	VMOVAPS           Z22, K1, Z20
+	VMOVDQA32         Z0, K1, Z21
+	VCMPPS            $0x01, Z23, Z25, K1
+	VMOVAPS           Z25, K1, Z23
+	VMOVDQA32         Z0, K1, Z24
+	VPADDD            Z1, Z0, Z0
+	DECQ              SI
+	JNZ               block
+	MOVQ              best+40(FP), AX
+	MOVQ              at+48(FP), CX
+	VMOVUPS           Z2, (AX)
+	VMOVUPS           Z3, (CX)
+	VMOVUPS           Z5, 64(AX)
+	VMOVUPS           Z6, 64(CX)
+	VMOVUPS           Z8, 128(AX)
+	VMOVUPS           Z9, 128(CX)
+	VMOVUPS           Z11, 192(AX)
+	VMOVUPS           Z12, 192(CX)
+	VMOVUPS           Z14, 256(AX)
+	VMOVUPS           Z15, 256(CX)
+	VMOVUPS           Z17, 320(AX)
+	VMOVUPS           Z18, 320(CX)
+	VMOVUPS           Z20, 384(AX)
+	VMOVUPS           Z21, 384(CX)
+	VMOVUPS           Z23, 448(AX)
+	VMOVUPS           Z24, 448(CX)
+	VZEROUPPER
+	RET
+
 // func product1x1Y(p *product)
 // Requires: AVX, FMA3
 TEXT ·product1x1Y(SB), NOSPLIT, $0-8
@@ -22249,5 +23367,945 @@ partloop:
 	VMASKMOVPS   32(R10), Y14, Y12
 	VADDPS       Y12, Y11, Y11
 	VMASKMOVPS   Y11, Y14, 32(R10)
+	VZEROUPPER
+	RET
+
+// func rootMeanSquareY(rstd *float32, x *float32, voxels int, blocks int, eps float32, inverse float32)
+// Requires: AVX, FMA3, SSE
+TEXT ·rootMeanSquareY(SB), NOSPLIT, $0-40
+	MOVQ   rstd+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   voxels+16(FP), DX
+	MOVQ   blocks+24(FP), BX
+	MOVSS  eps+32(FP), X0
+	MOVSS  inverse+36(FP), X1
+	VMOVSS word3f800000Y<>+0(SB), X2
+
+voxel:
+	VXORPS Y3, Y3, Y3
+	MOVQ   BX, SI
+
+block:
+	VMOVUPS      (CX), Y4
+	VFMADD231PS  Y4, Y4, Y3
+	ADDQ         $0x20, CX
+	DECQ         SI
+	JNZ          block
+	VEXTRACTF128 $0x01, Y3, X4
+	VADDPS       X4, X3, X4
+	VPERMILPS    $0x0e, X4, X3
+	VADDPS       X3, X4, X4
+	VPERMILPS    $0x01, X4, X3
+	VADDSS       X3, X4, X4
+	VFMADD213SS  X0, X1, X4
+	VSQRTSS      X4, X4, X4
+	VDIVSS       X4, X2, X4
+	VMOVSS       X4, (AX)
+	ADDQ         $0x04, AX
+	DECQ         DX
+	JNZ          voxel
+	VZEROUPPER
+	RET
+
+DATA word3f800000Y<>+0(SB)/4, $0x3f800000
+DATA word3f800000Y<>+4(SB)/4, $0x3f800000
+DATA word3f800000Y<>+8(SB)/4, $0x3f800000
+DATA word3f800000Y<>+12(SB)/4, $0x3f800000
+DATA word3f800000Y<>+16(SB)/4, $0x3f800000
+DATA word3f800000Y<>+20(SB)/4, $0x3f800000
+DATA word3f800000Y<>+24(SB)/4, $0x3f800000
+DATA word3f800000Y<>+28(SB)/4, $0x3f800000
+GLOBL word3f800000Y<>(SB), RODATA|NOPTR, $32
+
+// func channelNormY(y *float32, x *float32, rstd *float32, gamma *float32, beta *float32, voxels int, blocks int)
+// Requires: AVX, AVX2, FMA3
+TEXT ·channelNormY(SB), NOSPLIT, $0-56
+	MOVQ y+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ rstd+16(FP), DX
+	MOVQ voxels+40(FP), BX
+	MOVQ blocks+48(FP), SI
+	MOVQ gamma+24(FP), DI
+	MOVQ beta+32(FP), R8
+
+voxel:
+	VBROADCASTSS (DX), Y0
+	ADDQ         $0x04, DX
+	MOVQ         DI, R9
+	MOVQ         R8, R10
+	MOVQ         SI, R11
+
+block:
+	VMULPS       (CX), Y0, Y1
+	VMOVUPS      (R9), Y2
+	VFMADD213PS  (R10), Y2, Y1
+	VXORPS       word80000000Y<>+0(SB), Y1, Y2
+	VMOVUPS      wordc2ae0000Y<>+0(SB), Y3
+	VMOVUPS      word42b00000Y<>+0(SB), Y4
+	VMAXPS       Y2, Y3, Y2
+	VMINPS       Y2, Y4, Y2
+	VMULPS       word3fb8aa3bY<>+0(SB), Y2, Y3
+	VROUNDPS     $0x08, Y3, Y3
+	VFNMADD231PS word3f318000Y<>+0(SB), Y3, Y2
+	VFNMADD231PS wordb95e8083Y<>+0(SB), Y3, Y2
+	VMOVUPS      word39506967Y<>+0(SB), Y4
+	VFMADD213PS  word3ab743ceY<>+0(SB), Y2, Y4
+	VFMADD213PS  word3c088908Y<>+0(SB), Y2, Y4
+	VFMADD213PS  word3d2aa9c1Y<>+0(SB), Y2, Y4
+	VFMADD213PS  word3e2aaaaaY<>+0(SB), Y2, Y4
+	VFMADD213PS  word3f000000Y<>+0(SB), Y2, Y4
+	VFMADD213PS  word3f800000Y<>+0(SB), Y2, Y4
+	VFMADD213PS  word3f800000Y<>+0(SB), Y2, Y4
+	VCVTPS2DQ    Y3, Y3
+	VPSLLD       $0x17, Y3, Y3
+	VPADDD       Y3, Y4, Y4
+	VMOVUPS      word3f800000Y<>+0(SB), Y2
+	VADDPS       Y2, Y4, Y4
+	VDIVPS       Y4, Y2, Y4
+	VMULPS       Y1, Y4, Y4
+	VMOVUPS      Y4, (AX)
+	ADDQ         $0x20, AX
+	ADDQ         $0x20, CX
+	ADDQ         $0x20, R9
+	ADDQ         $0x20, R10
+	DECQ         R11
+	JNZ          block
+	DECQ         BX
+	JNZ          voxel
+	VZEROUPPER
+	RET
+
+DATA word80000000Y<>+0(SB)/4, $0x80000000
+DATA word80000000Y<>+4(SB)/4, $0x80000000
+DATA word80000000Y<>+8(SB)/4, $0x80000000
+DATA word80000000Y<>+12(SB)/4, $0x80000000
+DATA word80000000Y<>+16(SB)/4, $0x80000000
+DATA word80000000Y<>+20(SB)/4, $0x80000000
+DATA word80000000Y<>+24(SB)/4, $0x80000000
+DATA word80000000Y<>+28(SB)/4, $0x80000000
+GLOBL word80000000Y<>(SB), RODATA|NOPTR, $32
+
+DATA wordc2ae0000Y<>+0(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Y<>+4(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Y<>+8(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Y<>+12(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Y<>+16(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Y<>+20(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Y<>+24(SB)/4, $0xc2ae0000
+DATA wordc2ae0000Y<>+28(SB)/4, $0xc2ae0000
+GLOBL wordc2ae0000Y<>(SB), RODATA|NOPTR, $32
+
+DATA word42b00000Y<>+0(SB)/4, $0x42b00000
+DATA word42b00000Y<>+4(SB)/4, $0x42b00000
+DATA word42b00000Y<>+8(SB)/4, $0x42b00000
+DATA word42b00000Y<>+12(SB)/4, $0x42b00000
+DATA word42b00000Y<>+16(SB)/4, $0x42b00000
+DATA word42b00000Y<>+20(SB)/4, $0x42b00000
+DATA word42b00000Y<>+24(SB)/4, $0x42b00000
+DATA word42b00000Y<>+28(SB)/4, $0x42b00000
+GLOBL word42b00000Y<>(SB), RODATA|NOPTR, $32
+
+DATA word3fb8aa3bY<>+0(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bY<>+4(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bY<>+8(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bY<>+12(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bY<>+16(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bY<>+20(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bY<>+24(SB)/4, $0x3fb8aa3b
+DATA word3fb8aa3bY<>+28(SB)/4, $0x3fb8aa3b
+GLOBL word3fb8aa3bY<>(SB), RODATA|NOPTR, $32
+
+DATA word3f318000Y<>+0(SB)/4, $0x3f318000
+DATA word3f318000Y<>+4(SB)/4, $0x3f318000
+DATA word3f318000Y<>+8(SB)/4, $0x3f318000
+DATA word3f318000Y<>+12(SB)/4, $0x3f318000
+DATA word3f318000Y<>+16(SB)/4, $0x3f318000
+DATA word3f318000Y<>+20(SB)/4, $0x3f318000
+DATA word3f318000Y<>+24(SB)/4, $0x3f318000
+DATA word3f318000Y<>+28(SB)/4, $0x3f318000
+GLOBL word3f318000Y<>(SB), RODATA|NOPTR, $32
+
+DATA wordb95e8083Y<>+0(SB)/4, $0xb95e8083
+DATA wordb95e8083Y<>+4(SB)/4, $0xb95e8083
+DATA wordb95e8083Y<>+8(SB)/4, $0xb95e8083
+DATA wordb95e8083Y<>+12(SB)/4, $0xb95e8083
+DATA wordb95e8083Y<>+16(SB)/4, $0xb95e8083
+DATA wordb95e8083Y<>+20(SB)/4, $0xb95e8083
+DATA wordb95e8083Y<>+24(SB)/4, $0xb95e8083
+DATA wordb95e8083Y<>+28(SB)/4, $0xb95e8083
+GLOBL wordb95e8083Y<>(SB), RODATA|NOPTR, $32
+
+DATA word39506967Y<>+0(SB)/4, $0x39506967
+DATA word39506967Y<>+4(SB)/4, $0x39506967
+DATA word39506967Y<>+8(SB)/4, $0x39506967
+DATA word39506967Y<>+12(SB)/4, $0x39506967
+DATA word39506967Y<>+16(SB)/4, $0x39506967
+DATA word39506967Y<>+20(SB)/4, $0x39506967
+DATA word39506967Y<>+24(SB)/4, $0x39506967
+DATA word39506967Y<>+28(SB)/4, $0x39506967
+GLOBL word39506967Y<>(SB), RODATA|NOPTR, $32
+
+DATA word3ab743ceY<>+0(SB)/4, $0x3ab743ce
+DATA word3ab743ceY<>+4(SB)/4, $0x3ab743ce
+DATA word3ab743ceY<>+8(SB)/4, $0x3ab743ce
+DATA word3ab743ceY<>+12(SB)/4, $0x3ab743ce
+DATA word3ab743ceY<>+16(SB)/4, $0x3ab743ce
+DATA word3ab743ceY<>+20(SB)/4, $0x3ab743ce
+DATA word3ab743ceY<>+24(SB)/4, $0x3ab743ce
+DATA word3ab743ceY<>+28(SB)/4, $0x3ab743ce
+GLOBL word3ab743ceY<>(SB), RODATA|NOPTR, $32
+
+DATA word3c088908Y<>+0(SB)/4, $0x3c088908
+DATA word3c088908Y<>+4(SB)/4, $0x3c088908
+DATA word3c088908Y<>+8(SB)/4, $0x3c088908
+DATA word3c088908Y<>+12(SB)/4, $0x3c088908
+DATA word3c088908Y<>+16(SB)/4, $0x3c088908
+DATA word3c088908Y<>+20(SB)/4, $0x3c088908
+DATA word3c088908Y<>+24(SB)/4, $0x3c088908
+DATA word3c088908Y<>+28(SB)/4, $0x3c088908
+GLOBL word3c088908Y<>(SB), RODATA|NOPTR, $32
+
+DATA word3d2aa9c1Y<>+0(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Y<>+4(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Y<>+8(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Y<>+12(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Y<>+16(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Y<>+20(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Y<>+24(SB)/4, $0x3d2aa9c1
+DATA word3d2aa9c1Y<>+28(SB)/4, $0x3d2aa9c1
+GLOBL word3d2aa9c1Y<>(SB), RODATA|NOPTR, $32
+
+DATA word3e2aaaaaY<>+0(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaY<>+4(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaY<>+8(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaY<>+12(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaY<>+16(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaY<>+20(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaY<>+24(SB)/4, $0x3e2aaaaa
+DATA word3e2aaaaaY<>+28(SB)/4, $0x3e2aaaaa
+GLOBL word3e2aaaaaY<>(SB), RODATA|NOPTR, $32
+
+DATA word3f000000Y<>+0(SB)/4, $0x3f000000
+DATA word3f000000Y<>+4(SB)/4, $0x3f000000
+DATA word3f000000Y<>+8(SB)/4, $0x3f000000
+DATA word3f000000Y<>+12(SB)/4, $0x3f000000
+DATA word3f000000Y<>+16(SB)/4, $0x3f000000
+DATA word3f000000Y<>+20(SB)/4, $0x3f000000
+DATA word3f000000Y<>+24(SB)/4, $0x3f000000
+DATA word3f000000Y<>+28(SB)/4, $0x3f000000
+GLOBL word3f000000Y<>(SB), RODATA|NOPTR, $32
+
+// func channelNormGradY(n *normGrad, voxels int, blocks int, inverse float32)
+// Requires: AVX, AVX2, FMA3, SSE
+TEXT ·channelNormGradY(SB), NOSPLIT, $0-28
+	MOVQ  n+0(FP), AX
+	MOVQ  voxels+8(FP), CX
+	MOVQ  blocks+16(FP), DX
+	MOVQ  (AX), BX
+	MOVQ  24(AX), SI
+	MOVQ  72(AX), DI
+	MOVQ  144(AX), R8
+	MOVQ  48(AX), R9
+	MOVSS inverse+24(FP), X0
+	MOVQ  DX, R10
+	SHLQ  $0x05, R10
+
+voxel:
+	VBROADCASTSS (R8), Y1
+	VXORPS       Y2, Y2, Y2
+	ADDQ         $0x04, R8
+	XORQ         DX, DX
+
+first:
+	MOVQ         96(AX), R11
+	VMOVUPS      (R11)(DX*1), Y5
+	VMULPS       (BX)(DX*1), Y1, Y3
+	VMOVAPS      Y3, Y4
+	MOVQ         120(AX), R11
+	VFMADD213PS  (R11)(DX*1), Y5, Y4
+	VXORPS       word80000000Y<>+0(SB), Y4, Y6
+	VMOVUPS      wordc2ae0000Y<>+0(SB), Y7
+	VMOVUPS      word42b00000Y<>+0(SB), Y8
+	VMAXPS       Y6, Y7, Y6
+	VMINPS       Y6, Y8, Y6
+	VMULPS       word3fb8aa3bY<>+0(SB), Y6, Y7
+	VROUNDPS     $0x08, Y7, Y7
+	VFNMADD231PS word3f318000Y<>+0(SB), Y7, Y6
+	VFNMADD231PS wordb95e8083Y<>+0(SB), Y7, Y6
+	VMOVUPS      word39506967Y<>+0(SB), Y8
+	VFMADD213PS  word3ab743ceY<>+0(SB), Y6, Y8
+	VFMADD213PS  word3c088908Y<>+0(SB), Y6, Y8
+	VFMADD213PS  word3d2aa9c1Y<>+0(SB), Y6, Y8
+	VFMADD213PS  word3e2aaaaaY<>+0(SB), Y6, Y8
+	VFMADD213PS  word3f000000Y<>+0(SB), Y6, Y8
+	VFMADD213PS  word3f800000Y<>+0(SB), Y6, Y8
+	VFMADD213PS  word3f800000Y<>+0(SB), Y6, Y8
+	VCVTPS2DQ    Y7, Y7
+	VPSLLD       $0x17, Y7, Y7
+	VPADDD       Y7, Y8, Y8
+	VMOVUPS      word3f800000Y<>+0(SB), Y6
+	VADDPS       Y6, Y8, Y8
+	VDIVPS       Y8, Y6, Y8
+	VMOVUPS      word3f800000Y<>+0(SB), Y6
+	VSUBPS       Y8, Y6, Y6
+	VFMADD213PS  word3f800000Y<>+0(SB), Y4, Y6
+	VMULPS       Y6, Y8, Y8
+	VMULPS       (SI)(DX*1), Y8, Y8
+	MOVQ         312(AX), R11
+	MOVQ         288(AX), R12
+	VADDPS       (R11)(DX*1), Y8, Y4
+	VMOVUPS      Y4, (R11)(DX*1)
+	VMOVUPS      (R12)(DX*1), Y4
+	VFMADD231PS  Y8, Y3, Y4
+	VMOVUPS      Y4, (R12)(DX*1)
+	VMULPS       Y5, Y8, Y8
+	MOVQ         336(AX), R11
+	VMOVUPS      Y8, (R11)(DX*1)
+	VFMADD231PS  Y8, Y3, Y2
+	ADDQ         $0x20, DX
+	CMPQ         DX, R10
+	JLT          first
+	VEXTRACTF128 $0x01, Y2, X3
+	VADDPS       X3, X2, X3
+	VPERMILPS    $0x0e, X3, X2
+	VADDPS       X2, X3, X3
+	VPERMILPS    $0x01, X3, X2
+	VADDSS       X2, X3, X3
+	VMULSS       X0, X3, X3
+	VBROADCASTSS X3, Y2
+	XORQ         DX, DX
+
+second:
+	MOVQ         336(AX), R11
+	VMOVUPS      (R11)(DX*1), Y4
+	VMULPS       (BX)(DX*1), Y1, Y3
+	VFNMADD231PS Y2, Y3, Y4
+	VMULPS       Y1, Y4, Y4
+	TESTQ        R9, R9
+	JZ           store
+	VADDPS       (R9)(DX*1), Y4, Y4
+
+store:
+	VMOVUPS Y4, (DI)(DX*1)
+	ADDQ    $0x20, DX
+	CMPQ    DX, R10
+	JLT     second
+	ADDQ    R10, BX
+	ADDQ    R10, SI
+	ADDQ    R10, DI
+	TESTQ   R9, R9
+	JZ      next
+	ADDQ    R10, R9
+
+next:
+	DECQ CX
+	JNZ  voxel
+	VZEROUPPER
+	RET
+
+// func momentsY(sum *float32, square *float32, x *float32, origin *float32, voxels int, blocks int)
+// Requires: AVX, FMA3
+TEXT ·momentsY(SB), NOSPLIT, $0-48
+	MOVQ sum+0(FP), AX
+	MOVQ square+8(FP), CX
+	MOVQ x+16(FP), DX
+	MOVQ origin+24(FP), BX
+	MOVQ voxels+32(FP), SI
+	MOVQ blocks+40(FP), DI
+	MOVQ DI, R8
+	SHLQ $0x05, R8
+	XORQ R9, R9
+
+block:
+	VMOVUPS (AX)(R9*1), Y0
+	VMOVUPS (CX)(R9*1), Y1
+	VMOVUPS (BX)(R9*1), Y2
+	MOVQ    R9, R10
+	MOVQ    SI, R11
+
+voxel:
+	VMOVUPS     (DX)(R10*1), Y3
+	VSUBPS      Y2, Y3, Y3
+	VADDPS      Y3, Y0, Y0
+	VFMADD231PS Y3, Y3, Y1
+	ADDQ        R8, R10
+	DECQ        R11
+	JNZ         voxel
+	VMOVUPS     Y0, (AX)(R9*1)
+	VMOVUPS     Y1, (CX)(R9*1)
+	ADDQ        $0x20, R9
+	DECQ        DI
+	JNZ         block
+	VZEROUPPER
+	RET
+
+// func affineSiLUY(y *float32, x *float32, scale *float32, shift *float32, voxels int, blocks int)
+// Requires: AVX, AVX2, FMA3
+TEXT ·affineSiLUY(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ scale+16(FP), DX
+	MOVQ shift+24(FP), BX
+	MOVQ voxels+32(FP), SI
+	MOVQ blocks+40(FP), DI
+	MOVQ DI, R8
+	SHLQ $0x05, R8
+	XORQ R9, R9
+
+block:
+	VMOVUPS (DX)(R9*1), Y0
+	VMOVUPS (BX)(R9*1), Y1
+	MOVQ    R9, R10
+	MOVQ    SI, R11
+
+voxel:
+	VMOVUPS      (CX)(R10*1), Y2
+	VFMADD213PS  Y1, Y0, Y2
+	VXORPS       word80000000Y<>+0(SB), Y2, Y3
+	VMOVUPS      wordc2ae0000Y<>+0(SB), Y4
+	VMOVUPS      word42b00000Y<>+0(SB), Y5
+	VMAXPS       Y3, Y4, Y3
+	VMINPS       Y3, Y5, Y3
+	VMULPS       word3fb8aa3bY<>+0(SB), Y3, Y4
+	VROUNDPS     $0x08, Y4, Y4
+	VFNMADD231PS word3f318000Y<>+0(SB), Y4, Y3
+	VFNMADD231PS wordb95e8083Y<>+0(SB), Y4, Y3
+	VMOVUPS      word39506967Y<>+0(SB), Y5
+	VFMADD213PS  word3ab743ceY<>+0(SB), Y3, Y5
+	VFMADD213PS  word3c088908Y<>+0(SB), Y3, Y5
+	VFMADD213PS  word3d2aa9c1Y<>+0(SB), Y3, Y5
+	VFMADD213PS  word3e2aaaaaY<>+0(SB), Y3, Y5
+	VFMADD213PS  word3f000000Y<>+0(SB), Y3, Y5
+	VFMADD213PS  word3f800000Y<>+0(SB), Y3, Y5
+	VFMADD213PS  word3f800000Y<>+0(SB), Y3, Y5
+	VCVTPS2DQ    Y4, Y4
+	VPSLLD       $0x17, Y4, Y4
+	VPADDD       Y4, Y5, Y5
+	VMOVUPS      word3f800000Y<>+0(SB), Y3
+	VADDPS       Y3, Y5, Y5
+	VDIVPS       Y5, Y3, Y5
+	VMULPS       Y2, Y5, Y5
+	VMOVUPS      Y5, (AX)(R10*1)
+	ADDQ         R8, R10
+	DECQ         R11
+	JNZ          voxel
+	ADDQ         $0x20, R9
+	DECQ         DI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func groupGradSumsY(n *normGrad, voxels int, blocks int)
+// Requires: AVX, AVX2, FMA3
+TEXT ·groupGradSumsY(SB), NOSPLIT, $0-24
+	MOVQ n+0(FP), AX
+	MOVQ (AX), CX
+	MOVQ 24(AX), DX
+	MOVQ voxels+8(FP), BX
+	MOVQ blocks+16(FP), SI
+	MOVQ SI, DI
+	SHLQ $0x05, DI
+	XORQ R8, R8
+
+block:
+	MOVQ    192(AX), R9
+	VMOVUPS (R9)(R8*1), Y0
+	MOVQ    216(AX), R9
+	VMOVUPS (R9)(R8*1), Y1
+	MOVQ    168(AX), R9
+	VMOVUPS (R9)(R8*1), Y2
+	MOVQ    144(AX), R9
+	VMOVUPS (R9)(R8*1), Y3
+	MOVQ    288(AX), R9
+	VMOVUPS (R9)(R8*1), Y4
+	MOVQ    312(AX), R9
+	VMOVUPS (R9)(R8*1), Y5
+	MOVQ    R8, R9
+	MOVQ    BX, R10
+
+voxel:
+	VMOVUPS      (CX)(R9*1), Y6
+	VMOVAPS      Y6, Y7
+	VFMADD213PS  Y1, Y0, Y7
+	VSUBPS       Y2, Y6, Y6
+	VMULPS       Y3, Y6, Y6
+	VXORPS       word80000000Y<>+0(SB), Y7, Y8
+	VMOVUPS      wordc2ae0000Y<>+0(SB), Y9
+	VMOVUPS      word42b00000Y<>+0(SB), Y10
+	VMAXPS       Y8, Y9, Y8
+	VMINPS       Y8, Y10, Y8
+	VMULPS       word3fb8aa3bY<>+0(SB), Y8, Y9
+	VROUNDPS     $0x08, Y9, Y9
+	VFNMADD231PS word3f318000Y<>+0(SB), Y9, Y8
+	VFNMADD231PS wordb95e8083Y<>+0(SB), Y9, Y8
+	VMOVUPS      word39506967Y<>+0(SB), Y10
+	VFMADD213PS  word3ab743ceY<>+0(SB), Y8, Y10
+	VFMADD213PS  word3c088908Y<>+0(SB), Y8, Y10
+	VFMADD213PS  word3d2aa9c1Y<>+0(SB), Y8, Y10
+	VFMADD213PS  word3e2aaaaaY<>+0(SB), Y8, Y10
+	VFMADD213PS  word3f000000Y<>+0(SB), Y8, Y10
+	VFMADD213PS  word3f800000Y<>+0(SB), Y8, Y10
+	VFMADD213PS  word3f800000Y<>+0(SB), Y8, Y10
+	VCVTPS2DQ    Y9, Y9
+	VPSLLD       $0x17, Y9, Y9
+	VPADDD       Y9, Y10, Y10
+	VMOVUPS      word3f800000Y<>+0(SB), Y8
+	VADDPS       Y8, Y10, Y10
+	VDIVPS       Y10, Y8, Y10
+	VMOVUPS      word3f800000Y<>+0(SB), Y8
+	VSUBPS       Y10, Y8, Y8
+	VFMADD213PS  word3f800000Y<>+0(SB), Y7, Y8
+	VMULPS       Y8, Y10, Y10
+	VMULPS       (DX)(R9*1), Y10, Y10
+	VFMADD231PS  Y10, Y6, Y4
+	VADDPS       Y10, Y5, Y5
+	ADDQ         DI, R9
+	DECQ         R10
+	JNZ          voxel
+	MOVQ         288(AX), R9
+	VMOVUPS      Y4, (R9)(R8*1)
+	MOVQ         312(AX), R9
+	VMOVUPS      Y5, (R9)(R8*1)
+	ADDQ         $0x20, R8
+	DECQ         SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func groupGradY(n *normGrad, voxels int, blocks int)
+// Requires: AVX, AVX2, FMA3
+TEXT ·groupGradY(SB), NOSPLIT, $0-24
+	MOVQ n+0(FP), AX
+	MOVQ (AX), CX
+	MOVQ 24(AX), DX
+	MOVQ 72(AX), BX
+	MOVQ 48(AX), SI
+	MOVQ voxels+8(FP), R9
+	MOVQ blocks+16(FP), R10
+	MOVQ R10, R11
+	SHLQ $0x05, R11
+	XORQ R12, R12
+
+block:
+	MOVQ    192(AX), DI
+	VMOVUPS (DI)(R12*1), Y0
+	MOVQ    216(AX), DI
+	VMOVUPS (DI)(R12*1), Y1
+	MOVQ    168(AX), DI
+	VMOVUPS (DI)(R12*1), Y2
+	MOVQ    144(AX), DI
+	VMOVUPS (DI)(R12*1), Y3
+	MOVQ    96(AX), DI
+	VMOVUPS (DI)(R12*1), Y4
+	MOVQ    240(AX), DI
+	ADDQ    R12, DI
+	MOVQ    264(AX), R8
+	ADDQ    R12, R8
+	MOVQ    R12, R13
+	MOVQ    R9, R14
+
+voxel:
+	VMOVUPS      (CX)(R13*1), Y5
+	VMOVAPS      Y5, Y6
+	VFMADD213PS  Y1, Y0, Y6
+	VSUBPS       Y2, Y5, Y5
+	VMULPS       Y3, Y5, Y5
+	VXORPS       word80000000Y<>+0(SB), Y6, Y7
+	VMOVUPS      wordc2ae0000Y<>+0(SB), Y8
+	VMOVUPS      word42b00000Y<>+0(SB), Y9
+	VMAXPS       Y7, Y8, Y7
+	VMINPS       Y7, Y9, Y7
+	VMULPS       word3fb8aa3bY<>+0(SB), Y7, Y8
+	VROUNDPS     $0x08, Y8, Y8
+	VFNMADD231PS word3f318000Y<>+0(SB), Y8, Y7
+	VFNMADD231PS wordb95e8083Y<>+0(SB), Y8, Y7
+	VMOVUPS      word39506967Y<>+0(SB), Y9
+	VFMADD213PS  word3ab743ceY<>+0(SB), Y7, Y9
+	VFMADD213PS  word3c088908Y<>+0(SB), Y7, Y9
+	VFMADD213PS  word3d2aa9c1Y<>+0(SB), Y7, Y9
+	VFMADD213PS  word3e2aaaaaY<>+0(SB), Y7, Y9
+	VFMADD213PS  word3f000000Y<>+0(SB), Y7, Y9
+	VFMADD213PS  word3f800000Y<>+0(SB), Y7, Y9
+	VFMADD213PS  word3f800000Y<>+0(SB), Y7, Y9
+	VCVTPS2DQ    Y8, Y8
+	VPSLLD       $0x17, Y8, Y8
+	VPADDD       Y8, Y9, Y9
+	VMOVUPS      word3f800000Y<>+0(SB), Y7
+	VADDPS       Y7, Y9, Y9
+	VDIVPS       Y9, Y7, Y9
+	VMOVUPS      word3f800000Y<>+0(SB), Y7
+	VSUBPS       Y9, Y7, Y7
+	VFMADD213PS  word3f800000Y<>+0(SB), Y6, Y7
+	VMULPS       Y7, Y9, Y9
+	VMULPS       (DX)(R13*1), Y9, Y9
+	VMULPS       Y4, Y9, Y9
+	VSUBPS       (DI), Y9, Y9
+	VFNMADD231PS (R8), Y5, Y9
+	VMULPS       Y3, Y9, Y9
+	TESTQ        SI, SI
+	JZ           store
+	VADDPS       (SI)(R13*1), Y9, Y9
+
+store:
+	VMOVUPS Y9, (BX)(R13*1)
+	ADDQ    R11, R13
+	DECQ    R14
+	JNZ     voxel
+	ADDQ    $0x20, R12
+	DECQ    R10
+	JNZ     block
+	VZEROUPPER
+	RET
+
+// func addY(y *float32, a *float32, b *float32, vectors int)
+// Requires: AVX
+TEXT ·addY(SB), NOSPLIT, $0-32
+	MOVQ y+0(FP), AX
+	MOVQ a+8(FP), CX
+	MOVQ b+16(FP), DX
+	MOVQ vectors+24(FP), BX
+
+loop:
+	VMOVUPS (CX), Y0
+	VADDPS  (DX), Y0, Y0
+	VMOVUPS Y0, (AX)
+	ADDQ    $0x20, AX
+	ADDQ    $0x20, CX
+	ADDQ    $0x20, DX
+	DECQ    BX
+	JNZ     loop
+	VZEROUPPER
+	RET
+
+// func lossY(y *float32, t *float32, dy *float32, vectors int, l1 float32, l2 float32, sums *[4]float32)
+// Requires: AVX, AVX2, FMA3, SSE
+TEXT ·lossY(SB), NOSPLIT, $0-48
+	MOVQ         y+0(FP), AX
+	MOVQ         t+8(FP), CX
+	MOVQ         dy+16(FP), DX
+	MOVQ         vectors+24(FP), BX
+	MOVSS        l1+32(FP), X0
+	VBROADCASTSS X0, Y0
+	MOVSS        l2+36(FP), X1
+	VBROADCASTSS X1, Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VMOVUPS      wordbf800000Y<>+0(SB), Y6
+	VMOVUPS      word3f800000Y<>+0(SB), Y7
+
+loop:
+	VMOVUPS     (AX), Y8
+	VMOVUPS     (CX), Y9
+	VSUBPS      Y9, Y8, Y10
+	VANDPS      word7fffffffY<>+0(SB), Y10, Y11
+	VADDPS      Y11, Y2, Y2
+	VFMADD231PS Y10, Y10, Y3
+	VMAXPS      Y8, Y6, Y11
+	VMINPS      Y11, Y7, Y11
+	VMAXPS      Y9, Y6, Y9
+	VMINPS      Y9, Y7, Y9
+	VSUBPS      Y9, Y11, Y11
+	VFMADD231PS Y11, Y11, Y4
+	VSUBPS      Y8, Y8, Y8
+	VCMPPS      $0x03, Y8, Y8, Y8
+	VANDPS      Y7, Y8, Y8
+	VADDPS      Y8, Y5, Y5
+	TESTQ       DX, DX
+	JZ          next
+	VANDPS      word80000000Y<>+0(SB), Y10, Y8
+	VXORPS      Y0, Y8, Y8
+	VXORPS      Y9, Y9, Y9
+	VCMPPS      $0x04, Y9, Y10, Y9
+	VANDPS      Y9, Y8, Y8
+	VFMADD231PS Y1, Y10, Y8
+	VMOVUPS     Y8, (DX)
+	ADDQ        $0x20, DX
+
+next:
+	ADDQ         $0x20, AX
+	ADDQ         $0x20, CX
+	DECQ         BX
+	JNZ          loop
+	MOVQ         sums+40(FP), AX
+	VEXTRACTF128 $0x01, Y2, X0
+	VADDPS       X0, X2, X0
+	VPERMILPS    $0x0e, X0, X1
+	VADDPS       X1, X0, X0
+	VPERMILPS    $0x01, X0, X1
+	VADDSS       X1, X0, X0
+	VMOVSS       X0, (AX)
+	VEXTRACTF128 $0x01, Y3, X0
+	VADDPS       X0, X3, X0
+	VPERMILPS    $0x0e, X0, X1
+	VADDPS       X1, X0, X0
+	VPERMILPS    $0x01, X0, X1
+	VADDSS       X1, X0, X0
+	VMOVSS       X0, 4(AX)
+	VEXTRACTF128 $0x01, Y4, X0
+	VADDPS       X0, X4, X0
+	VPERMILPS    $0x0e, X0, X1
+	VADDPS       X1, X0, X0
+	VPERMILPS    $0x01, X0, X1
+	VADDSS       X1, X0, X0
+	VMOVSS       X0, 8(AX)
+	VEXTRACTF128 $0x01, Y5, X0
+	VADDPS       X0, X5, X0
+	VPERMILPS    $0x0e, X0, X1
+	VADDPS       X1, X0, X0
+	VPERMILPS    $0x01, X0, X1
+	VADDSS       X1, X0, X0
+	VMOVSS       X0, 12(AX)
+	VZEROUPPER
+	RET
+
+DATA wordbf800000Y<>+0(SB)/4, $0xbf800000
+DATA wordbf800000Y<>+4(SB)/4, $0xbf800000
+DATA wordbf800000Y<>+8(SB)/4, $0xbf800000
+DATA wordbf800000Y<>+12(SB)/4, $0xbf800000
+DATA wordbf800000Y<>+16(SB)/4, $0xbf800000
+DATA wordbf800000Y<>+20(SB)/4, $0xbf800000
+DATA wordbf800000Y<>+24(SB)/4, $0xbf800000
+DATA wordbf800000Y<>+28(SB)/4, $0xbf800000
+GLOBL wordbf800000Y<>(SB), RODATA|NOPTR, $32
+
+DATA word7fffffffY<>+0(SB)/4, $0x7fffffff
+DATA word7fffffffY<>+4(SB)/4, $0x7fffffff
+DATA word7fffffffY<>+8(SB)/4, $0x7fffffff
+DATA word7fffffffY<>+12(SB)/4, $0x7fffffff
+DATA word7fffffffY<>+16(SB)/4, $0x7fffffff
+DATA word7fffffffY<>+20(SB)/4, $0x7fffffff
+DATA word7fffffffY<>+24(SB)/4, $0x7fffffff
+DATA word7fffffffY<>+28(SB)/4, $0x7fffffff
+GLOBL word7fffffffY<>(SB), RODATA|NOPTR, $32
+
+// func sumSquaresY(x *float32, vectors int, sum *float32)
+// Requires: AVX, FMA3
+TEXT ·sumSquaresY(SB), NOSPLIT, $0-24
+	MOVQ   x+0(FP), AX
+	MOVQ   vectors+8(FP), CX
+	VXORPS Y0, Y0, Y0
+
+loop:
+	VMOVUPS      (AX), Y1
+	VFMADD231PS  Y1, Y1, Y0
+	ADDQ         $0x20, AX
+	DECQ         CX
+	JNZ          loop
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPS       X1, X0, X1
+	VPERMILPS    $0x0e, X1, X0
+	VADDPS       X0, X1, X1
+	VPERMILPS    $0x01, X1, X0
+	VADDSS       X0, X1, X1
+	MOVQ         sum+16(FP), AX
+	VMOVSS       X1, (AX)
+	VZEROUPPER
+	RET
+
+// func adamY(s *adamStep, vectors int)
+// Requires: AVX, FMA3
+TEXT ·adamY(SB), NOSPLIT, $0-16
+	MOVQ s+0(FP), AX
+	MOVQ vectors+8(FP), CX
+	MOVQ (AX), DX
+	MOVQ 24(AX), BX
+	MOVQ 48(AX), SI
+	MOVQ 72(AX), DI
+	MOVQ 96(AX), R8
+
+loop:
+	VBROADCASTSS 120(AX), Y0
+	VMULPS       (BX), Y0, Y0
+	VBROADCASTSS 124(AX), Y1
+	VBROADCASTSS 128(AX), Y2
+	VMULPS       (SI), Y1, Y1
+	VBROADCASTSS 132(AX), Y3
+	VFMADD231PS  Y3, Y0, Y1
+	VMOVUPS      Y1, (SI)
+	VMULPS       (DI), Y2, Y2
+	VMULPS       Y0, Y0, Y0
+	VBROADCASTSS 136(AX), Y3
+	VFMADD231PS  Y3, Y0, Y2
+	VMOVUPS      Y2, (DI)
+	VMOVUPS      (DX), Y0
+	VBROADCASTSS 152(AX), Y3
+	VFNMADD231PS Y3, Y0, Y0
+	VSQRTPS      Y2, Y2
+	VBROADCASTSS 144(AX), Y3
+	VBROADCASTSS 148(AX), Y4
+	VFMADD213PS  Y4, Y3, Y2
+	VBROADCASTSS 140(AX), Y3
+	VMULPS       Y3, Y1, Y1
+	VDIVPS       Y2, Y1, Y1
+	VSUBPS       Y1, Y0, Y0
+	VMOVUPS      Y0, (DX)
+	TESTQ        R8, R8
+	JZ           next
+	VMOVUPS      (R8), Y1
+	VSUBPS       Y1, Y0, Y0
+	VBROADCASTSS 156(AX), Y2
+	VFMADD231PS  Y2, Y0, Y1
+	VMOVUPS      Y1, (R8)
+	ADDQ         $0x20, R8
+
+next:
+	ADDQ $0x20, DX
+	ADDQ $0x20, BX
+	ADDQ $0x20, SI
+	ADDQ $0x20, DI
+	DECQ CX
+	JNZ  loop
+	VZEROUPPER
+	RET
+
+// func nearest1Y(z *float32, dim int, packed *float32, half *float32, blocks int, best *float32, at *int32)
+// Requires: AVX, AVX2, FMA3
+TEXT ·nearest1Y(SB), NOSPLIT, $0-56
+	MOVQ    z+0(FP), AX
+	MOVQ    dim+8(FP), CX
+	MOVQ    packed+16(FP), DX
+	MOVQ    half+24(FP), BX
+	MOVQ    blocks+32(FP), SI
+	MOVQ    CX, DI
+	SHLQ    $0x02, DI
+	LEAQ    (DI)(DI*2), R8
+	VMOVUPS iotaY<>+0(SB), Y0
+	VMOVUPS word00000008Y<>+0(SB), Y1
+	VMOVUPS word7f800000Y<>+0(SB), Y2
+	VXORPS  Y3, Y3, Y3
+
+block:
+	VMOVUPS (BX), Y4
+	ADDQ    $0x20, BX
+	MOVQ    AX, R8
+	MOVQ    CX, R10
+	LEAQ    (R8)(DI*4), R9
+
+dim:
+	VMOVUPS      (DX), Y5
+	VBROADCASTSS (R8), Y6
+	VFNMADD231PS Y6, Y5, Y4
+	ADDQ         $0x20, DX
+	ADDQ         $0x04, R8
+	ADDQ         $0x04, R9
+	DECQ         R10
+	JNZ          dim
+	VCMPPS       $0x01, Y2, Y4, Y5
+	VBLENDVPS    Y5, Y4, Y2, Y2
+	VBLENDVPS    Y5, Y0, Y3, Y3
+	VPADDD       Y1, Y0, Y0
+	DECQ         SI
+	JNZ          block
+	MOVQ         best+40(FP), AX
+	MOVQ         at+48(FP), CX
+	VMOVUPS      Y2, (AX)
+	VMOVUPS      Y3, (CX)
+	VZEROUPPER
+	RET
+
+DATA iotaY<>+0(SB)/4, $0x00000000
+DATA iotaY<>+4(SB)/4, $0x00000001
+DATA iotaY<>+8(SB)/4, $0x00000002
+DATA iotaY<>+12(SB)/4, $0x00000003
+DATA iotaY<>+16(SB)/4, $0x00000004
+DATA iotaY<>+20(SB)/4, $0x00000005
+DATA iotaY<>+24(SB)/4, $0x00000006
+DATA iotaY<>+28(SB)/4, $0x00000007
+GLOBL iotaY<>(SB), RODATA|NOPTR, $32
+
+DATA word00000008Y<>+0(SB)/4, $0x00000008
+DATA word00000008Y<>+4(SB)/4, $0x00000008
+DATA word00000008Y<>+8(SB)/4, $0x00000008
+DATA word00000008Y<>+12(SB)/4, $0x00000008
+DATA word00000008Y<>+16(SB)/4, $0x00000008
+DATA word00000008Y<>+20(SB)/4, $0x00000008
+DATA word00000008Y<>+24(SB)/4, $0x00000008
+DATA word00000008Y<>+28(SB)/4, $0x00000008
+GLOBL word00000008Y<>(SB), RODATA|NOPTR, $32
+
+DATA word7f800000Y<>+0(SB)/4, $0x7f800000
+DATA word7f800000Y<>+4(SB)/4, $0x7f800000
+DATA word7f800000Y<>+8(SB)/4, $0x7f800000
+DATA word7f800000Y<>+12(SB)/4, $0x7f800000
+DATA word7f800000Y<>+16(SB)/4, $0x7f800000
+DATA word7f800000Y<>+20(SB)/4, $0x7f800000
+DATA word7f800000Y<>+24(SB)/4, $0x7f800000
+DATA word7f800000Y<>+28(SB)/4, $0x7f800000
+GLOBL word7f800000Y<>(SB), RODATA|NOPTR, $32
+
+// func nearest4Y(z *float32, dim int, packed *float32, half *float32, blocks int, best *float32, at *int32)
+// Requires: AVX, AVX2, FMA3
+TEXT ·nearest4Y(SB), NOSPLIT, $0-56
+	MOVQ    z+0(FP), AX
+	MOVQ    dim+8(FP), CX
+	MOVQ    packed+16(FP), DX
+	MOVQ    half+24(FP), BX
+	MOVQ    blocks+32(FP), SI
+	MOVQ    CX, DI
+	SHLQ    $0x02, DI
+	LEAQ    (DI)(DI*2), R8
+	VMOVUPS iotaY<>+0(SB), Y0
+	VMOVUPS word00000008Y<>+0(SB), Y1
+	VMOVUPS word7f800000Y<>+0(SB), Y2
+	VXORPS  Y3, Y3, Y3
+	VMOVUPS word7f800000Y<>+0(SB), Y5
+	VXORPS  Y6, Y6, Y6
+	VMOVUPS word7f800000Y<>+0(SB), Y8
+	VXORPS  Y9, Y9, Y9
+	VMOVUPS word7f800000Y<>+0(SB), Y11
+	VXORPS  Y12, Y12, Y12
+
+block:
+	VMOVUPS (BX), Y4
+	VMOVUPS (BX), Y7
+	VMOVUPS (BX), Y10
+	VMOVUPS (BX), Y13
+	ADDQ    $0x20, BX
+	MOVQ    AX, R9
+	MOVQ    CX, R11
+	LEAQ    (R9)(DI*4), R10
+
+dim:
+	VMOVUPS      (DX), Y14
+	VBROADCASTSS (R9), Y15
+	VFNMADD231PS Y15, Y14, Y4
+	VBROADCASTSS (R9)(DI*1), Y15
+	VFNMADD231PS Y15, Y14, Y7
+	VBROADCASTSS (R9)(DI*2), Y15
+	VFNMADD231PS Y15, Y14, Y10
+	VBROADCASTSS (R9)(R8*1), Y15
+	VFNMADD231PS Y15, Y14, Y13
+	ADDQ         $0x20, DX
+	ADDQ         $0x04, R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          dim
+	VCMPPS       $0x01, Y2, Y4, Y14
+	VBLENDVPS    Y14, Y4, Y2, Y2
+	VBLENDVPS    Y14, Y0, Y3, Y3
+	VCMPPS       $0x01, Y5, Y7, Y4
+	VBLENDVPS    Y4, Y7, Y5, Y5
+	VBLENDVPS    Y4, Y0, Y6, Y6
+	VCMPPS       $0x01, Y8, Y10, Y4
+	VBLENDVPS    Y4, Y10, Y8, Y8
+	VBLENDVPS    Y4, Y0, Y9, Y9
+	VCMPPS       $0x01, Y11, Y13, Y4
+	VBLENDVPS    Y4, Y13, Y11, Y11
+	VBLENDVPS    Y4, Y0, Y12, Y12
+	VPADDD       Y1, Y0, Y0
+	DECQ         SI
+	JNZ          block
+	MOVQ         best+40(FP), AX
+	MOVQ         at+48(FP), CX
+	VMOVUPS      Y2, (AX)
+	VMOVUPS      Y3, (CX)
+	VMOVUPS      Y5, 32(AX)
+	VMOVUPS      Y6, 32(CX)
+	VMOVUPS      Y8, 64(AX)
+	VMOVUPS      Y9, 64(CX)
+	VMOVUPS      Y11, 96(AX)
+	VMOVUPS      Y12, 96(CX)
 	VZEROUPPER
 	RET

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 
 	"github.com/mmcloughlin/avo/build"
+	op "github.com/mmcloughlin/avo/operand"
 	"github.com/mmcloughlin/avo/pass"
 	"github.com/mmcloughlin/avo/printer"
 )
@@ -39,7 +40,7 @@ func generate() (map[string][]byte, error) {
 	c.ConstraintExpr("amd64")
 	var tables bytes.Buffer
 	for _, v := range []vectors{avx512, avx2} {
-		k := kernels{Context: c, vectors: v}
+		k := kernels{Context: c, vectors: v, words: map[uint32]op.Mem{}}
 		k.matrices(&tables)
 		k.elementwise()
 	}

@@ -33,7 +33,8 @@ var avx2 = vectors{"Y", 32, []reg.VecPhysical{
 type kernels struct {
 	*build.Context
 	vectors
-	masks *op.Mem
+	masks, indices *op.Mem
+	words          map[uint32]op.Mem
 }
 
 func (k *kernels) wide() bool { return k.bytes == 64 }
