@@ -114,7 +114,8 @@ func Bench(b *testing.B, open func() gpu.Engine) {
 		})
 		run(name+"/Grad", "GB/s", 3*size, func(r *rig) (op func()) {
 			setup(r, func(ts []gpu.Tensor, gamma, beta, stats, work gpu.Ptr) {
-				op = func() { r.e.NormActGrad(n, ts[0], gamma, beta, stats, ts[1], nil, ts[2], gamma, beta, work) }
+				dgamma, dbeta := r.alloc(int64(4*d.C)), r.alloc(int64(4*d.C))
+				op = func() { r.e.NormActGrad(n, ts[0], gamma, beta, stats, ts[1], nil, ts[2], dgamma, dbeta, work) }
 			})
 			return op
 		})

@@ -165,11 +165,11 @@ func (k *kernels) sum(v reg.VecVirtual) reg.VecVirtual {
 }
 
 // sigmoid is 1/(1 + e^-u); NaN stays NaN. e^x = 2^n·e^r with n = round(x/ln 2), |r| ≤ ½ ln 2, by Cephes' polynomial; x is held
-// to [-87, 88].
+// to [-87, 80], so that 1/(1 + e^x) is no denormal.
 func (k *kernels) sigmoid(u reg.VecVirtual) reg.VecVirtual {
 	x, n, p := k.vec(), k.vec(), k.vec()
 	k.xor(k.word(1<<31), u, x)
-	lo, hi := k.loaded(k.float(-87)), k.loaded(k.float(88))
+	lo, hi := k.loaded(k.float(-87)), k.loaded(k.float(80))
 	k.VMAXPS(x, lo, x) // a NaN in the first operand is what comes out
 	k.VMINPS(x, hi, x)
 	k.VMULPS(k.float(math.Log2E), x, n)
