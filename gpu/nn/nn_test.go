@@ -175,7 +175,7 @@ func TestRecomputeSavesMemoryAndCostsWork(t *testing.T) {
 	all, ea := compileTower(t, Options{Train: true, Recompute: All})
 	// Of one size T each: none keeps first, 2 × (norm1, conv1, norm2, res); norms keeps first and 2 × (conv1, res); all keeps first and
 	// 2 × res; each has one or two gradients beside.
-	if !(all.Bytes() < norms.Bytes() && norms.Bytes() < none.Bytes()) {
+	if all.Bytes() >= norms.Bytes() || norms.Bytes() >= none.Bytes() {
 		t.Errorf("%d bytes, recomputing norms %d, all %d", none.Bytes(), norms.Bytes(), all.Bytes())
 	}
 	if en.calls["norm apply"] != 4 || en.calls["conv"] != 6 {

@@ -18,7 +18,7 @@ type Config struct {
 	Norm       string `key:"norm" json:"norm" default:"channel" oneof:"channel group" doc:"channel divides each voxel by the root mean square over its channels, which doesn't depend on the tile. group is GroupNorm, for weights of the predecessor."`
 	Groups     int    `key:"groups" json:"groups" default:"8" min:"1" max:"1024" doc:"Groups of channels, for norm: group."`
 	Padding    string `key:"padding" json:"padding" default:"replicate" oneof:"replicate zero" doc:"What convolutions see beyond a face: the nearest voxel, or zero."`
-	Decoder    string `key:"decoder" json:"decoder" default:"lean" oneof:"lean full" doc:"full has the predecessor's widths, with twice as many channels at each resolution on the way up. lean has half of those and takes about a third of the memory and time."`
+	Decoder    string `key:"decoder" json:"decoder" default:"lean" oneof:"lean full" doc:"full has the predecessor's widths, with twice as many channels at each resolution on the way up. lean has half of those, a third of the work and little more than half of the memory."`
 }
 
 // Check says whether the keys fit each other.

@@ -1,6 +1,7 @@
 package vqgan
 
 import (
+	"errors"
 	"os"
 	"reflect"
 	"slices"
@@ -103,8 +104,8 @@ func TestMemoryLimit(t *testing.T) {
 		t.Errorf("%d bytes of %d, recomputes %v: %v", snug.Total, free.Total, snug.Programs[0].Recomputed, err)
 	}
 	small, err := plan(free.Total / 3)
-	tight, ok := err.(*MemoryError)
-	if !ok || small == nil || tight.Need != small.Total || tight.Limit != free.Total/3 || !strings.Contains(err.Error(), "micro_batch: 1 needs") {
+	var tight *MemoryError
+	if !errors.As(err, &tight) || small == nil || tight.Need != small.Total || tight.Limit != free.Total/3 || !strings.Contains(err.Error(), "micro_batch: 1 needs") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -364,6 +364,20 @@ func (s *Session) gather(p *program, at int, quantized bool) {
 	}
 }
 
+// Profile times the ops of one micro-batch of n patches, 1 to Options.MicroBatch: forward and backward, by kind, longest
+// first. It changes nothing of the state.
+func (s *Session) Profile(input, target []float32, n int) ([]nn.Timing, error) {
+	if n < 1 || n > s.o.MicroBatch || len(input) != n*s.voxels() || len(target) != len(input) {
+		return nil, fmt.Errorf("profile: %d patches, %d and %d voxels (want 1 to %d patches of %d)", n, len(input), len(target),
+			s.o.MicroBatch, s.voxels())
+	}
+	p := s.train[n-1]
+	s.use(p, s.weights)
+	p.Write(s.e, p.input, input)
+	p.Write(s.e, p.target, target)
+	return p.Profile(s.e, nn.Call{Share: 1})
+}
+
 func finite(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
 
 // Reconstruct runs the model on n patches src [n, D, H, W] and writes dst, of the same shape, and codes [n, z, y, x] where it

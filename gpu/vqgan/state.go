@@ -33,8 +33,8 @@ const (
 	nameCounters = "session.counters"
 )
 
-// Init starts over at step 0: weights as PyTorch's layers start, U(±1/√fan_in), norms at 1 and 0, each tensor drawn by its name and the
-// seed; no codes yet: the first Step draws them.
+// Init starts over at step 0: weights as PyTorch's layers start, U(±1/√fan_in), norms at 1 and 0, each tensor drawn by its
+// name and the seed; no codes yet: the first Step draws them.
 func (s *Session) Init() error {
 	host := make([]float32, s.params.Floats())
 	fan := 0.0
@@ -98,7 +98,8 @@ func (s *Session) blocks() []struct {
 	return append(rows, row{prefixFirst, s.first}, row{prefixSecond, s.second})
 }
 
-// State copies to the host all that a run needs to go on with the same bits: weights, running means, moments, codebook, reservoir and counters.
+// State copies to the host all that a run needs to go on with the same bits: weights, running means, moments, codebook,
+// reservoir and counters.
 func (s *Session) State() ([]Array, error) {
 	var out []Array
 	host := make([]float32, s.params.Floats())
@@ -131,8 +132,8 @@ func (s *Session) StateBytes() int64 {
 	return 4 * (per + int64(len(b.vectors)+len(b.n)+len(b.sum)+len(b.pool)+len(b.far)) + 12)
 }
 
-// SetState goes on from a State. Nothing changes unless all of it fits. With strict every array must be there and be known; without, running
-// means that are missing begin at the weights, and unknown arrays are passed over.
+// SetState goes on from a State. Nothing changes unless all of it fits. With strict every array must be there and be known;
+// without, running means that are missing begin at the weights, and unknown arrays are passed over.
 func (s *Session) SetState(arrays []Array, strict bool) error {
 	in, err := index(arrays)
 	if err != nil {
@@ -196,8 +197,8 @@ func (s *Session) SetState(arrays []Array, strict bool) error {
 	return nil
 }
 
-// LoadWeights starts a new run at step 0 from another's weights and codebook; with ema from its running means. Other arrays are passed over. Nothing changes
-// unless all of it fits.
+// LoadWeights starts a new run at step 0 from another's weights and codebook; with ema from its running means. Other arrays
+// are passed over. Nothing changes unless all of it fits.
 func (s *Session) LoadWeights(arrays []Array, ema bool) error {
 	in, err := index(arrays)
 	if err != nil {
