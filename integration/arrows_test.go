@@ -28,6 +28,7 @@ var house = []struct{ room, may string }{
 	{"stages/pipe", ""},
 	{"stages/read", "stages/nifti stages/volume"},
 	{"stages/train", "stages/volume gpu gpu/nn gpu/optim gpu/vqgan"},
+	{"stages/write", "stages/nifti stages/volume"},
 	{"stages/volume", ""},
 	{"stages/*", "stages/volume"},
 	{"gpu/vqgan", "gpu/nn gpu/optim gpu"},
