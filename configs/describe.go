@@ -136,7 +136,7 @@ func (f *field) encodeScalar(v reflect.Value) *yaml.Node {
 // textNode returns text as a scalar; the writer quotes it where it would read as something else.
 func textNode(s string) *yaml.Node {
 	node := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s}
-	if s == "" || strings.ContainsAny(s, "\n\r\u0085\u2028\u2029") {
+	if strings.Contains(s, "\n") { // the writer's literal style can't begin with a tab
 		node.Style = yaml.DoubleQuotedStyle
 	}
 	return node

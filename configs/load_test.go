@@ -124,6 +124,7 @@ flow:
       lr: 1e-4
       validate:
         every: 100
+        share: 0.9 # the largest there is
 `
 
 func TestLoad(t *testing.T) {
@@ -144,7 +145,7 @@ func TestLoad(t *testing.T) {
 		{Name: "augment", Label: "augment[0]", Line: 9, Index: 2, Options: &augmentOptions{Flip: []string{"x"}}},
 		{Name: "shuffle", Label: "shuffle", Line: 10, Index: 3, Options: &struct{}{}},
 		{Name: "augment", Label: "augment[1]", Line: 11, Index: 4, Options: &augmentOptions{Flip: []string{"y"}}},
-		{Name: "train", Label: "train", Line: 13, Index: 5, Options: &trainOptions{Device: "auto", LR: 1e-4, Validate: validateOptions{Share: 0.1, Every: 100}}},
+		{Name: "train", Label: "train", Line: 13, Index: 5, Options: &trainOptions{Device: "auto", LR: 1e-4, Validate: validateOptions{Share: 0.9, Every: 100}}},
 	}
 	if len(f.Stages) != len(stages) {
 		t.Fatalf("%d stages, want %d", len(f.Stages), len(stages))
@@ -199,6 +200,10 @@ func TestLoadErrors(t *testing.T) {
 		{"nothing for a number", "flow: [train: {lr: }]", nil, `train.yaml:1: train.lr: want a number, got nothing`},
 		{"infinity", "flow: [train: {lr: .inf}]", nil, `train.yaml:1: train.lr: want a number, got .inf`},
 		{"NaN", "flow: [train: {lr: .nan}]", nil, `train.yaml:1: train.lr: want a number, got .nan`},
+		{"NaN, as other languages write it", "flow: [train: {lr: nan}]", nil, `train.yaml:1: train.lr: want a number, got "nan"`},
+		{"hexadecimal", "flow: [train: {lr: 0x1p-4}]", nil, `train.yaml:1: train.lr: want a number, got "0x1p-4"`},
+		{"huge size", "run: {memory: 9e9GiB}\n" + flow, nil, `train.yaml:1: run.memory: 9e9GiB is too large for a size`},
+		{"just above the maximum", "flow: [train: {validate: {share: 0.91}}]", nil, `train.yaml:1: train.validate.share: want 0 to 0.9, got 0.91`},
 		{"huge number", "flow: [train: {lr: 1e999}]", nil, `train.yaml:1: train.lr: 1e999 is too large for a number`},
 		{"block for a number", "flow: [train: {lr: {peak: 1}}]", nil, `train.yaml:1: train.lr: want a number, got a block of keys`},
 		{"fraction for a count", "flow: [train: {max_steps: 1.5}]", nil, `train.yaml:1: train.max_steps: want a whole number, got 1.5`},

@@ -224,6 +224,24 @@ func TestEncodeRoundTrip(t *testing.T) {
 	})
 }
 
+// Texts that YAML would read as something else, or lose.
+func TestEncodeTexts(t *testing.T) {
+	for _, text := range []string{
+		"", " ", "\t\na", "\n\t", "a\nb\n\n", "\u2028\ta", "\u0085", "\r\n", "\x00", "\ufeff", "true", "no", "y", "null", "~", "1e3", ".nan", "0x1", "1_000",
+		"2024-01-02", "- a", "a: b", "# a", "a #b", "'", "\"", "*a", "&a", "!!int 1", "<<", "=", "[", "{}", ",", "|", ">", "%", "@", "`", "?", "\\",
+	} {
+		want := every{Text: text, Texts: []string{text, text}, Word: "red", Indices: []int{}}
+		written, err := yaml.Marshal(configs.Encode(&want))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got every
+		if err := decode(string(written), &got); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%q: %q %v from\n%s", text, got.Text, err, written)
+		}
+	}
+}
+
 func TestSuggest(t *testing.T) {
 	keys := []string{"train.lr", "train.ema", "train.validate.every", "patch", "stride", "padding", "seed"}
 	for word, want := range map[string]string{

@@ -84,7 +84,7 @@ command line: run.dri=a: unknown key; did you mean "dir"?`
 		t.Errorf("got\n%v\nwant\n%s", err, want)
 	}
 	var many configs.Errors
-	if _, _, err = load("flow: [train]\nrun:\n" + strings.Repeat("  x: 1\n", 1000)); !errors.As(err, &many) || len(many) > 50 {
+	if _, _, err = load("flow:\n  - read:\n" + strings.Repeat("      x: 1\n", 1000)); !errors.As(err, &many) || len(many) != 20 {
 		t.Errorf("%d problems reported", len(many))
 	}
 }
@@ -170,7 +170,7 @@ flow:
       lr: 0.0001
       max_steps: 0
       validate:
-        share: 0.1
+        share: 0.9
         every: 100
 `
 	if string(text) != want {
@@ -204,7 +204,8 @@ func TestErrorf(t *testing.T) {
 		{f.Stages[3].Errorf("volumes", "too many"), "train.yaml:10: shuffle.volumes: too many"},
 		{f.Stages[4].Errorf("", "takes patches"), "train.yaml:11: augment[1]: takes patches"},
 		{f.Stages[5].Errorf("validate.every", "too rare"), "train.yaml:16: train.validate.every: too rare"},
-		{f.Stages[5].Errorf("validate.share", "too much"), "train.yaml:15: train.validate.share: too much"},
+		{f.Stages[5].Errorf("validate.share", "too much"), "train.yaml:17: train.validate.share: too much"},
+		{f.Stages[5].Errorf("device", "unknown"), "train.yaml:13: train.device: unknown"},
 		{f.Stages[5].Errorf("lr", "too high"), "command line: train.lr=1: too high"},
 		{f.Errorf("run.memory", "too little"), "train.yaml:1: run.memory: too little"},
 		{f.Errorf("model.codes", "too many"), "train.yaml:2: model.codes: too many"},

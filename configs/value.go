@@ -178,7 +178,7 @@ func (f *field) set(v reflect.Value, node *yaml.Node) string {
 			return fmt.Sprintf("want %s, got %s", f.wants(), got(node))
 		}
 	case list:
-		if node.Kind == yaml.MappingNode || isNull(node) {
+		if node.Kind == yaml.MappingNode {
 			return fmt.Sprintf("want %s, got %s", f.wants(), got(node))
 		}
 	}
