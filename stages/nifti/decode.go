@@ -3,6 +3,7 @@ package nifti
 import (
 	"encoding/binary"
 	"math"
+	"unsafe"
 )
 
 // Float64 converts voxels as a file has them to numbers, unscaled: len(dst) voxels from src.
@@ -84,6 +85,10 @@ func (h *Header) Int16(dst []int16, src []byte) {
 			for i := range dst {
 				dst[i] = int16(binary.BigEndian.Uint16(src[2*i:]) ^ flip)
 			}
+			return
+		}
+		if flip == 0 && binary.NativeEndian.Uint16([]byte{1, 0}) == 1 && len(dst) > 0 {
+			copy(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(dst))), len(src)), src)
 			return
 		}
 		for i := range dst {

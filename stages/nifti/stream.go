@@ -106,10 +106,11 @@ func (s *stream) skip(n int64) error {
 
 // explain says in a user's words why the stream broke when want bytes were wanted of it.
 func (s *stream) explain(err error, want int64) error {
+	if err == nil {
+		return nil
+	}
 	have := fmt.Sprintf("%d of %d bytes", s.n, want)
 	switch {
-	case err == nil:
-		return nil
 	case errors.Is(err, inflate.ErrChecksum):
 		return fmt.Errorf("corrupt: %w (inflated %s)", err, have)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):

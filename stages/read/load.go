@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/flowrun/flowrun/stages/nifti"
 	"github.com/flowrun/flowrun/stages/volume"
@@ -117,7 +118,7 @@ type loader struct {
 	data []int16
 
 	slope, inter float64 // of data
-	low, high    float64 // of the intensities seen, HU
+	low, high    float64 // of the intensities, HU; of raw samples, until low shows that they are CT
 	bad          int64   // voxels that were NaN or Inf
 	end          []string
 }
@@ -169,25 +170,29 @@ func (l *loader) raw(ctx context.Context) error {
 	l.slope, l.inter = l.h.Scaling()
 	l.inter += l.slope * l.h.Offset16()
 	put := newPlacer(l.data, l.p.grid.Dims, l.p.geometry.Axes, l.p.geometry.Flip)
-	lo, hi := int16(math.MaxInt16), int16(math.MinInt16)
+	l.low, l.high = math.Inf(1), math.Inf(-1)
 	tmp := make([]int16, chunk)
-	err := l.each(ctx, func(at int64, n int, b []byte) error {
+	return l.each(ctx, func(at int64, n int, b []byte) error {
 		dst := tmp[:n]
 		if put.straight {
 			dst = l.data[at : at+int64(n)]
 		}
 		l.h.Int16(dst, b)
-		for _, x := range dst {
-			lo, hi = min(lo, x), max(hi, x)
+		if l.low >= -500 { // else it is CT, and its range doesn't matter
+			l.extend(dst)
 		}
 		if !put.straight {
 			put.place(at, dst)
 		}
 		return nil
 	})
+}
+
+// extend takes samples into the range of intensities.
+func (l *loader) extend(samples []int16) {
+	lo, hi := slices.Min(samples), slices.Max(samples)
 	a, b := l.slope*float64(lo)+l.inter, l.slope*float64(hi)+l.inter
-	l.low, l.high = min(a, b), max(a, b)
-	return err
+	l.low, l.high = min(l.low, a, b), max(l.high, a, b)
 }
 
 // quantised clips to the window and rounds to the steps that span it.
@@ -256,7 +261,7 @@ func newQuantiser(window [2]float64) quantiser {
 }
 
 func (q quantiser) sample(hu float64) int16 {
-	s := math.Floor((min(max(hu, q.lo), q.hi)-q.centre)/q.step + 0.5)
+	s := math.RoundToEven((min(max(hu, q.lo), q.hi) - q.centre) / q.step)
 	return int16(min(max(s, math.MinInt16), math.MaxInt16))
 }
 
@@ -292,10 +297,7 @@ func (p *placer) place(at int64, samples []int16) {
 		case 1:
 			copy(p.data[to:to+n], row)
 		case -1:
-			dst := p.data[to-n+1 : to+1]
-			for i, s := range row {
-				dst[len(dst)-1-i] = s
-			}
+			reverse(p.data[to-n+1:to+1], row)
 		default:
 			for _, s := range row {
 				p.data[to] = s
@@ -306,5 +308,17 @@ func (p *placer) place(at int64, samples []int16) {
 		if y++; y == p.dims[1] {
 			y, z = 0, z+1
 		}
+	}
+}
+
+// reverse copies src backwards.
+func reverse(dst, src []int16) {
+	for len(src) >= 4 && len(dst) >= 4 {
+		d, s := dst[len(dst)-4:], src[:4]
+		d[0], d[1], d[2], d[3] = s[3], s[2], s[1], s[0]
+		dst, src = dst[:len(dst)-4], src[4:]
+	}
+	for i, s := range src {
+		dst[len(src)-1-i] = s
 	}
 }
