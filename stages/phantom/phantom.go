@@ -190,6 +190,7 @@ type canvas struct {
 	*scene
 	hu     []float32
 	region []region
+	px     []float64    // |x/a|^n of each column
 	rows   [4][]float32 // of the textures
 	planes [4]plane
 	noise  noise
@@ -197,7 +198,7 @@ type canvas struct {
 
 func (s *scene) newCanvas() *canvas {
 	n := s.o.Size[0] * s.o.Size[1]
-	c := &canvas{scene: s, hu: make([]float32, n), region: make([]region, n)}
+	c := &canvas{scene: s, hu: make([]float32, n), region: make([]region, n), px: make([]float64, s.o.Size[0])}
 	for i := range c.rows {
 		c.rows[i] = make([]float32, s.o.Size[0])
 	}

@@ -60,9 +60,14 @@ func (l *level) dome(x, y float64) float64 {
 	return max(h(0, 62), h(1, -62))
 }
 
+// septum is the half width of the mediastinum without its organs: wide at the hila, a mere septum in front.
+func (l *level) septum(y float64) float64 {
+	return 5 + (20+4*l.up)*math.Exp(-(y+8)*(y+8)/(42*42))
+}
+
 // lungDistance is roughly the signed distance to the lungs' surface, given the depth under the skin and where the cavity
-// begins: the lungs fill an egg on either side, inside the cavity, above the diaphragm, outside the mediastinum.
-func (l *level) lungDistance(x, y, depth, cavity float64) float64 {
+// begins: the lungs fill an egg on either side, inside the cavity, above the diaphragm, outside septum, heart, spine and aorta.
+func (l *level) lungDistance(x, y, depth, cavity, septum float64) float64 {
 	side := 1.0
 	if x < 0 {
 		side = -1
@@ -71,9 +76,7 @@ func (l *level) lungDistance(x, y, depth, cavity float64) float64 {
 	egg := ellipsoid{vec{side * 62, -4, bottom}, [3]vec{{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}, vec{74, 103, l.apex - bottom}}
 	p := vec{x, y, l.z}
 	d := smoothMax(egg.distance(p), cavity+2-depth, 8)
-	// The mediastinum: a band that is wide at the hila and a mere septum in front, heart, spine and aorta.
-	band := math.Abs(x+2) - (5 + (20+4*l.up)*math.Exp(-(y+8)*(y+8)/(42*42)))
-	m := smoothMin(band, l.heart.distance(p)-4, 10)
+	m := smoothMin(math.Abs(x+2)-septum, l.heart.distance(p)-4, 10)
 	m = smoothMin(m, l.atria.distance(p)-4, 10)
 	m = smoothMin(m, math.Hypot(x, y-l.spine)-21, 8)
 	if l.z < 62 {
@@ -104,16 +107,17 @@ func (c *canvas) torso(z float64) {
 	for i, t := range c.fields {
 		c.planes[i].at(t, xs, ys, z)
 	}
+	for i, x := range c.x {
+		c.px[i] = math.Pow(math.Abs(x)/l.a, roundness)
+	}
 	for j := range ny {
 		y := c.world(1, j)
 		hu, regions := c.hu[j*nx:][:nx], c.region[j*nx:][:nx]
 		py := math.Pow(math.Abs(y)/l.b, roundness)
+		septum := l.septum(y)
 		first := true
 		for i, x := range c.x {
-			power := py
-			if power < 1.3 {
-				power += math.Pow(math.Abs(x)/l.a, roundness)
-			}
+			power := c.px[i] + py
 			if power > 1.3 {
 				hu[i], regions[i] = float32(c.table(x, y)), outside
 				continue
@@ -124,7 +128,7 @@ func (c *canvas) torso(z float64) {
 				}
 				first = false
 			}
-			v, r := c.tissue(&l, i, x, y, power)
+			v, r := c.tissue(&l, i, x, y, power, septum)
 			hu[i], regions[i] = float32(v), r
 		}
 	}
@@ -138,7 +142,7 @@ func (c *canvas) table(x, y float64) float64 {
 	return c.mix(c.mix(-940, -500, d+2), airHU, d)
 }
 
-func (c *canvas) tissue(l *level, i int, x, y, power float64) (float64, region) {
+func (c *canvas) tissue(l *level, i int, x, y, power, septum float64) (float64, region) {
 	depth, ux, uy := l.depth(x, y, power)
 	if depth < -c.edge {
 		return c.table(x, y), outside
@@ -151,7 +155,7 @@ func (c *canvas) tissue(l *level, i int, x, y, power float64) (float64, region) 
 		v = c.fatAndMuscle(i, depth, fat)
 		v = c.mix(airHU, v, depth)
 	} else {
-		v, r = c.inside(l, i, x, y, depth, cavity)
+		v, r = c.inside(l, i, x, y, depth, cavity, septum)
 	}
 	if d, hu := l.rib(x, y, ux, uy, depth-cavity+6.5, c.rows[fine][i]); d < c.edge {
 		if d < 0 {
@@ -181,8 +185,8 @@ func (c *canvas) fatAndMuscle(i int, depth, fat float64) float64 {
 }
 
 // inside is what fills the cavity: lung, mediastinal fat, or what is under the diaphragm.
-func (c *canvas) inside(l *level, i int, x, y, depth, cavity float64) (float64, region) {
-	d := l.lungDistance(x, y, depth, cavity)
+func (c *canvas) inside(l *level, i int, x, y, depth, cavity, septum float64) (float64, region) {
+	d := l.lungDistance(x, y, depth, cavity, septum)
 	under := l.dome(x, y) - l.z
 	v, r := fatHU+9*float64(c.rows[fine][i]), mediastinum
 	switch {

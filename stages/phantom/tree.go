@@ -62,7 +62,7 @@ func (p *patient) lungPoints(use string, side float64, n int) []vec {
 		power := math.Pow(math.Abs(q[0])/l.a, roundness) + math.Pow(math.Abs(q[1])/l.b, roundness)
 		depth, ux, uy := l.depth(q[0], q[1], power)
 		_, cavity := l.chestWall(ux, uy)
-		if depth > cavity && l.lungDistance(q[0], q[1], depth, cavity) < -3 {
+		if depth > cavity && l.lungDistance(q[0], q[1], depth, cavity, l.septum(q[1])) < -3 {
 			points = append(points, q)
 		}
 	}
