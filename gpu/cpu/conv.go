@@ -18,6 +18,14 @@ type column struct {
 }
 
 func (l *level) columns(channels int) []column {
+	if channels == 1 {
+		return []column{{n: 1}}
+	}
+	return l.blocks(channels)
+}
+
+// blocks cuts channels into blocks of one or two vectors.
+func (l *level) blocks(channels int) []column {
 	var cs []column
 	at := 0
 	for first := 0; first < channels; {
@@ -30,8 +38,14 @@ func (l *level) columns(channels int) []column {
 	return cs
 }
 
-// packedWidth is the number of channels with the last block's padding.
+// width is how many floats a block takes per tap and input channel.
+func (l *level) width(vecs int) int { return max(1, vecs*l.lanes) }
+
+// packedWidth is the width of all blocks.
 func (l *level) packedWidth(channels int) int {
+	if channels == 1 {
+		return 1
+	}
 	return chunks(channels, l.lanes) * l.lanes
 }
 
@@ -66,7 +80,7 @@ func (e *Engine) pack(c gpu.Conv, w []float32, packed gpu.Ptr, forward bool) {
 	blocks := e.level.columns(cols)
 	e.pool.run(len(blocks)*taps, func(i int) {
 		b, t := blocks[i/taps], i%taps
-		width := b.vecs * e.level.lanes
+		width := e.level.width(b.vecs)
 		at := t/c.K[2]*c.K[2] + order[t%c.K[2]]
 		out := dst[b.at*taps*rows+at*rows*width:][:rows*width]
 		if forward {
@@ -92,7 +106,7 @@ type box struct {
 	srcStep            [3]int
 	walk               int      // the axis that the micro-kernel walks
 	k                  int      // products of each tap
-	taps               [3][]tap // by vecs; a is relative to the sample's voxel 0, 0, 0
+	taps               [3][]tap // by vecs of a column; a is relative to the sample's voxel 0, 0, 0
 }
 
 // item is a share of a box: lines of it.
@@ -128,7 +142,7 @@ func (e *Engine) plan(c gpu.Conv, src, dst grid, forward bool) *plan {
 	for _, z := range spans[0] {
 		for _, y := range spans[1] {
 			for _, x := range spans[2] {
-				p.add(newBox(c, src, [3]span{z, y, x}, axisOf(c, 2).packOrder(forward), e.level.lanes))
+				p.add(newBox(c, src, [3]span{z, y, x}, axisOf(c, 2).packOrder(forward), e.level))
 			}
 		}
 	}
@@ -136,7 +150,7 @@ func (e *Engine) plan(c gpu.Conv, src, dst grid, forward bool) *plan {
 	return p
 }
 
-func newBox(c gpu.Conv, src grid, s [3]span, order []int, lanes int) box {
+func newBox(c gpu.Conv, src grid, s [3]span, order []int, l *level) box {
 	b := box{walk: 2, k: src.C}
 	for i, s := range s {
 		b.count[i], b.first[i], b.step[i], b.srcStep[i] = s.count, s.first, s.step, s.srcStep
@@ -161,9 +175,9 @@ func newBox(c gpu.Conv, src grid, s [3]span, order []int, lanes int) box {
 			for i := 0; i < len(s[2].pairs); i += merge {
 				x := s[2].pairs[i]
 				a := z.src*stride[0] + y.src*stride[1] + x.src*stride[2]
-				at := ((z.k*c.K[1]+y.k)*c.K[2] + order[x.k]) * src.C * lanes
-				for vecs := 1; vecs <= 2; vecs++ {
-					b.taps[vecs] = append(b.taps[vecs], tap{a, at * vecs})
+				at := ((z.k*c.K[1]+y.k)*c.K[2] + order[x.k]) * src.C
+				for vecs := range b.taps {
+					b.taps[vecs] = append(b.taps[vecs], tap{a, at * l.width(vecs)})
 				}
 			}
 		}
@@ -240,7 +254,7 @@ func (e *Engine) multiply(c gpu.Conv, from gpu.Tensor, packed gpu.Ptr, bias []fl
 		count := b.count[b.walk]
 		for _, col := range blocks {
 			*q = product{
-				a: src.v, b: w[col.at*taps*src.C:][:taps*src.C*col.vecs*l.lanes], bias: bias[col.first:], taps: b.taps[col.vecs],
+				a: src.v, b: w[col.at*taps*src.C:][:taps*src.C*l.width(col.vecs)], bias: bias[col.first:], taps: b.taps[col.vecs],
 				k: b.k, n: col.n, vecs: col.vecs,
 				lda: b.srcStep[b.walk] * src.strides()[b.walk], ldc: b.step[b.walk] * dst.strides()[b.walk],
 			}

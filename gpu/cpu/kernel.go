@@ -7,8 +7,9 @@ type tap struct{ a, b int }
 //
 //	c[i*ldc + j] = bias[j] + Σ over taps t, Σ over k: a[a0 + t.a + i*lda + k] * b[t.b + k*width + j]  (+ add[i*ldadd + j])
 //
-// with i < m, j < n, and width = lanes*vecs. Sums run over taps, then k, for any m. b is packed; what lies in it beyond
-// column n is not used.
+// with i < m, j < n, and width = lanes*vecs. Sums run in an order that doesn't depend on m: over taps, then k. b is packed;
+// what lies in it beyond column n is not used. vecs = 0 stands for one column that isn't padded: width = 1, and lanes hold
+// partial sums of k.
 type product struct {
 	a, b, c, bias, add []float32
 	taps               []tap
@@ -37,7 +38,7 @@ type level struct {
 	name, title string
 	ok          bool
 	lanes       int    // floats of a vector
-	rows        [3]int // most rows of product, by vecs (1 or 2)
+	rows        [3]int // most rows of product, by vecs
 	outerRows   [3]int // most rows of outer, by vecs
 	product     func(p *product)
 	outer       func(o *outer)
@@ -62,7 +63,7 @@ type level struct {
 func goLevel() *level {
 	return &level{
 		name: "go", title: "Go", ok: true,
-		lanes: 4, rows: [3]int{0, 64, 64}, outerRows: [3]int{0, 64, 64},
+		lanes: 4, rows: [3]int{64, 64, 64}, outerRows: [3]int{0, 64, 64},
 		product: productGo, outer: outerGo,
 		add: addGo,
 
@@ -75,11 +76,18 @@ func goLevel() *level {
 
 func productGo(p *product) {
 	var acc, extra [8]float32
-	width := 4 * p.vecs
 	for i := range p.m {
 		acc = [8]float32{}
 		copy(acc[:p.n], p.bias)
-		if p.vecs == 2 {
+		switch p.vecs {
+		case 0:
+			for _, t := range p.taps {
+				b := p.b[t.b:][:p.k]
+				for k, x := range p.a[p.a0+t.a+i*p.lda:][:p.k] {
+					acc[0] += x * b[k]
+				}
+			}
+		case 2:
 			c0, c1, c2, c3, c4, c5, c6, c7 := acc[0], acc[1], acc[2], acc[3], acc[4], acc[5], acc[6], acc[7]
 			for _, t := range p.taps {
 				a := p.a[p.a0+t.a+i*p.lda:][:p.k]
@@ -97,11 +105,11 @@ func productGo(p *product) {
 				}
 			}
 			acc = [8]float32{c0, c1, c2, c3, c4, c5, c6, c7}
-		} else {
+		case 1:
 			c0, c1, c2, c3 := acc[0], acc[1], acc[2], acc[3]
 			for _, t := range p.taps {
 				a := p.a[p.a0+t.a+i*p.lda:][:p.k]
-				b := p.b[t.b:][:width*p.k]
+				b := p.b[t.b:][:4*p.k]
 				for k, x := range a {
 					w := b[4*k:][:4]
 					c0 += x * w[0]

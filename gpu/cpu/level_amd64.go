@@ -59,7 +59,7 @@ var kernelsAVX2 = kernels{
 func (k *kernels) level(name, title string, ok bool, below *level) *level {
 	l := &level{
 		name: name, title: title, ok: ok, lanes: k.lanes,
-		rows:      [3]int{0, len(k.products[1]) - 1, len(k.products[2]) - 1},
+		rows:      [3]int{len(k.products[0]) - 1, len(k.products[1]) - 1, len(k.products[2]) - 1},
 		outerRows: [3]int{0, len(k.outers[1]) - 1, len(k.outers[2]) - 1},
 		codeLanes: k.lanes,
 	}

@@ -45,7 +45,7 @@ func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace 
 	e.pool.runOn(s.parts*s.groups, func(thread, i int) {
 		part, group := i/s.groups, i%s.groups
 		sums := work[part*s.size : (part+1)*s.size]
-		g := weightPart{e: e, scratch: &e.scratch[thread], c: c, in: in, out: out, axes: [3]axis{axisOf(c, 0), axisOf(c, 1), axisOf(c, 2)}, cols: e.level.columns(out.C), sums: sums}
+		g := weightPart{e: e, scratch: &e.scratch[thread], c: c, in: in, out: out, axes: [3]axis{axisOf(c, 0), axisOf(c, 1), axisOf(c, 2)}, cols: e.level.blocks(out.C), inCols: e.level.blocks(c.K[2] * in.C), sums: sums}
 		zy := c.K[0] * c.K[1]
 		from, to := group*zy/s.groups, (group+1)*zy/s.groups
 		each := c.K[2] * c.In.C * c.Out.C
@@ -88,7 +88,8 @@ type weightPart struct {
 	c       gpu.Conv
 	in, out grid
 	axes    [3]axis
-	cols    []column
+	cols    []column // of the output's channels
+	inCols  []column // of a row of taps and the input's channels
 	sums    []float32
 }
 
@@ -110,6 +111,18 @@ func (g *weightPart) products(n, z, y0, y1, kz, ky int) {
 	c, x := g.c, g.axes[2]
 	base := (kz*c.K[1] + ky) * c.K[2] * g.in.C * g.out.C
 	o := &g.outer
+	if g.out.C == 1 && !c.Transposed {
+		// Nothing to fill a vector with but the inputs' channels: operands change places.
+		for i, t := range g.taps {
+			g.taps[i] = tap{t.b, t.a}
+		}
+		*o = outer{a: g.out.v, b: g.in.v, taps: g.taps, lda: 1, ldb: x.s * g.in.C, k: x.out, m: 1}
+		for _, col := range g.inCols {
+			o.n, o.vecs, o.b0, o.c = col.n, col.vecs, col.first-x.lo*g.in.C, g.sums[base+col.first:]
+			g.e.level.outer(o)
+		}
+		return
+	}
 	*o = outer{a: g.in.v, b: g.out.v, taps: g.taps, lda: g.in.C, ldb: g.out.C, ldc: g.out.C}
 	if !c.Transposed {
 		// Neighbouring taps along x meet neighbouring inputs: they are rows of one product.

@@ -4,6 +4,46 @@
 
 package cpu
 
+// product1x0Z is product for m rows and one column.
+//
+//go:noescape
+func product1x0Z(p *product)
+
+// product2x0Z is product for m rows and one column.
+//
+//go:noescape
+func product2x0Z(p *product)
+
+// product3x0Z is product for m rows and one column.
+//
+//go:noescape
+func product3x0Z(p *product)
+
+// product4x0Z is product for m rows and one column.
+//
+//go:noescape
+func product4x0Z(p *product)
+
+// product5x0Z is product for m rows and one column.
+//
+//go:noescape
+func product5x0Z(p *product)
+
+// product6x0Z is product for m rows and one column.
+//
+//go:noescape
+func product6x0Z(p *product)
+
+// product7x0Z is product for m rows and one column.
+//
+//go:noescape
+func product7x0Z(p *product)
+
+// product8x0Z is product for m rows and one column.
+//
+//go:noescape
+func product8x0Z(p *product)
+
 // product1x1Z is product for m rows.
 //
 //go:noescape
@@ -489,6 +529,46 @@ func nearest1Z(z *float32, dim int, packed *float32, half *float32, blocks int, 
 //go:noescape
 func nearest8Z(z *float32, dim int, packed *float32, half *float32, blocks int, best *float32, at *int32)
 
+// product1x0Y is product for m rows and one column.
+//
+//go:noescape
+func product1x0Y(p *product)
+
+// product2x0Y is product for m rows and one column.
+//
+//go:noescape
+func product2x0Y(p *product)
+
+// product3x0Y is product for m rows and one column.
+//
+//go:noescape
+func product3x0Y(p *product)
+
+// product4x0Y is product for m rows and one column.
+//
+//go:noescape
+func product4x0Y(p *product)
+
+// product5x0Y is product for m rows and one column.
+//
+//go:noescape
+func product5x0Y(p *product)
+
+// product6x0Y is product for m rows and one column.
+//
+//go:noescape
+func product6x0Y(p *product)
+
+// product7x0Y is product for m rows and one column.
+//
+//go:noescape
+func product7x0Y(p *product)
+
+// product8x0Y is product for m rows and one column.
+//
+//go:noescape
+func product8x0Y(p *product)
+
 // product1x1Y is product for m rows.
 //
 //go:noescape
@@ -736,6 +816,9 @@ func nearest4Y(z *float32, dim int, packed *float32, half *float32, blocks int, 
 
 // productsZ is the product kernels by vectors and rows.
 var productsZ = [3][]func(*product){
+	0: {
+		nil, product1x0Z, product2x0Z, product3x0Z, product4x0Z, product5x0Z, product6x0Z, product7x0Z, product8x0Z,
+	},
 	1: {
 		nil, product1x1Z, product2x1Z, product3x1Z, product4x1Z, product5x1Z, product6x1Z, product7x1Z, product8x1Z, product9x1Z, product10x1Z, product11x1Z, product12x1Z, product13x1Z, product14x1Z, product15x1Z, product16x1Z, product17x1Z, product18x1Z, product19x1Z, product20x1Z, product21x1Z, product22x1Z, product23x1Z, product24x1Z, product25x1Z, product26x1Z, product27x1Z, product28x1Z,
 	},
@@ -756,6 +839,9 @@ var outersZ = [3][]func(*outer){
 
 // productsY is the product kernels by vectors and rows.
 var productsY = [3][]func(*product){
+	0: {
+		nil, product1x0Y, product2x0Y, product3x0Y, product4x0Y, product5x0Y, product6x0Y, product7x0Y, product8x0Y,
+	},
 	1: {
 		nil, product1x1Y, product2x1Y, product3x1Y, product4x1Y, product5x1Y, product6x1Y, product7x1Y, product8x1Y, product9x1Y, product10x1Y, product11x1Y, product12x1Y,
 	},

@@ -4,6 +4,1239 @@
 
 #include "textflag.h"
 
+// func product1x0Z(p *product)
+// Requires: AVX, AVX512F, BMI2
+TEXT ·product1x0Z(SB), NOSPLIT, $0-8
+	MOVQ   p+0(FP), AX
+	VPXORD Z0, Z0, Z0
+	MOVQ   120(AX), BX
+	MOVQ   128(AX), CX
+	MOVQ   160(AX), DX
+	SHLQ   $0x02, DX
+	LEAQ   (DX)(DX*2), SI
+	TESTQ  CX, CX
+	JZ     done
+	MOVQ   152(AX), R8
+	ANDQ   $0x0f, R8
+	MOVQ   $-1, R9
+	BZHIQ  R8, R9, R9
+	KMOVW  R9, K1
+
+tap:
+	MOVQ (BX), R9
+	ADDQ 144(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 152(AX), R8
+	SUBQ $0x10, R8
+	JLT  rest
+
+loop:
+	VMOVUPS     (DI), Z1
+	VFMADD231PS (R9), Z1, Z0
+	ADDQ        $0x40, R9
+	ADDQ        $0x40, DI
+	SUBQ        $0x10, R8
+	JGE         loop
+
+rest:
+	ADDQ        $0x10, R8
+	JZ          next
+	VMOVUPS.Z   (DI), K1, Z1
+	VMOVUPS.Z   (R9), K1, Z2
+	VFMADD231PS Z2, Z1, Z0
+
+next:
+	ADDQ $0x10, BX
+	DECQ CX
+	JNZ  tap
+
+done:
+	MOVQ          48(AX), R9
+	MOVQ          168(AX), R10
+	MOVQ          96(AX), R11
+	MOVQ          176(AX), R12
+	MOVQ          72(AX), R13
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VPERMILPS     $0x0e, X0, X1
+	VADDPS        X1, X0, X0
+	VPERMILPS     $0x01, X0, X1
+	VADDSS        X1, X0, X0
+	VADDSS        (R13), X0, X0
+	TESTQ         R11, R11
+	JZ            store0
+	VMOVSS        (R11), X1
+	VADDSS        X1, X0, X0
+	LEAQ          (R11)(R12*4), R11
+
+store0:
+	VMOVSS X0, (R9)
+	VZEROUPPER
+	RET
+
+// func product2x0Z(p *product)
+// Requires: AVX, AVX512F, BMI2
+TEXT ·product2x0Z(SB), NOSPLIT, $0-8
+	MOVQ   p+0(FP), AX
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	MOVQ   120(AX), BX
+	MOVQ   128(AX), CX
+	MOVQ   160(AX), DX
+	SHLQ   $0x02, DX
+	LEAQ   (DX)(DX*2), SI
+	TESTQ  CX, CX
+	JZ     done
+	MOVQ   152(AX), R8
+	ANDQ   $0x0f, R8
+	MOVQ   $-1, R9
+	BZHIQ  R8, R9, R9
+	KMOVW  R9, K1
+
+tap:
+	MOVQ (BX), R9
+	ADDQ 144(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 152(AX), R8
+	SUBQ $0x10, R8
+	JLT  rest
+
+loop:
+	VMOVUPS     (DI), Z2
+	VFMADD231PS (R9), Z2, Z0
+	VFMADD231PS (R9)(DX*1), Z2, Z1
+	ADDQ        $0x40, R9
+	ADDQ        $0x40, DI
+	SUBQ        $0x10, R8
+	JGE         loop
+
+rest:
+	ADDQ        $0x10, R8
+	JZ          next
+	VMOVUPS.Z   (DI), K1, Z2
+	VMOVUPS.Z   (R9), K1, Z3
+	VFMADD231PS Z3, Z2, Z0
+	VMOVUPS.Z   (R9)(DX*1), K1, Z3
+	VFMADD231PS Z3, Z2, Z1
+
+next:
+	ADDQ $0x10, BX
+	DECQ CX
+	JNZ  tap
+
+done:
+	MOVQ          48(AX), R9
+	MOVQ          168(AX), R10
+	MOVQ          96(AX), R11
+	MOVQ          176(AX), R12
+	MOVQ          72(AX), R13
+	VEXTRACTF64X4 $0x01, Z0, Y2
+	VADDPS        Y2, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X2
+	VADDPS        X2, X0, X0
+	VPERMILPS     $0x0e, X0, X2
+	VADDPS        X2, X0, X0
+	VPERMILPS     $0x01, X0, X2
+	VADDSS        X2, X0, X0
+	VADDSS        (R13), X0, X0
+	TESTQ         R11, R11
+	JZ            store0
+	VMOVSS        (R11), X2
+	VADDSS        X2, X0, X0
+	LEAQ          (R11)(R12*4), R11
+
+store0:
+	VMOVSS        X0, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z1, Y2
+	VADDPS        Y2, Y1, Y1
+	VEXTRACTF128  $0x01, Y1, X2
+	VADDPS        X2, X1, X1
+	VPERMILPS     $0x0e, X1, X2
+	VADDPS        X2, X1, X1
+	VPERMILPS     $0x01, X1, X2
+	VADDSS        X2, X1, X1
+	VADDSS        (R13), X1, X1
+	TESTQ         R11, R11
+	JZ            store1
+	VMOVSS        (R11), X2
+	VADDSS        X2, X1, X1
+	LEAQ          (R11)(R12*4), R11
+
+store1:
+	VMOVSS X1, (R9)
+	VZEROUPPER
+	RET
+
+// func product3x0Z(p *product)
+// Requires: AVX, AVX512F, BMI2
+TEXT ·product3x0Z(SB), NOSPLIT, $0-8
+	MOVQ   p+0(FP), AX
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	MOVQ   120(AX), BX
+	MOVQ   128(AX), CX
+	MOVQ   160(AX), DX
+	SHLQ   $0x02, DX
+	LEAQ   (DX)(DX*2), SI
+	TESTQ  CX, CX
+	JZ     done
+	MOVQ   152(AX), R8
+	ANDQ   $0x0f, R8
+	MOVQ   $-1, R9
+	BZHIQ  R8, R9, R9
+	KMOVW  R9, K1
+
+tap:
+	MOVQ (BX), R9
+	ADDQ 144(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 152(AX), R8
+	SUBQ $0x10, R8
+	JLT  rest
+
+loop:
+	VMOVUPS     (DI), Z3
+	VFMADD231PS (R9), Z3, Z0
+	VFMADD231PS (R9)(DX*1), Z3, Z1
+	VFMADD231PS (R9)(DX*2), Z3, Z2
+	ADDQ        $0x40, R9
+	ADDQ        $0x40, DI
+	SUBQ        $0x10, R8
+	JGE         loop
+
+rest:
+	ADDQ        $0x10, R8
+	JZ          next
+	VMOVUPS.Z   (DI), K1, Z3
+	VMOVUPS.Z   (R9), K1, Z4
+	VFMADD231PS Z4, Z3, Z0
+	VMOVUPS.Z   (R9)(DX*1), K1, Z4
+	VFMADD231PS Z4, Z3, Z1
+	VMOVUPS.Z   (R9)(DX*2), K1, Z4
+	VFMADD231PS Z4, Z3, Z2
+
+next:
+	ADDQ $0x10, BX
+	DECQ CX
+	JNZ  tap
+
+done:
+	MOVQ          48(AX), R9
+	MOVQ          168(AX), R10
+	MOVQ          96(AX), R11
+	MOVQ          176(AX), R12
+	MOVQ          72(AX), R13
+	VEXTRACTF64X4 $0x01, Z0, Y3
+	VADDPS        Y3, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X3
+	VADDPS        X3, X0, X0
+	VPERMILPS     $0x0e, X0, X3
+	VADDPS        X3, X0, X0
+	VPERMILPS     $0x01, X0, X3
+	VADDSS        X3, X0, X0
+	VADDSS        (R13), X0, X0
+	TESTQ         R11, R11
+	JZ            store0
+	VMOVSS        (R11), X3
+	VADDSS        X3, X0, X0
+	LEAQ          (R11)(R12*4), R11
+
+store0:
+	VMOVSS        X0, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z1, Y3
+	VADDPS        Y3, Y1, Y1
+	VEXTRACTF128  $0x01, Y1, X3
+	VADDPS        X3, X1, X1
+	VPERMILPS     $0x0e, X1, X3
+	VADDPS        X3, X1, X1
+	VPERMILPS     $0x01, X1, X3
+	VADDSS        X3, X1, X1
+	VADDSS        (R13), X1, X1
+	TESTQ         R11, R11
+	JZ            store1
+	VMOVSS        (R11), X3
+	VADDSS        X3, X1, X1
+	LEAQ          (R11)(R12*4), R11
+
+store1:
+	VMOVSS        X1, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z2, Y3
+	VADDPS        Y3, Y2, Y2
+	VEXTRACTF128  $0x01, Y2, X3
+	VADDPS        X3, X2, X2
+	VPERMILPS     $0x0e, X2, X3
+	VADDPS        X3, X2, X2
+	VPERMILPS     $0x01, X2, X3
+	VADDSS        X3, X2, X2
+	VADDSS        (R13), X2, X2
+	TESTQ         R11, R11
+	JZ            store2
+	VMOVSS        (R11), X3
+	VADDSS        X3, X2, X2
+	LEAQ          (R11)(R12*4), R11
+
+store2:
+	VMOVSS X2, (R9)
+	VZEROUPPER
+	RET
+
+// func product4x0Z(p *product)
+// Requires: AVX, AVX512F, BMI2
+TEXT ·product4x0Z(SB), NOSPLIT, $0-8
+	MOVQ   p+0(FP), AX
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	MOVQ   120(AX), BX
+	MOVQ   128(AX), CX
+	MOVQ   160(AX), DX
+	SHLQ   $0x02, DX
+	LEAQ   (DX)(DX*2), SI
+	TESTQ  CX, CX
+	JZ     done
+	MOVQ   152(AX), R8
+	ANDQ   $0x0f, R8
+	MOVQ   $-1, R9
+	BZHIQ  R8, R9, R9
+	KMOVW  R9, K1
+
+tap:
+	MOVQ (BX), R9
+	ADDQ 144(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 152(AX), R8
+	SUBQ $0x10, R8
+	JLT  rest
+
+loop:
+	VMOVUPS     (DI), Z4
+	VFMADD231PS (R9), Z4, Z0
+	VFMADD231PS (R9)(DX*1), Z4, Z1
+	VFMADD231PS (R9)(DX*2), Z4, Z2
+	VFMADD231PS (R9)(SI*1), Z4, Z3
+	ADDQ        $0x40, R9
+	ADDQ        $0x40, DI
+	SUBQ        $0x10, R8
+	JGE         loop
+
+rest:
+	ADDQ        $0x10, R8
+	JZ          next
+	VMOVUPS.Z   (DI), K1, Z4
+	VMOVUPS.Z   (R9), K1, Z5
+	VFMADD231PS Z5, Z4, Z0
+	VMOVUPS.Z   (R9)(DX*1), K1, Z5
+	VFMADD231PS Z5, Z4, Z1
+	VMOVUPS.Z   (R9)(DX*2), K1, Z5
+	VFMADD231PS Z5, Z4, Z2
+	VMOVUPS.Z   (R9)(SI*1), K1, Z5
+	VFMADD231PS Z5, Z4, Z3
+
+next:
+	ADDQ $0x10, BX
+	DECQ CX
+	JNZ  tap
+
+done:
+	MOVQ          48(AX), R9
+	MOVQ          168(AX), R10
+	MOVQ          96(AX), R11
+	MOVQ          176(AX), R12
+	MOVQ          72(AX), R13
+	VEXTRACTF64X4 $0x01, Z0, Y4
+	VADDPS        Y4, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X4
+	VADDPS        X4, X0, X0
+	VPERMILPS     $0x0e, X0, X4
+	VADDPS        X4, X0, X0
+	VPERMILPS     $0x01, X0, X4
+	VADDSS        X4, X0, X0
+	VADDSS        (R13), X0, X0
+	TESTQ         R11, R11
+	JZ            store0
+	VMOVSS        (R11), X4
+	VADDSS        X4, X0, X0
+	LEAQ          (R11)(R12*4), R11
+
+store0:
+	VMOVSS        X0, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z1, Y4
+	VADDPS        Y4, Y1, Y1
+	VEXTRACTF128  $0x01, Y1, X4
+	VADDPS        X4, X1, X1
+	VPERMILPS     $0x0e, X1, X4
+	VADDPS        X4, X1, X1
+	VPERMILPS     $0x01, X1, X4
+	VADDSS        X4, X1, X1
+	VADDSS        (R13), X1, X1
+	TESTQ         R11, R11
+	JZ            store1
+	VMOVSS        (R11), X4
+	VADDSS        X4, X1, X1
+	LEAQ          (R11)(R12*4), R11
+
+store1:
+	VMOVSS        X1, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z2, Y4
+	VADDPS        Y4, Y2, Y2
+	VEXTRACTF128  $0x01, Y2, X4
+	VADDPS        X4, X2, X2
+	VPERMILPS     $0x0e, X2, X4
+	VADDPS        X4, X2, X2
+	VPERMILPS     $0x01, X2, X4
+	VADDSS        X4, X2, X2
+	VADDSS        (R13), X2, X2
+	TESTQ         R11, R11
+	JZ            store2
+	VMOVSS        (R11), X4
+	VADDSS        X4, X2, X2
+	LEAQ          (R11)(R12*4), R11
+
+store2:
+	VMOVSS        X2, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z3, Y4
+	VADDPS        Y4, Y3, Y3
+	VEXTRACTF128  $0x01, Y3, X4
+	VADDPS        X4, X3, X3
+	VPERMILPS     $0x0e, X3, X4
+	VADDPS        X4, X3, X3
+	VPERMILPS     $0x01, X3, X4
+	VADDSS        X4, X3, X3
+	VADDSS        (R13), X3, X3
+	TESTQ         R11, R11
+	JZ            store3
+	VMOVSS        (R11), X4
+	VADDSS        X4, X3, X3
+	LEAQ          (R11)(R12*4), R11
+
+store3:
+	VMOVSS X3, (R9)
+	VZEROUPPER
+	RET
+
+// func product5x0Z(p *product)
+// Requires: AVX, AVX512F, BMI2
+TEXT ·product5x0Z(SB), NOSPLIT, $0-8
+	MOVQ   p+0(FP), AX
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	MOVQ   120(AX), BX
+	MOVQ   128(AX), CX
+	MOVQ   160(AX), DX
+	SHLQ   $0x02, DX
+	LEAQ   (DX)(DX*2), SI
+	TESTQ  CX, CX
+	JZ     done
+	MOVQ   152(AX), R8
+	ANDQ   $0x0f, R8
+	MOVQ   $-1, R9
+	BZHIQ  R8, R9, R9
+	KMOVW  R9, K1
+
+tap:
+	MOVQ (BX), R9
+	ADDQ 144(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 152(AX), R8
+	SUBQ $0x10, R8
+	JLT  rest
+
+loop:
+	VMOVUPS     (DI), Z5
+	VFMADD231PS (R9), Z5, Z0
+	VFMADD231PS (R9)(DX*1), Z5, Z1
+	VFMADD231PS (R9)(DX*2), Z5, Z2
+	VFMADD231PS (R9)(SI*1), Z5, Z3
+	VFMADD231PS (R9)(DX*4), Z5, Z4
+	ADDQ        $0x40, R9
+	ADDQ        $0x40, DI
+	SUBQ        $0x10, R8
+	JGE         loop
+
+rest:
+	ADDQ        $0x10, R8
+	JZ          next
+	VMOVUPS.Z   (DI), K1, Z5
+	VMOVUPS.Z   (R9), K1, Z6
+	VFMADD231PS Z6, Z5, Z0
+	VMOVUPS.Z   (R9)(DX*1), K1, Z6
+	VFMADD231PS Z6, Z5, Z1
+	VMOVUPS.Z   (R9)(DX*2), K1, Z6
+	VFMADD231PS Z6, Z5, Z2
+	VMOVUPS.Z   (R9)(SI*1), K1, Z6
+	VFMADD231PS Z6, Z5, Z3
+	VMOVUPS.Z   (R9)(DX*4), K1, Z6
+	VFMADD231PS Z6, Z5, Z4
+
+next:
+	ADDQ $0x10, BX
+	DECQ CX
+	JNZ  tap
+
+done:
+	MOVQ          48(AX), R9
+	MOVQ          168(AX), R10
+	MOVQ          96(AX), R11
+	MOVQ          176(AX), R12
+	MOVQ          72(AX), R13
+	VEXTRACTF64X4 $0x01, Z0, Y5
+	VADDPS        Y5, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X5
+	VADDPS        X5, X0, X0
+	VPERMILPS     $0x0e, X0, X5
+	VADDPS        X5, X0, X0
+	VPERMILPS     $0x01, X0, X5
+	VADDSS        X5, X0, X0
+	VADDSS        (R13), X0, X0
+	TESTQ         R11, R11
+	JZ            store0
+	VMOVSS        (R11), X5
+	VADDSS        X5, X0, X0
+	LEAQ          (R11)(R12*4), R11
+
+store0:
+	VMOVSS        X0, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z1, Y5
+	VADDPS        Y5, Y1, Y1
+	VEXTRACTF128  $0x01, Y1, X5
+	VADDPS        X5, X1, X1
+	VPERMILPS     $0x0e, X1, X5
+	VADDPS        X5, X1, X1
+	VPERMILPS     $0x01, X1, X5
+	VADDSS        X5, X1, X1
+	VADDSS        (R13), X1, X1
+	TESTQ         R11, R11
+	JZ            store1
+	VMOVSS        (R11), X5
+	VADDSS        X5, X1, X1
+	LEAQ          (R11)(R12*4), R11
+
+store1:
+	VMOVSS        X1, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z2, Y5
+	VADDPS        Y5, Y2, Y2
+	VEXTRACTF128  $0x01, Y2, X5
+	VADDPS        X5, X2, X2
+	VPERMILPS     $0x0e, X2, X5
+	VADDPS        X5, X2, X2
+	VPERMILPS     $0x01, X2, X5
+	VADDSS        X5, X2, X2
+	VADDSS        (R13), X2, X2
+	TESTQ         R11, R11
+	JZ            store2
+	VMOVSS        (R11), X5
+	VADDSS        X5, X2, X2
+	LEAQ          (R11)(R12*4), R11
+
+store2:
+	VMOVSS        X2, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z3, Y5
+	VADDPS        Y5, Y3, Y3
+	VEXTRACTF128  $0x01, Y3, X5
+	VADDPS        X5, X3, X3
+	VPERMILPS     $0x0e, X3, X5
+	VADDPS        X5, X3, X3
+	VPERMILPS     $0x01, X3, X5
+	VADDSS        X5, X3, X3
+	VADDSS        (R13), X3, X3
+	TESTQ         R11, R11
+	JZ            store3
+	VMOVSS        (R11), X5
+	VADDSS        X5, X3, X3
+	LEAQ          (R11)(R12*4), R11
+
+store3:
+	VMOVSS        X3, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z4, Y5
+	VADDPS        Y5, Y4, Y4
+	VEXTRACTF128  $0x01, Y4, X5
+	VADDPS        X5, X4, X4
+	VPERMILPS     $0x0e, X4, X5
+	VADDPS        X5, X4, X4
+	VPERMILPS     $0x01, X4, X5
+	VADDSS        X5, X4, X4
+	VADDSS        (R13), X4, X4
+	TESTQ         R11, R11
+	JZ            store4
+	VMOVSS        (R11), X5
+	VADDSS        X5, X4, X4
+	LEAQ          (R11)(R12*4), R11
+
+store4:
+	VMOVSS X4, (R9)
+	VZEROUPPER
+	RET
+
+// func product6x0Z(p *product)
+// Requires: AVX, AVX512F, BMI2
+TEXT ·product6x0Z(SB), NOSPLIT, $0-8
+	MOVQ   p+0(FP), AX
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	MOVQ   120(AX), BX
+	MOVQ   128(AX), CX
+	MOVQ   160(AX), DX
+	SHLQ   $0x02, DX
+	LEAQ   (DX)(DX*2), SI
+	TESTQ  CX, CX
+	JZ     done
+	MOVQ   152(AX), R8
+	ANDQ   $0x0f, R8
+	MOVQ   $-1, R9
+	BZHIQ  R8, R9, R9
+	KMOVW  R9, K1
+
+tap:
+	MOVQ (BX), R9
+	ADDQ 144(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	LEAQ (R9)(DX*4), R10
+	ADDQ DX, R10
+	MOVQ 152(AX), R8
+	SUBQ $0x10, R8
+	JLT  rest
+
+loop:
+	VMOVUPS     (DI), Z6
+	VFMADD231PS (R9), Z6, Z0
+	VFMADD231PS (R9)(DX*1), Z6, Z1
+	VFMADD231PS (R9)(DX*2), Z6, Z2
+	VFMADD231PS (R9)(SI*1), Z6, Z3
+	VFMADD231PS (R9)(DX*4), Z6, Z4
+	VFMADD231PS (R10), Z6, Z5
+	ADDQ        $0x40, R9
+	ADDQ        $0x40, R10
+	ADDQ        $0x40, DI
+	SUBQ        $0x10, R8
+	JGE         loop
+
+rest:
+	ADDQ        $0x10, R8
+	JZ          next
+	VMOVUPS.Z   (DI), K1, Z6
+	VMOVUPS.Z   (R9), K1, Z7
+	VFMADD231PS Z7, Z6, Z0
+	VMOVUPS.Z   (R9)(DX*1), K1, Z7
+	VFMADD231PS Z7, Z6, Z1
+	VMOVUPS.Z   (R9)(DX*2), K1, Z7
+	VFMADD231PS Z7, Z6, Z2
+	VMOVUPS.Z   (R9)(SI*1), K1, Z7
+	VFMADD231PS Z7, Z6, Z3
+	VMOVUPS.Z   (R9)(DX*4), K1, Z7
+	VFMADD231PS Z7, Z6, Z4
+	VMOVUPS.Z   (R10), K1, Z7
+	VFMADD231PS Z7, Z6, Z5
+
+next:
+	ADDQ $0x10, BX
+	DECQ CX
+	JNZ  tap
+
+done:
+	MOVQ          48(AX), R9
+	MOVQ          168(AX), R10
+	MOVQ          96(AX), R11
+	MOVQ          176(AX), R12
+	MOVQ          72(AX), R13
+	VEXTRACTF64X4 $0x01, Z0, Y6
+	VADDPS        Y6, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X6
+	VADDPS        X6, X0, X0
+	VPERMILPS     $0x0e, X0, X6
+	VADDPS        X6, X0, X0
+	VPERMILPS     $0x01, X0, X6
+	VADDSS        X6, X0, X0
+	VADDSS        (R13), X0, X0
+	TESTQ         R11, R11
+	JZ            store0
+	VMOVSS        (R11), X6
+	VADDSS        X6, X0, X0
+	LEAQ          (R11)(R12*4), R11
+
+store0:
+	VMOVSS        X0, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z1, Y6
+	VADDPS        Y6, Y1, Y1
+	VEXTRACTF128  $0x01, Y1, X6
+	VADDPS        X6, X1, X1
+	VPERMILPS     $0x0e, X1, X6
+	VADDPS        X6, X1, X1
+	VPERMILPS     $0x01, X1, X6
+	VADDSS        X6, X1, X1
+	VADDSS        (R13), X1, X1
+	TESTQ         R11, R11
+	JZ            store1
+	VMOVSS        (R11), X6
+	VADDSS        X6, X1, X1
+	LEAQ          (R11)(R12*4), R11
+
+store1:
+	VMOVSS        X1, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z2, Y6
+	VADDPS        Y6, Y2, Y2
+	VEXTRACTF128  $0x01, Y2, X6
+	VADDPS        X6, X2, X2
+	VPERMILPS     $0x0e, X2, X6
+	VADDPS        X6, X2, X2
+	VPERMILPS     $0x01, X2, X6
+	VADDSS        X6, X2, X2
+	VADDSS        (R13), X2, X2
+	TESTQ         R11, R11
+	JZ            store2
+	VMOVSS        (R11), X6
+	VADDSS        X6, X2, X2
+	LEAQ          (R11)(R12*4), R11
+
+store2:
+	VMOVSS        X2, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z3, Y6
+	VADDPS        Y6, Y3, Y3
+	VEXTRACTF128  $0x01, Y3, X6
+	VADDPS        X6, X3, X3
+	VPERMILPS     $0x0e, X3, X6
+	VADDPS        X6, X3, X3
+	VPERMILPS     $0x01, X3, X6
+	VADDSS        X6, X3, X3
+	VADDSS        (R13), X3, X3
+	TESTQ         R11, R11
+	JZ            store3
+	VMOVSS        (R11), X6
+	VADDSS        X6, X3, X3
+	LEAQ          (R11)(R12*4), R11
+
+store3:
+	VMOVSS        X3, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z4, Y6
+	VADDPS        Y6, Y4, Y4
+	VEXTRACTF128  $0x01, Y4, X6
+	VADDPS        X6, X4, X4
+	VPERMILPS     $0x0e, X4, X6
+	VADDPS        X6, X4, X4
+	VPERMILPS     $0x01, X4, X6
+	VADDSS        X6, X4, X4
+	VADDSS        (R13), X4, X4
+	TESTQ         R11, R11
+	JZ            store4
+	VMOVSS        (R11), X6
+	VADDSS        X6, X4, X4
+	LEAQ          (R11)(R12*4), R11
+
+store4:
+	VMOVSS        X4, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z5, Y6
+	VADDPS        Y6, Y5, Y5
+	VEXTRACTF128  $0x01, Y5, X6
+	VADDPS        X6, X5, X5
+	VPERMILPS     $0x0e, X5, X6
+	VADDPS        X6, X5, X5
+	VPERMILPS     $0x01, X5, X6
+	VADDSS        X6, X5, X5
+	VADDSS        (R13), X5, X5
+	TESTQ         R11, R11
+	JZ            store5
+	VMOVSS        (R11), X6
+	VADDSS        X6, X5, X5
+	LEAQ          (R11)(R12*4), R11
+
+store5:
+	VMOVSS X5, (R9)
+	VZEROUPPER
+	RET
+
+// func product7x0Z(p *product)
+// Requires: AVX, AVX512F, BMI2
+TEXT ·product7x0Z(SB), NOSPLIT, $0-8
+	MOVQ   p+0(FP), AX
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	MOVQ   120(AX), BX
+	MOVQ   128(AX), CX
+	MOVQ   160(AX), DX
+	SHLQ   $0x02, DX
+	LEAQ   (DX)(DX*2), SI
+	TESTQ  CX, CX
+	JZ     done
+	MOVQ   152(AX), R8
+	ANDQ   $0x0f, R8
+	MOVQ   $-1, R9
+	BZHIQ  R8, R9, R9
+	KMOVW  R9, K1
+
+tap:
+	MOVQ (BX), R9
+	ADDQ 144(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	LEAQ (R9)(DX*4), R10
+	ADDQ DX, R10
+	MOVQ 152(AX), R8
+	SUBQ $0x10, R8
+	JLT  rest
+
+loop:
+	VMOVUPS     (DI), Z7
+	VFMADD231PS (R9), Z7, Z0
+	VFMADD231PS (R9)(DX*1), Z7, Z1
+	VFMADD231PS (R9)(DX*2), Z7, Z2
+	VFMADD231PS (R9)(SI*1), Z7, Z3
+	VFMADD231PS (R9)(DX*4), Z7, Z4
+	VFMADD231PS (R10), Z7, Z5
+	VFMADD231PS (R10)(DX*1), Z7, Z6
+	ADDQ        $0x40, R9
+	ADDQ        $0x40, R10
+	ADDQ        $0x40, DI
+	SUBQ        $0x10, R8
+	JGE         loop
+
+rest:
+	ADDQ        $0x10, R8
+	JZ          next
+	VMOVUPS.Z   (DI), K1, Z7
+	VMOVUPS.Z   (R9), K1, Z8
+	VFMADD231PS Z8, Z7, Z0
+	VMOVUPS.Z   (R9)(DX*1), K1, Z8
+	VFMADD231PS Z8, Z7, Z1
+	VMOVUPS.Z   (R9)(DX*2), K1, Z8
+	VFMADD231PS Z8, Z7, Z2
+	VMOVUPS.Z   (R9)(SI*1), K1, Z8
+	VFMADD231PS Z8, Z7, Z3
+	VMOVUPS.Z   (R9)(DX*4), K1, Z8
+	VFMADD231PS Z8, Z7, Z4
+	VMOVUPS.Z   (R10), K1, Z8
+	VFMADD231PS Z8, Z7, Z5
+	VMOVUPS.Z   (R10)(DX*1), K1, Z8
+	VFMADD231PS Z8, Z7, Z6
+
+next:
+	ADDQ $0x10, BX
+	DECQ CX
+	JNZ  tap
+
+done:
+	MOVQ          48(AX), R9
+	MOVQ          168(AX), R10
+	MOVQ          96(AX), R11
+	MOVQ          176(AX), R12
+	MOVQ          72(AX), R13
+	VEXTRACTF64X4 $0x01, Z0, Y7
+	VADDPS        Y7, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X7
+	VADDPS        X7, X0, X0
+	VPERMILPS     $0x0e, X0, X7
+	VADDPS        X7, X0, X0
+	VPERMILPS     $0x01, X0, X7
+	VADDSS        X7, X0, X0
+	VADDSS        (R13), X0, X0
+	TESTQ         R11, R11
+	JZ            store0
+	VMOVSS        (R11), X7
+	VADDSS        X7, X0, X0
+	LEAQ          (R11)(R12*4), R11
+
+store0:
+	VMOVSS        X0, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z1, Y7
+	VADDPS        Y7, Y1, Y1
+	VEXTRACTF128  $0x01, Y1, X7
+	VADDPS        X7, X1, X1
+	VPERMILPS     $0x0e, X1, X7
+	VADDPS        X7, X1, X1
+	VPERMILPS     $0x01, X1, X7
+	VADDSS        X7, X1, X1
+	VADDSS        (R13), X1, X1
+	TESTQ         R11, R11
+	JZ            store1
+	VMOVSS        (R11), X7
+	VADDSS        X7, X1, X1
+	LEAQ          (R11)(R12*4), R11
+
+store1:
+	VMOVSS        X1, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z2, Y7
+	VADDPS        Y7, Y2, Y2
+	VEXTRACTF128  $0x01, Y2, X7
+	VADDPS        X7, X2, X2
+	VPERMILPS     $0x0e, X2, X7
+	VADDPS        X7, X2, X2
+	VPERMILPS     $0x01, X2, X7
+	VADDSS        X7, X2, X2
+	VADDSS        (R13), X2, X2
+	TESTQ         R11, R11
+	JZ            store2
+	VMOVSS        (R11), X7
+	VADDSS        X7, X2, X2
+	LEAQ          (R11)(R12*4), R11
+
+store2:
+	VMOVSS        X2, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z3, Y7
+	VADDPS        Y7, Y3, Y3
+	VEXTRACTF128  $0x01, Y3, X7
+	VADDPS        X7, X3, X3
+	VPERMILPS     $0x0e, X3, X7
+	VADDPS        X7, X3, X3
+	VPERMILPS     $0x01, X3, X7
+	VADDSS        X7, X3, X3
+	VADDSS        (R13), X3, X3
+	TESTQ         R11, R11
+	JZ            store3
+	VMOVSS        (R11), X7
+	VADDSS        X7, X3, X3
+	LEAQ          (R11)(R12*4), R11
+
+store3:
+	VMOVSS        X3, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z4, Y7
+	VADDPS        Y7, Y4, Y4
+	VEXTRACTF128  $0x01, Y4, X7
+	VADDPS        X7, X4, X4
+	VPERMILPS     $0x0e, X4, X7
+	VADDPS        X7, X4, X4
+	VPERMILPS     $0x01, X4, X7
+	VADDSS        X7, X4, X4
+	VADDSS        (R13), X4, X4
+	TESTQ         R11, R11
+	JZ            store4
+	VMOVSS        (R11), X7
+	VADDSS        X7, X4, X4
+	LEAQ          (R11)(R12*4), R11
+
+store4:
+	VMOVSS        X4, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z5, Y7
+	VADDPS        Y7, Y5, Y5
+	VEXTRACTF128  $0x01, Y5, X7
+	VADDPS        X7, X5, X5
+	VPERMILPS     $0x0e, X5, X7
+	VADDPS        X7, X5, X5
+	VPERMILPS     $0x01, X5, X7
+	VADDSS        X7, X5, X5
+	VADDSS        (R13), X5, X5
+	TESTQ         R11, R11
+	JZ            store5
+	VMOVSS        (R11), X7
+	VADDSS        X7, X5, X5
+	LEAQ          (R11)(R12*4), R11
+
+store5:
+	VMOVSS        X5, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z6, Y7
+	VADDPS        Y7, Y6, Y6
+	VEXTRACTF128  $0x01, Y6, X7
+	VADDPS        X7, X6, X6
+	VPERMILPS     $0x0e, X6, X7
+	VADDPS        X7, X6, X6
+	VPERMILPS     $0x01, X6, X7
+	VADDSS        X7, X6, X6
+	VADDSS        (R13), X6, X6
+	TESTQ         R11, R11
+	JZ            store6
+	VMOVSS        (R11), X7
+	VADDSS        X7, X6, X6
+	LEAQ          (R11)(R12*4), R11
+
+store6:
+	VMOVSS X6, (R9)
+	VZEROUPPER
+	RET
+
+// func product8x0Z(p *product)
+// Requires: AVX, AVX512F, BMI2
+TEXT ·product8x0Z(SB), NOSPLIT, $0-8
+	MOVQ   p+0(FP), AX
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	MOVQ   120(AX), BX
+	MOVQ   128(AX), CX
+	MOVQ   160(AX), DX
+	SHLQ   $0x02, DX
+	LEAQ   (DX)(DX*2), SI
+	TESTQ  CX, CX
+	JZ     done
+	MOVQ   152(AX), R8
+	ANDQ   $0x0f, R8
+	MOVQ   $-1, R9
+	BZHIQ  R8, R9, R9
+	KMOVW  R9, K1
+
+tap:
+	MOVQ (BX), R9
+	ADDQ 144(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	LEAQ (R9)(DX*4), R10
+	ADDQ DX, R10
+	MOVQ 152(AX), R8
+	SUBQ $0x10, R8
+	JLT  rest
+
+loop:
+	VMOVUPS     (DI), Z8
+	VFMADD231PS (R9), Z8, Z0
+	VFMADD231PS (R9)(DX*1), Z8, Z1
+	VFMADD231PS (R9)(DX*2), Z8, Z2
+	VFMADD231PS (R9)(SI*1), Z8, Z3
+	VFMADD231PS (R9)(DX*4), Z8, Z4
+	VFMADD231PS (R10), Z8, Z5
+	VFMADD231PS (R10)(DX*1), Z8, Z6
+	VFMADD231PS (R10)(DX*2), Z8, Z7
+	ADDQ        $0x40, R9
+	ADDQ        $0x40, R10
+	ADDQ        $0x40, DI
+	SUBQ        $0x10, R8
+	JGE         loop
+
+rest:
+	ADDQ        $0x10, R8
+	JZ          next
+	VMOVUPS.Z   (DI), K1, Z8
+	VMOVUPS.Z   (R9), K1, Z9
+	VFMADD231PS Z9, Z8, Z0
+	VMOVUPS.Z   (R9)(DX*1), K1, Z9
+	VFMADD231PS Z9, Z8, Z1
+	VMOVUPS.Z   (R9)(DX*2), K1, Z9
+	VFMADD231PS Z9, Z8, Z2
+	VMOVUPS.Z   (R9)(SI*1), K1, Z9
+	VFMADD231PS Z9, Z8, Z3
+	VMOVUPS.Z   (R9)(DX*4), K1, Z9
+	VFMADD231PS Z9, Z8, Z4
+	VMOVUPS.Z   (R10), K1, Z9
+	VFMADD231PS Z9, Z8, Z5
+	VMOVUPS.Z   (R10)(DX*1), K1, Z9
+	VFMADD231PS Z9, Z8, Z6
+	VMOVUPS.Z   (R10)(DX*2), K1, Z9
+	VFMADD231PS Z9, Z8, Z7
+
+next:
+	ADDQ $0x10, BX
+	DECQ CX
+	JNZ  tap
+
+done:
+	MOVQ          48(AX), R9
+	MOVQ          168(AX), R10
+	MOVQ          96(AX), R11
+	MOVQ          176(AX), R12
+	MOVQ          72(AX), R13
+	VEXTRACTF64X4 $0x01, Z0, Y8
+	VADDPS        Y8, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X8
+	VADDPS        X8, X0, X0
+	VPERMILPS     $0x0e, X0, X8
+	VADDPS        X8, X0, X0
+	VPERMILPS     $0x01, X0, X8
+	VADDSS        X8, X0, X0
+	VADDSS        (R13), X0, X0
+	TESTQ         R11, R11
+	JZ            store0
+	VMOVSS        (R11), X8
+	VADDSS        X8, X0, X0
+	LEAQ          (R11)(R12*4), R11
+
+store0:
+	VMOVSS        X0, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z1, Y8
+	VADDPS        Y8, Y1, Y1
+	VEXTRACTF128  $0x01, Y1, X8
+	VADDPS        X8, X1, X1
+	VPERMILPS     $0x0e, X1, X8
+	VADDPS        X8, X1, X1
+	VPERMILPS     $0x01, X1, X8
+	VADDSS        X8, X1, X1
+	VADDSS        (R13), X1, X1
+	TESTQ         R11, R11
+	JZ            store1
+	VMOVSS        (R11), X8
+	VADDSS        X8, X1, X1
+	LEAQ          (R11)(R12*4), R11
+
+store1:
+	VMOVSS        X1, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z2, Y8
+	VADDPS        Y8, Y2, Y2
+	VEXTRACTF128  $0x01, Y2, X8
+	VADDPS        X8, X2, X2
+	VPERMILPS     $0x0e, X2, X8
+	VADDPS        X8, X2, X2
+	VPERMILPS     $0x01, X2, X8
+	VADDSS        X8, X2, X2
+	VADDSS        (R13), X2, X2
+	TESTQ         R11, R11
+	JZ            store2
+	VMOVSS        (R11), X8
+	VADDSS        X8, X2, X2
+	LEAQ          (R11)(R12*4), R11
+
+store2:
+	VMOVSS        X2, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z3, Y8
+	VADDPS        Y8, Y3, Y3
+	VEXTRACTF128  $0x01, Y3, X8
+	VADDPS        X8, X3, X3
+	VPERMILPS     $0x0e, X3, X8
+	VADDPS        X8, X3, X3
+	VPERMILPS     $0x01, X3, X8
+	VADDSS        X8, X3, X3
+	VADDSS        (R13), X3, X3
+	TESTQ         R11, R11
+	JZ            store3
+	VMOVSS        (R11), X8
+	VADDSS        X8, X3, X3
+	LEAQ          (R11)(R12*4), R11
+
+store3:
+	VMOVSS        X3, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z4, Y8
+	VADDPS        Y8, Y4, Y4
+	VEXTRACTF128  $0x01, Y4, X8
+	VADDPS        X8, X4, X4
+	VPERMILPS     $0x0e, X4, X8
+	VADDPS        X8, X4, X4
+	VPERMILPS     $0x01, X4, X8
+	VADDSS        X8, X4, X4
+	VADDSS        (R13), X4, X4
+	TESTQ         R11, R11
+	JZ            store4
+	VMOVSS        (R11), X8
+	VADDSS        X8, X4, X4
+	LEAQ          (R11)(R12*4), R11
+
+store4:
+	VMOVSS        X4, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z5, Y8
+	VADDPS        Y8, Y5, Y5
+	VEXTRACTF128  $0x01, Y5, X8
+	VADDPS        X8, X5, X5
+	VPERMILPS     $0x0e, X5, X8
+	VADDPS        X8, X5, X5
+	VPERMILPS     $0x01, X5, X8
+	VADDSS        X8, X5, X5
+	VADDSS        (R13), X5, X5
+	TESTQ         R11, R11
+	JZ            store5
+	VMOVSS        (R11), X8
+	VADDSS        X8, X5, X5
+	LEAQ          (R11)(R12*4), R11
+
+store5:
+	VMOVSS        X5, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z6, Y8
+	VADDPS        Y8, Y6, Y6
+	VEXTRACTF128  $0x01, Y6, X8
+	VADDPS        X8, X6, X6
+	VPERMILPS     $0x0e, X6, X8
+	VADDPS        X8, X6, X6
+	VPERMILPS     $0x01, X6, X8
+	VADDSS        X8, X6, X6
+	VADDSS        (R13), X6, X6
+	TESTQ         R11, R11
+	JZ            store6
+	VMOVSS        (R11), X8
+	VADDSS        X8, X6, X6
+	LEAQ          (R11)(R12*4), R11
+
+store6:
+	VMOVSS        X6, (R9)
+	LEAQ          (R9)(R10*4), R9
+	VEXTRACTF64X4 $0x01, Z7, Y8
+	VADDPS        Y8, Y7, Y7
+	VEXTRACTF128  $0x01, Y7, X8
+	VADDPS        X8, X7, X7
+	VPERMILPS     $0x0e, X7, X8
+	VADDPS        X8, X7, X7
+	VPERMILPS     $0x01, X7, X8
+	VADDSS        X8, X7, X7
+	VADDSS        (R13), X7, X7
+	TESTQ         R11, R11
+	JZ            store7
+	VMOVSS        (R11), X8
+	VADDSS        X8, X7, X7
+	LEAQ          (R11)(R12*4), R11
+
+store7:
+	VMOVSS X7, (R9)
+	VZEROUPPER
+	RET
+
 // func product1x1Z(p *product)
 // Requires: AVX, AVX512F, BMI2
 TEXT ·product1x1Z(SB), NOSPLIT, $0-8
@@ -8237,267 +9470,6 @@ store:
 TEXT ·outer1x1Z(SB), NOSPLIT, $0-8
 	MOVQ   o+0(FP), AX
 	VPXORD Z0, Z0, Z0
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
-
-fulltap:
-	MOVQ (BX), R9
-	ADDQ 96(AX), R9
-	SHLQ $0x02, R9
-	ADDQ (AX), R9
-	MOVQ 8(BX), DI
-	ADDQ 104(AX), DI
-	SHLQ $0x02, DI
-	ADDQ 24(AX), DI
-	MOVQ 112(AX), R8
-
-fullloop:
-	VMOVUPS          (DI), Z1
-	VFMADD231PS.BCST (R9), Z1, Z0
-	ADDQ             DX, R9
-	ADDQ             SI, DI
-	DECQ             R8
-	JNZ              fullloop
-	ADDQ             $0x10, BX
-	DECQ             CX
-	JNZ              fulltap
-	MOVQ             48(AX), R10
-	MOVQ             136(AX), R11
-	VADDPS           (R10), Z0, Z0
-	VMOVUPS          Z0, (R10)
-	VZEROUPPER
-	RET
-
-partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
-
-parttap:
-	MOVQ (BX), R9
-	ADDQ 96(AX), R9
-	SHLQ $0x02, R9
-	ADDQ (AX), R9
-	MOVQ 8(BX), DI
-	ADDQ 104(AX), DI
-	SHLQ $0x02, DI
-	ADDQ 24(AX), DI
-	MOVQ 112(AX), R8
-
-partloop:
-	VMOVUPS.Z        (DI), K1, Z1
-	VFMADD231PS.BCST (R9), Z1, Z0
-	ADDQ             DX, R9
-	ADDQ             SI, DI
-	DECQ             R8
-	JNZ              partloop
-	ADDQ             $0x10, BX
-	DECQ             CX
-	JNZ              parttap
-	MOVQ             48(AX), R10
-	MOVQ             136(AX), R11
-	VMOVUPS.Z        (R10), K1, Z1
-	VADDPS           Z1, Z0, Z0
-	VMOVUPS          Z0, K1, (R10)
-	VZEROUPPER
-	RET
-
-// func outer2x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
-TEXT ·outer2x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
-
-fulltap:
-	MOVQ (BX), R9
-	ADDQ 96(AX), R9
-	SHLQ $0x02, R9
-	ADDQ (AX), R9
-	MOVQ 8(BX), DI
-	ADDQ 104(AX), DI
-	SHLQ $0x02, DI
-	ADDQ 24(AX), DI
-	MOVQ 112(AX), R8
-
-fullloop:
-	VMOVUPS          (DI), Z2
-	VFMADD231PS.BCST (R9), Z2, Z0
-	VFMADD231PS.BCST 4(R9), Z2, Z1
-	ADDQ             DX, R9
-	ADDQ             SI, DI
-	DECQ             R8
-	JNZ              fullloop
-	ADDQ             $0x10, BX
-	DECQ             CX
-	JNZ              fulltap
-	MOVQ             48(AX), R10
-	MOVQ             136(AX), R11
-	VADDPS           (R10), Z0, Z0
-	VMOVUPS          Z0, (R10)
-	LEAQ             (R10)(R11*4), R10
-	VADDPS           (R10), Z1, Z1
-	VMOVUPS          Z1, (R10)
-	VZEROUPPER
-	RET
-
-partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
-
-parttap:
-	MOVQ (BX), R9
-	ADDQ 96(AX), R9
-	SHLQ $0x02, R9
-	ADDQ (AX), R9
-	MOVQ 8(BX), DI
-	ADDQ 104(AX), DI
-	SHLQ $0x02, DI
-	ADDQ 24(AX), DI
-	MOVQ 112(AX), R8
-
-partloop:
-	VMOVUPS.Z        (DI), K1, Z2
-	VFMADD231PS.BCST (R9), Z2, Z0
-	VFMADD231PS.BCST 4(R9), Z2, Z1
-	ADDQ             DX, R9
-	ADDQ             SI, DI
-	DECQ             R8
-	JNZ              partloop
-	ADDQ             $0x10, BX
-	DECQ             CX
-	JNZ              parttap
-	MOVQ             48(AX), R10
-	MOVQ             136(AX), R11
-	VMOVUPS.Z        (R10), K1, Z2
-	VADDPS           Z2, Z0, Z0
-	VMOVUPS          Z0, K1, (R10)
-	LEAQ             (R10)(R11*4), R10
-	VMOVUPS.Z        (R10), K1, Z2
-	VADDPS           Z2, Z1, Z1
-	VMOVUPS          Z1, K1, (R10)
-	VZEROUPPER
-	RET
-
-// func outer3x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
-TEXT ·outer3x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
-
-fulltap:
-	MOVQ (BX), R9
-	ADDQ 96(AX), R9
-	SHLQ $0x02, R9
-	ADDQ (AX), R9
-	MOVQ 8(BX), DI
-	ADDQ 104(AX), DI
-	SHLQ $0x02, DI
-	ADDQ 24(AX), DI
-	MOVQ 112(AX), R8
-
-fullloop:
-	VMOVUPS          (DI), Z3
-	VFMADD231PS.BCST (R9), Z3, Z0
-	VFMADD231PS.BCST 4(R9), Z3, Z1
-	VFMADD231PS.BCST 8(R9), Z3, Z2
-	ADDQ             DX, R9
-	ADDQ             SI, DI
-	DECQ             R8
-	JNZ              fullloop
-	ADDQ             $0x10, BX
-	DECQ             CX
-	JNZ              fulltap
-	MOVQ             48(AX), R10
-	MOVQ             136(AX), R11
-	VADDPS           (R10), Z0, Z0
-	VMOVUPS          Z0, (R10)
-	LEAQ             (R10)(R11*4), R10
-	VADDPS           (R10), Z1, Z1
-	VMOVUPS          Z1, (R10)
-	LEAQ             (R10)(R11*4), R10
-	VADDPS           (R10), Z2, Z2
-	VMOVUPS          Z2, (R10)
-	VZEROUPPER
-	RET
-
-partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
-
-parttap:
-	MOVQ (BX), R9
-	ADDQ 96(AX), R9
-	SHLQ $0x02, R9
-	ADDQ (AX), R9
-	MOVQ 8(BX), DI
-	ADDQ 104(AX), DI
-	SHLQ $0x02, DI
-	ADDQ 24(AX), DI
-	MOVQ 112(AX), R8
-
-partloop:
-	VMOVUPS.Z        (DI), K1, Z3
-	VFMADD231PS.BCST (R9), Z3, Z0
-	VFMADD231PS.BCST 4(R9), Z3, Z1
-	VFMADD231PS.BCST 8(R9), Z3, Z2
-	ADDQ             DX, R9
-	ADDQ             SI, DI
-	DECQ             R8
-	JNZ              partloop
-	ADDQ             $0x10, BX
-	DECQ             CX
-	JNZ              parttap
-	MOVQ             48(AX), R10
-	MOVQ             136(AX), R11
-	VMOVUPS.Z        (R10), K1, Z3
-	VADDPS           Z3, Z0, Z0
-	VMOVUPS          Z0, K1, (R10)
-	LEAQ             (R10)(R11*4), R10
-	VMOVUPS.Z        (R10), K1, Z3
-	VADDPS           Z3, Z1, Z1
-	VMOVUPS          Z1, K1, (R10)
-	LEAQ             (R10)(R11*4), R10
-	VMOVUPS.Z        (R10), K1, Z3
-	VADDPS           Z3, Z2, Z2
-	VMOVUPS          Z2, K1, (R10)
-	VZEROUPPER
-	RET
-
-// func outer4x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
-TEXT ·outer4x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
 	VPXORD Z3, Z3, Z3
@@ -8520,33 +9492,52 @@ fulltap:
 	SHLQ $0x02, DI
 	ADDQ 24(AX), DI
 	MOVQ 112(AX), R8
+	SUBQ $0x04, R8
+	JLT  fullrest
+
+fullturns:
+	VMOVUPS          (DI), Z4
+	VFMADD231PS.BCST (R9), Z4, Z0
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	VMOVUPS          (DI), Z4
+	VFMADD231PS.BCST (R9), Z4, Z1
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	VMOVUPS          (DI), Z4
+	VFMADD231PS.BCST (R9), Z4, Z2
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	VMOVUPS          (DI), Z4
+	VFMADD231PS.BCST (R9), Z4, Z3
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	SUBQ             $0x04, R8
+	JGE              fullturns
+
+fullrest:
+	ADDQ $0x04, R8
+	JZ   fullnext
 
 fullloop:
 	VMOVUPS          (DI), Z4
 	VFMADD231PS.BCST (R9), Z4, Z0
-	VFMADD231PS.BCST 4(R9), Z4, Z1
-	VFMADD231PS.BCST 8(R9), Z4, Z2
-	VFMADD231PS.BCST 12(R9), Z4, Z3
 	ADDQ             DX, R9
 	ADDQ             SI, DI
 	DECQ             R8
 	JNZ              fullloop
-	ADDQ             $0x10, BX
-	DECQ             CX
-	JNZ              fulltap
-	MOVQ             48(AX), R10
-	MOVQ             136(AX), R11
-	VADDPS           (R10), Z0, Z0
-	VMOVUPS          Z0, (R10)
-	LEAQ             (R10)(R11*4), R10
-	VADDPS           (R10), Z1, Z1
-	VMOVUPS          Z1, (R10)
-	LEAQ             (R10)(R11*4), R10
-	VADDPS           (R10), Z2, Z2
-	VMOVUPS          Z2, (R10)
-	LEAQ             (R10)(R11*4), R10
-	VADDPS           (R10), Z3, Z3
-	VMOVUPS          Z3, (R10)
+
+fullnext:
+	ADDQ    $0x10, BX
+	DECQ    CX
+	JNZ     fulltap
+	VADDPS  Z1, Z0, Z0
+	VADDPS  Z2, Z0, Z0
+	VADDPS  Z3, Z0, Z0
+	MOVQ    48(AX), R10
+	MOVQ    136(AX), R11
+	VADDPS  (R10), Z0, Z0
+	VMOVUPS Z0, (R10)
 	VZEROUPPER
 	RET
 
@@ -8566,37 +9557,547 @@ parttap:
 	SHLQ $0x02, DI
 	ADDQ 24(AX), DI
 	MOVQ 112(AX), R8
+	SUBQ $0x04, R8
+	JLT  partrest
+
+partturns:
+	VMOVUPS.Z        (DI), K1, Z4
+	VFMADD231PS.BCST (R9), Z4, Z0
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	VMOVUPS.Z        (DI), K1, Z4
+	VFMADD231PS.BCST (R9), Z4, Z1
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	VMOVUPS.Z        (DI), K1, Z4
+	VFMADD231PS.BCST (R9), Z4, Z2
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	VMOVUPS.Z        (DI), K1, Z4
+	VFMADD231PS.BCST (R9), Z4, Z3
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	SUBQ             $0x04, R8
+	JGE              partturns
+
+partrest:
+	ADDQ $0x04, R8
+	JZ   partnext
 
 partloop:
 	VMOVUPS.Z        (DI), K1, Z4
 	VFMADD231PS.BCST (R9), Z4, Z0
-	VFMADD231PS.BCST 4(R9), Z4, Z1
-	VFMADD231PS.BCST 8(R9), Z4, Z2
-	VFMADD231PS.BCST 12(R9), Z4, Z3
 	ADDQ             DX, R9
 	ADDQ             SI, DI
 	DECQ             R8
 	JNZ              partloop
-	ADDQ             $0x10, BX
-	DECQ             CX
-	JNZ              parttap
-	MOVQ             48(AX), R10
-	MOVQ             136(AX), R11
-	VMOVUPS.Z        (R10), K1, Z4
-	VADDPS           Z4, Z0, Z0
-	VMOVUPS          Z0, K1, (R10)
-	LEAQ             (R10)(R11*4), R10
-	VMOVUPS.Z        (R10), K1, Z4
-	VADDPS           Z4, Z1, Z1
-	VMOVUPS          Z1, K1, (R10)
-	LEAQ             (R10)(R11*4), R10
-	VMOVUPS.Z        (R10), K1, Z4
-	VADDPS           Z4, Z2, Z2
-	VMOVUPS          Z2, K1, (R10)
-	LEAQ             (R10)(R11*4), R10
-	VMOVUPS.Z        (R10), K1, Z4
-	VADDPS           Z4, Z3, Z3
-	VMOVUPS          Z3, K1, (R10)
+
+partnext:
+	ADDQ      $0x10, BX
+	DECQ      CX
+	JNZ       parttap
+	VADDPS    Z1, Z0, Z0
+	VADDPS    Z2, Z0, Z0
+	VADDPS    Z3, Z0, Z0
+	MOVQ      48(AX), R10
+	MOVQ      136(AX), R11
+	VMOVUPS.Z (R10), K1, Z4
+	VADDPS    Z4, Z0, Z0
+	VMOVUPS   Z0, K1, (R10)
+	VZEROUPPER
+	RET
+
+// func outer2x1Z(o *outer)
+// Requires: AVX, AVX512F, BMI2
+TEXT ·outer2x1Z(SB), NOSPLIT, $0-8
+	MOVQ   o+0(FP), AX
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	MOVQ   72(AX), BX
+	MOVQ   80(AX), CX
+	MOVQ   120(AX), DX
+	MOVQ   128(AX), SI
+	SHLQ   $0x02, DX
+	SHLQ   $0x02, SI
+	CMPQ   152(AX), $0x10
+	JNE    partial
+
+fulltap:
+	MOVQ (BX), R9
+	ADDQ 96(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	ADDQ 104(AX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 112(AX), R8
+	SUBQ $0x04, R8
+	JLT  fullrest
+
+fullturns:
+	VMOVUPS          (DI), Z8
+	VFMADD231PS.BCST (R9), Z8, Z0
+	VFMADD231PS.BCST 4(R9), Z8, Z1
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	VMOVUPS          (DI), Z8
+	VFMADD231PS.BCST (R9), Z8, Z2
+	VFMADD231PS.BCST 4(R9), Z8, Z3
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	VMOVUPS          (DI), Z8
+	VFMADD231PS.BCST (R9), Z8, Z4
+	VFMADD231PS.BCST 4(R9), Z8, Z5
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	VMOVUPS          (DI), Z8
+	VFMADD231PS.BCST (R9), Z8, Z6
+	VFMADD231PS.BCST 4(R9), Z8, Z7
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	SUBQ             $0x04, R8
+	JGE              fullturns
+
+fullrest:
+	ADDQ $0x04, R8
+	JZ   fullnext
+
+fullloop:
+	VMOVUPS          (DI), Z8
+	VFMADD231PS.BCST (R9), Z8, Z0
+	VFMADD231PS.BCST 4(R9), Z8, Z1
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	DECQ             R8
+	JNZ              fullloop
+
+fullnext:
+	ADDQ    $0x10, BX
+	DECQ    CX
+	JNZ     fulltap
+	VADDPS  Z2, Z0, Z0
+	VADDPS  Z3, Z1, Z1
+	VADDPS  Z4, Z0, Z0
+	VADDPS  Z5, Z1, Z1
+	VADDPS  Z6, Z0, Z0
+	VADDPS  Z7, Z1, Z1
+	MOVQ    48(AX), R10
+	MOVQ    136(AX), R11
+	VADDPS  (R10), Z0, Z0
+	VMOVUPS Z0, (R10)
+	LEAQ    (R10)(R11*4), R10
+	VADDPS  (R10), Z1, Z1
+	VMOVUPS Z1, (R10)
+	VZEROUPPER
+	RET
+
+partial:
+	MOVQ  152(AX), R10
+	MOVQ  $-1, R11
+	BZHIQ R10, R11, R11
+	KMOVW R11, K1
+
+parttap:
+	MOVQ (BX), R9
+	ADDQ 96(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	ADDQ 104(AX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 112(AX), R8
+	SUBQ $0x04, R8
+	JLT  partrest
+
+partturns:
+	VMOVUPS.Z        (DI), K1, Z8
+	VFMADD231PS.BCST (R9), Z8, Z0
+	VFMADD231PS.BCST 4(R9), Z8, Z1
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	VMOVUPS.Z        (DI), K1, Z8
+	VFMADD231PS.BCST (R9), Z8, Z2
+	VFMADD231PS.BCST 4(R9), Z8, Z3
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	VMOVUPS.Z        (DI), K1, Z8
+	VFMADD231PS.BCST (R9), Z8, Z4
+	VFMADD231PS.BCST 4(R9), Z8, Z5
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	VMOVUPS.Z        (DI), K1, Z8
+	VFMADD231PS.BCST (R9), Z8, Z6
+	VFMADD231PS.BCST 4(R9), Z8, Z7
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	SUBQ             $0x04, R8
+	JGE              partturns
+
+partrest:
+	ADDQ $0x04, R8
+	JZ   partnext
+
+partloop:
+	VMOVUPS.Z        (DI), K1, Z8
+	VFMADD231PS.BCST (R9), Z8, Z0
+	VFMADD231PS.BCST 4(R9), Z8, Z1
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	DECQ             R8
+	JNZ              partloop
+
+partnext:
+	ADDQ      $0x10, BX
+	DECQ      CX
+	JNZ       parttap
+	VADDPS    Z2, Z0, Z0
+	VADDPS    Z3, Z1, Z1
+	VADDPS    Z4, Z0, Z0
+	VADDPS    Z5, Z1, Z1
+	VADDPS    Z6, Z0, Z0
+	VADDPS    Z7, Z1, Z1
+	MOVQ      48(AX), R10
+	MOVQ      136(AX), R11
+	VMOVUPS.Z (R10), K1, Z8
+	VADDPS    Z8, Z0, Z0
+	VMOVUPS   Z0, K1, (R10)
+	LEAQ      (R10)(R11*4), R10
+	VMOVUPS.Z (R10), K1, Z8
+	VADDPS    Z8, Z1, Z1
+	VMOVUPS   Z1, K1, (R10)
+	VZEROUPPER
+	RET
+
+// func outer3x1Z(o *outer)
+// Requires: AVX, AVX512F, BMI2
+TEXT ·outer3x1Z(SB), NOSPLIT, $0-8
+	MOVQ   o+0(FP), AX
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	MOVQ   72(AX), BX
+	MOVQ   80(AX), CX
+	MOVQ   120(AX), DX
+	MOVQ   128(AX), SI
+	SHLQ   $0x02, DX
+	SHLQ   $0x02, SI
+	CMPQ   152(AX), $0x10
+	JNE    partial
+
+fulltap:
+	MOVQ (BX), R9
+	ADDQ 96(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	ADDQ 104(AX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 112(AX), R8
+	SUBQ $0x02, R8
+	JLT  fullrest
+
+fullturns:
+	VMOVUPS          (DI), Z6
+	VFMADD231PS.BCST (R9), Z6, Z0
+	VFMADD231PS.BCST 4(R9), Z6, Z1
+	VFMADD231PS.BCST 8(R9), Z6, Z2
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	VMOVUPS          (DI), Z6
+	VFMADD231PS.BCST (R9), Z6, Z3
+	VFMADD231PS.BCST 4(R9), Z6, Z4
+	VFMADD231PS.BCST 8(R9), Z6, Z5
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	SUBQ             $0x02, R8
+	JGE              fullturns
+
+fullrest:
+	ADDQ $0x02, R8
+	JZ   fullnext
+
+fullloop:
+	VMOVUPS          (DI), Z6
+	VFMADD231PS.BCST (R9), Z6, Z0
+	VFMADD231PS.BCST 4(R9), Z6, Z1
+	VFMADD231PS.BCST 8(R9), Z6, Z2
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	DECQ             R8
+	JNZ              fullloop
+
+fullnext:
+	ADDQ    $0x10, BX
+	DECQ    CX
+	JNZ     fulltap
+	VADDPS  Z3, Z0, Z0
+	VADDPS  Z4, Z1, Z1
+	VADDPS  Z5, Z2, Z2
+	MOVQ    48(AX), R10
+	MOVQ    136(AX), R11
+	VADDPS  (R10), Z0, Z0
+	VMOVUPS Z0, (R10)
+	LEAQ    (R10)(R11*4), R10
+	VADDPS  (R10), Z1, Z1
+	VMOVUPS Z1, (R10)
+	LEAQ    (R10)(R11*4), R10
+	VADDPS  (R10), Z2, Z2
+	VMOVUPS Z2, (R10)
+	VZEROUPPER
+	RET
+
+partial:
+	MOVQ  152(AX), R10
+	MOVQ  $-1, R11
+	BZHIQ R10, R11, R11
+	KMOVW R11, K1
+
+parttap:
+	MOVQ (BX), R9
+	ADDQ 96(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	ADDQ 104(AX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 112(AX), R8
+	SUBQ $0x02, R8
+	JLT  partrest
+
+partturns:
+	VMOVUPS.Z        (DI), K1, Z6
+	VFMADD231PS.BCST (R9), Z6, Z0
+	VFMADD231PS.BCST 4(R9), Z6, Z1
+	VFMADD231PS.BCST 8(R9), Z6, Z2
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	VMOVUPS.Z        (DI), K1, Z6
+	VFMADD231PS.BCST (R9), Z6, Z3
+	VFMADD231PS.BCST 4(R9), Z6, Z4
+	VFMADD231PS.BCST 8(R9), Z6, Z5
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	SUBQ             $0x02, R8
+	JGE              partturns
+
+partrest:
+	ADDQ $0x02, R8
+	JZ   partnext
+
+partloop:
+	VMOVUPS.Z        (DI), K1, Z6
+	VFMADD231PS.BCST (R9), Z6, Z0
+	VFMADD231PS.BCST 4(R9), Z6, Z1
+	VFMADD231PS.BCST 8(R9), Z6, Z2
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	DECQ             R8
+	JNZ              partloop
+
+partnext:
+	ADDQ      $0x10, BX
+	DECQ      CX
+	JNZ       parttap
+	VADDPS    Z3, Z0, Z0
+	VADDPS    Z4, Z1, Z1
+	VADDPS    Z5, Z2, Z2
+	MOVQ      48(AX), R10
+	MOVQ      136(AX), R11
+	VMOVUPS.Z (R10), K1, Z6
+	VADDPS    Z6, Z0, Z0
+	VMOVUPS   Z0, K1, (R10)
+	LEAQ      (R10)(R11*4), R10
+	VMOVUPS.Z (R10), K1, Z6
+	VADDPS    Z6, Z1, Z1
+	VMOVUPS   Z1, K1, (R10)
+	LEAQ      (R10)(R11*4), R10
+	VMOVUPS.Z (R10), K1, Z6
+	VADDPS    Z6, Z2, Z2
+	VMOVUPS   Z2, K1, (R10)
+	VZEROUPPER
+	RET
+
+// func outer4x1Z(o *outer)
+// Requires: AVX, AVX512F, BMI2
+TEXT ·outer4x1Z(SB), NOSPLIT, $0-8
+	MOVQ   o+0(FP), AX
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	MOVQ   72(AX), BX
+	MOVQ   80(AX), CX
+	MOVQ   120(AX), DX
+	MOVQ   128(AX), SI
+	SHLQ   $0x02, DX
+	SHLQ   $0x02, SI
+	CMPQ   152(AX), $0x10
+	JNE    partial
+
+fulltap:
+	MOVQ (BX), R9
+	ADDQ 96(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	ADDQ 104(AX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 112(AX), R8
+	SUBQ $0x02, R8
+	JLT  fullrest
+
+fullturns:
+	VMOVUPS          (DI), Z8
+	VFMADD231PS.BCST (R9), Z8, Z0
+	VFMADD231PS.BCST 4(R9), Z8, Z1
+	VFMADD231PS.BCST 8(R9), Z8, Z2
+	VFMADD231PS.BCST 12(R9), Z8, Z3
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	VMOVUPS          (DI), Z8
+	VFMADD231PS.BCST (R9), Z8, Z4
+	VFMADD231PS.BCST 4(R9), Z8, Z5
+	VFMADD231PS.BCST 8(R9), Z8, Z6
+	VFMADD231PS.BCST 12(R9), Z8, Z7
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	SUBQ             $0x02, R8
+	JGE              fullturns
+
+fullrest:
+	ADDQ $0x02, R8
+	JZ   fullnext
+
+fullloop:
+	VMOVUPS          (DI), Z8
+	VFMADD231PS.BCST (R9), Z8, Z0
+	VFMADD231PS.BCST 4(R9), Z8, Z1
+	VFMADD231PS.BCST 8(R9), Z8, Z2
+	VFMADD231PS.BCST 12(R9), Z8, Z3
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	DECQ             R8
+	JNZ              fullloop
+
+fullnext:
+	ADDQ    $0x10, BX
+	DECQ    CX
+	JNZ     fulltap
+	VADDPS  Z4, Z0, Z0
+	VADDPS  Z5, Z1, Z1
+	VADDPS  Z6, Z2, Z2
+	VADDPS  Z7, Z3, Z3
+	MOVQ    48(AX), R10
+	MOVQ    136(AX), R11
+	VADDPS  (R10), Z0, Z0
+	VMOVUPS Z0, (R10)
+	LEAQ    (R10)(R11*4), R10
+	VADDPS  (R10), Z1, Z1
+	VMOVUPS Z1, (R10)
+	LEAQ    (R10)(R11*4), R10
+	VADDPS  (R10), Z2, Z2
+	VMOVUPS Z2, (R10)
+	LEAQ    (R10)(R11*4), R10
+	VADDPS  (R10), Z3, Z3
+	VMOVUPS Z3, (R10)
+	VZEROUPPER
+	RET
+
+partial:
+	MOVQ  152(AX), R10
+	MOVQ  $-1, R11
+	BZHIQ R10, R11, R11
+	KMOVW R11, K1
+
+parttap:
+	MOVQ (BX), R9
+	ADDQ 96(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	ADDQ 104(AX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 112(AX), R8
+	SUBQ $0x02, R8
+	JLT  partrest
+
+partturns:
+	VMOVUPS.Z        (DI), K1, Z8
+	VFMADD231PS.BCST (R9), Z8, Z0
+	VFMADD231PS.BCST 4(R9), Z8, Z1
+	VFMADD231PS.BCST 8(R9), Z8, Z2
+	VFMADD231PS.BCST 12(R9), Z8, Z3
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	VMOVUPS.Z        (DI), K1, Z8
+	VFMADD231PS.BCST (R9), Z8, Z4
+	VFMADD231PS.BCST 4(R9), Z8, Z5
+	VFMADD231PS.BCST 8(R9), Z8, Z6
+	VFMADD231PS.BCST 12(R9), Z8, Z7
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	SUBQ             $0x02, R8
+	JGE              partturns
+
+partrest:
+	ADDQ $0x02, R8
+	JZ   partnext
+
+partloop:
+	VMOVUPS.Z        (DI), K1, Z8
+	VFMADD231PS.BCST (R9), Z8, Z0
+	VFMADD231PS.BCST 4(R9), Z8, Z1
+	VFMADD231PS.BCST 8(R9), Z8, Z2
+	VFMADD231PS.BCST 12(R9), Z8, Z3
+	ADDQ             DX, R9
+	ADDQ             SI, DI
+	DECQ             R8
+	JNZ              partloop
+
+partnext:
+	ADDQ      $0x10, BX
+	DECQ      CX
+	JNZ       parttap
+	VADDPS    Z4, Z0, Z0
+	VADDPS    Z5, Z1, Z1
+	VADDPS    Z6, Z2, Z2
+	VADDPS    Z7, Z3, Z3
+	MOVQ      48(AX), R10
+	MOVQ      136(AX), R11
+	VMOVUPS.Z (R10), K1, Z8
+	VADDPS    Z8, Z0, Z0
+	VMOVUPS   Z0, K1, (R10)
+	LEAQ      (R10)(R11*4), R10
+	VMOVUPS.Z (R10), K1, Z8
+	VADDPS    Z8, Z1, Z1
+	VMOVUPS   Z1, K1, (R10)
+	LEAQ      (R10)(R11*4), R10
+	VMOVUPS.Z (R10), K1, Z8
+	VADDPS    Z8, Z2, Z2
+	VMOVUPS   Z2, K1, (R10)
+	LEAQ      (R10)(R11*4), R10
+	VMOVUPS.Z (R10), K1, Z8
+	VADDPS    Z8, Z3, Z3
+	VMOVUPS   Z3, K1, (R10)
 	VZEROUPPER
 	RET
 
@@ -14174,6 +15675,12 @@ TEXT ·outer1x2Z(SB), NOSPLIT, $0-8
 	MOVQ   o+0(FP), AX
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
 	MOVQ   72(AX), BX
 	MOVQ   80(AX), CX
 	MOVQ   120(AX), DX
@@ -14193,26 +15700,72 @@ fulltap:
 	SHLQ $0x02, DI
 	ADDQ 24(AX), DI
 	MOVQ 112(AX), R8
+	SUBQ $0x04, R8
+	JLT  fullrest
+
+fullturns:
+	VMOVUPS      (DI), Z8
+	VMOVUPS      64(DI), Z9
+	VBROADCASTSS (R9), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Z8
+	VMOVUPS      64(DI), Z9
+	VBROADCASTSS (R9), Z10
+	VFMADD231PS  Z8, Z10, Z2
+	VFMADD231PS  Z9, Z10, Z3
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Z8
+	VMOVUPS      64(DI), Z9
+	VBROADCASTSS (R9), Z10
+	VFMADD231PS  Z8, Z10, Z4
+	VFMADD231PS  Z9, Z10, Z5
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Z8
+	VMOVUPS      64(DI), Z9
+	VBROADCASTSS (R9), Z10
+	VFMADD231PS  Z8, Z10, Z6
+	VFMADD231PS  Z9, Z10, Z7
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	SUBQ         $0x04, R8
+	JGE          fullturns
+
+fullrest:
+	ADDQ $0x04, R8
+	JZ   fullnext
 
 fullloop:
-	VMOVUPS      (DI), Z2
-	VMOVUPS      64(DI), Z3
-	VBROADCASTSS (R9), Z4
-	VFMADD231PS  Z2, Z4, Z0
-	VFMADD231PS  Z3, Z4, Z1
+	VMOVUPS      (DI), Z8
+	VMOVUPS      64(DI), Z9
+	VBROADCASTSS (R9), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
 	JNZ          fullloop
-	ADDQ         $0x10, BX
-	DECQ         CX
-	JNZ          fulltap
-	MOVQ         48(AX), R10
-	MOVQ         136(AX), R11
-	VADDPS       (R10), Z0, Z0
-	VMOVUPS      Z0, (R10)
-	VADDPS       64(R10), Z1, Z1
-	VMOVUPS      Z1, 64(R10)
+
+fullnext:
+	ADDQ    $0x10, BX
+	DECQ    CX
+	JNZ     fulltap
+	VADDPS  Z2, Z0, Z0
+	VADDPS  Z3, Z1, Z1
+	VADDPS  Z4, Z0, Z0
+	VADDPS  Z5, Z1, Z1
+	VADDPS  Z6, Z0, Z0
+	VADDPS  Z7, Z1, Z1
+	MOVQ    48(AX), R10
+	MOVQ    136(AX), R11
+	VADDPS  (R10), Z0, Z0
+	VMOVUPS Z0, (R10)
+	VADDPS  64(R10), Z1, Z1
+	VMOVUPS Z1, 64(R10)
 	VZEROUPPER
 	RET
 
@@ -14233,27 +15786,73 @@ parttap:
 	SHLQ $0x02, DI
 	ADDQ 24(AX), DI
 	MOVQ 112(AX), R8
+	SUBQ $0x04, R8
+	JLT  partrest
+
+partturns:
+	VMOVUPS      (DI), Z8
+	VMOVUPS.Z    64(DI), K1, Z9
+	VBROADCASTSS (R9), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Z8
+	VMOVUPS.Z    64(DI), K1, Z9
+	VBROADCASTSS (R9), Z10
+	VFMADD231PS  Z8, Z10, Z2
+	VFMADD231PS  Z9, Z10, Z3
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Z8
+	VMOVUPS.Z    64(DI), K1, Z9
+	VBROADCASTSS (R9), Z10
+	VFMADD231PS  Z8, Z10, Z4
+	VFMADD231PS  Z9, Z10, Z5
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Z8
+	VMOVUPS.Z    64(DI), K1, Z9
+	VBROADCASTSS (R9), Z10
+	VFMADD231PS  Z8, Z10, Z6
+	VFMADD231PS  Z9, Z10, Z7
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	SUBQ         $0x04, R8
+	JGE          partturns
+
+partrest:
+	ADDQ $0x04, R8
+	JZ   partnext
 
 partloop:
-	VMOVUPS      (DI), Z2
-	VMOVUPS.Z    64(DI), K1, Z3
-	VBROADCASTSS (R9), Z4
-	VFMADD231PS  Z2, Z4, Z0
-	VFMADD231PS  Z3, Z4, Z1
+	VMOVUPS      (DI), Z8
+	VMOVUPS.Z    64(DI), K1, Z9
+	VBROADCASTSS (R9), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
 	JNZ          partloop
-	ADDQ         $0x10, BX
-	DECQ         CX
-	JNZ          parttap
-	MOVQ         48(AX), R10
-	MOVQ         136(AX), R11
-	VADDPS       (R10), Z0, Z0
-	VMOVUPS      Z0, (R10)
-	VMOVUPS.Z    64(R10), K1, Z2
-	VADDPS       Z2, Z1, Z1
-	VMOVUPS      Z1, K1, 64(R10)
+
+partnext:
+	ADDQ      $0x10, BX
+	DECQ      CX
+	JNZ       parttap
+	VADDPS    Z2, Z0, Z0
+	VADDPS    Z3, Z1, Z1
+	VADDPS    Z4, Z0, Z0
+	VADDPS    Z5, Z1, Z1
+	VADDPS    Z6, Z0, Z0
+	VADDPS    Z7, Z1, Z1
+	MOVQ      48(AX), R10
+	MOVQ      136(AX), R11
+	VADDPS    (R10), Z0, Z0
+	VMOVUPS   Z0, (R10)
+	VMOVUPS.Z 64(R10), K1, Z8
+	VADDPS    Z8, Z1, Z1
+	VMOVUPS   Z1, K1, 64(R10)
 	VZEROUPPER
 	RET
 
@@ -14265,6 +15864,10 @@ TEXT ·outer2x2Z(SB), NOSPLIT, $0-8
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
 	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
 	MOVQ   72(AX), BX
 	MOVQ   80(AX), CX
 	MOVQ   120(AX), DX
@@ -14284,34 +15887,70 @@ fulltap:
 	SHLQ $0x02, DI
 	ADDQ 24(AX), DI
 	MOVQ 112(AX), R8
+	SUBQ $0x02, R8
+	JLT  fullrest
+
+fullturns:
+	VMOVUPS      (DI), Z8
+	VMOVUPS      64(DI), Z9
+	VBROADCASTSS (R9), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS 4(R9), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VFMADD231PS  Z9, Z11, Z3
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Z8
+	VMOVUPS      64(DI), Z9
+	VBROADCASTSS (R9), Z10
+	VFMADD231PS  Z8, Z10, Z4
+	VFMADD231PS  Z9, Z10, Z5
+	VBROADCASTSS 4(R9), Z11
+	VFMADD231PS  Z8, Z11, Z6
+	VFMADD231PS  Z9, Z11, Z7
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	SUBQ         $0x02, R8
+	JGE          fullturns
+
+fullrest:
+	ADDQ $0x02, R8
+	JZ   fullnext
 
 fullloop:
-	VMOVUPS      (DI), Z4
-	VMOVUPS      64(DI), Z5
-	VBROADCASTSS (R9), Z6
-	VFMADD231PS  Z4, Z6, Z0
-	VFMADD231PS  Z5, Z6, Z1
-	VBROADCASTSS 4(R9), Z7
-	VFMADD231PS  Z4, Z7, Z2
-	VFMADD231PS  Z5, Z7, Z3
+	VMOVUPS      (DI), Z8
+	VMOVUPS      64(DI), Z9
+	VBROADCASTSS (R9), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS 4(R9), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VFMADD231PS  Z9, Z11, Z3
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
 	JNZ          fullloop
-	ADDQ         $0x10, BX
-	DECQ         CX
-	JNZ          fulltap
-	MOVQ         48(AX), R10
-	MOVQ         136(AX), R11
-	VADDPS       (R10), Z0, Z0
-	VMOVUPS      Z0, (R10)
-	VADDPS       64(R10), Z1, Z1
-	VMOVUPS      Z1, 64(R10)
-	LEAQ         (R10)(R11*4), R10
-	VADDPS       (R10), Z2, Z2
-	VMOVUPS      Z2, (R10)
-	VADDPS       64(R10), Z3, Z3
-	VMOVUPS      Z3, 64(R10)
+
+fullnext:
+	ADDQ    $0x10, BX
+	DECQ    CX
+	JNZ     fulltap
+	VADDPS  Z4, Z0, Z0
+	VADDPS  Z5, Z1, Z1
+	VADDPS  Z6, Z2, Z2
+	VADDPS  Z7, Z3, Z3
+	MOVQ    48(AX), R10
+	MOVQ    136(AX), R11
+	VADDPS  (R10), Z0, Z0
+	VMOVUPS Z0, (R10)
+	VADDPS  64(R10), Z1, Z1
+	VMOVUPS Z1, 64(R10)
+	LEAQ    (R10)(R11*4), R10
+	VADDPS  (R10), Z2, Z2
+	VMOVUPS Z2, (R10)
+	VADDPS  64(R10), Z3, Z3
+	VMOVUPS Z3, 64(R10)
 	VZEROUPPER
 	RET
 
@@ -14332,36 +15971,72 @@ parttap:
 	SHLQ $0x02, DI
 	ADDQ 24(AX), DI
 	MOVQ 112(AX), R8
+	SUBQ $0x02, R8
+	JLT  partrest
+
+partturns:
+	VMOVUPS      (DI), Z8
+	VMOVUPS.Z    64(DI), K1, Z9
+	VBROADCASTSS (R9), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS 4(R9), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VFMADD231PS  Z9, Z11, Z3
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Z8
+	VMOVUPS.Z    64(DI), K1, Z9
+	VBROADCASTSS (R9), Z10
+	VFMADD231PS  Z8, Z10, Z4
+	VFMADD231PS  Z9, Z10, Z5
+	VBROADCASTSS 4(R9), Z11
+	VFMADD231PS  Z8, Z11, Z6
+	VFMADD231PS  Z9, Z11, Z7
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	SUBQ         $0x02, R8
+	JGE          partturns
+
+partrest:
+	ADDQ $0x02, R8
+	JZ   partnext
 
 partloop:
-	VMOVUPS      (DI), Z4
-	VMOVUPS.Z    64(DI), K1, Z5
-	VBROADCASTSS (R9), Z6
-	VFMADD231PS  Z4, Z6, Z0
-	VFMADD231PS  Z5, Z6, Z1
-	VBROADCASTSS 4(R9), Z7
-	VFMADD231PS  Z4, Z7, Z2
-	VFMADD231PS  Z5, Z7, Z3
+	VMOVUPS      (DI), Z8
+	VMOVUPS.Z    64(DI), K1, Z9
+	VBROADCASTSS (R9), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS 4(R9), Z11
+	VFMADD231PS  Z8, Z11, Z2
+	VFMADD231PS  Z9, Z11, Z3
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
 	JNZ          partloop
-	ADDQ         $0x10, BX
-	DECQ         CX
-	JNZ          parttap
-	MOVQ         48(AX), R10
-	MOVQ         136(AX), R11
-	VADDPS       (R10), Z0, Z0
-	VMOVUPS      Z0, (R10)
-	VMOVUPS.Z    64(R10), K1, Z4
-	VADDPS       Z4, Z1, Z1
-	VMOVUPS      Z1, K1, 64(R10)
-	LEAQ         (R10)(R11*4), R10
-	VADDPS       (R10), Z2, Z2
-	VMOVUPS      Z2, (R10)
-	VMOVUPS.Z    64(R10), K1, Z4
-	VADDPS       Z4, Z3, Z3
-	VMOVUPS      Z3, K1, 64(R10)
+
+partnext:
+	ADDQ      $0x10, BX
+	DECQ      CX
+	JNZ       parttap
+	VADDPS    Z4, Z0, Z0
+	VADDPS    Z5, Z1, Z1
+	VADDPS    Z6, Z2, Z2
+	VADDPS    Z7, Z3, Z3
+	MOVQ      48(AX), R10
+	MOVQ      136(AX), R11
+	VADDPS    (R10), Z0, Z0
+	VMOVUPS   Z0, (R10)
+	VMOVUPS.Z 64(R10), K1, Z8
+	VADDPS    Z8, Z1, Z1
+	VMOVUPS   Z1, K1, 64(R10)
+	LEAQ      (R10)(R11*4), R10
+	VADDPS    (R10), Z2, Z2
+	VMOVUPS   Z2, (R10)
+	VMOVUPS.Z 64(R10), K1, Z8
+	VADDPS    Z8, Z3, Z3
+	VMOVUPS   Z3, K1, 64(R10)
 	VZEROUPPER
 	RET
 
@@ -18261,6 +19936,1185 @@ dim:
 	VZEROUPPER
 	RET
 
+// func product1x0Y(p *product)
+// Requires: AVX, FMA3
+TEXT ·product1x0Y(SB), NOSPLIT, $0-8
+	MOVQ    p+0(FP), AX
+	VXORPS  Y0, Y0, Y0
+	MOVQ    120(AX), BX
+	MOVQ    128(AX), CX
+	MOVQ    160(AX), DX
+	SHLQ    $0x02, DX
+	LEAQ    (DX)(DX*2), SI
+	TESTQ   CX, CX
+	JZ      done
+	MOVQ    152(AX), R8
+	ANDQ    $0x07, R8
+	LEAQ    masksY<>+0(SB), R9
+	NEGQ    R8
+	VMOVUPS 32(R9)(R8*4), Y3
+
+tap:
+	MOVQ (BX), R9
+	ADDQ 144(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 152(AX), R8
+	SUBQ $0x08, R8
+	JLT  rest
+
+loop:
+	VMOVUPS     (DI), Y1
+	VFMADD231PS (R9), Y1, Y0
+	ADDQ        $0x20, R9
+	ADDQ        $0x20, DI
+	SUBQ        $0x08, R8
+	JGE         loop
+
+rest:
+	ADDQ        $0x08, R8
+	JZ          next
+	VMASKMOVPS  (DI), Y3, Y1
+	VMASKMOVPS  (R9), Y3, Y2
+	VFMADD231PS Y2, Y1, Y0
+
+next:
+	ADDQ $0x10, BX
+	DECQ CX
+	JNZ  tap
+
+done:
+	MOVQ         48(AX), R9
+	MOVQ         168(AX), R10
+	MOVQ         96(AX), R11
+	MOVQ         176(AX), R12
+	MOVQ         72(AX), R13
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPS       X1, X0, X0
+	VPERMILPS    $0x0e, X0, X1
+	VADDPS       X1, X0, X0
+	VPERMILPS    $0x01, X0, X1
+	VADDSS       X1, X0, X0
+	VADDSS       (R13), X0, X0
+	TESTQ        R11, R11
+	JZ           store0
+	VMOVSS       (R11), X1
+	VADDSS       X1, X0, X0
+	LEAQ         (R11)(R12*4), R11
+
+store0:
+	VMOVSS X0, (R9)
+	VZEROUPPER
+	RET
+
+DATA masksY<>+0(SB)/4, $0xffffffff
+DATA masksY<>+4(SB)/4, $0xffffffff
+DATA masksY<>+8(SB)/4, $0xffffffff
+DATA masksY<>+12(SB)/4, $0xffffffff
+DATA masksY<>+16(SB)/4, $0xffffffff
+DATA masksY<>+20(SB)/4, $0xffffffff
+DATA masksY<>+24(SB)/4, $0xffffffff
+DATA masksY<>+28(SB)/4, $0xffffffff
+DATA masksY<>+32(SB)/4, $0x00000000
+DATA masksY<>+36(SB)/4, $0x00000000
+DATA masksY<>+40(SB)/4, $0x00000000
+DATA masksY<>+44(SB)/4, $0x00000000
+DATA masksY<>+48(SB)/4, $0x00000000
+DATA masksY<>+52(SB)/4, $0x00000000
+DATA masksY<>+56(SB)/4, $0x00000000
+DATA masksY<>+60(SB)/4, $0x00000000
+GLOBL masksY<>(SB), RODATA|NOPTR, $64
+
+// func product2x0Y(p *product)
+// Requires: AVX, FMA3
+TEXT ·product2x0Y(SB), NOSPLIT, $0-8
+	MOVQ    p+0(FP), AX
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	MOVQ    120(AX), BX
+	MOVQ    128(AX), CX
+	MOVQ    160(AX), DX
+	SHLQ    $0x02, DX
+	LEAQ    (DX)(DX*2), SI
+	TESTQ   CX, CX
+	JZ      done
+	MOVQ    152(AX), R8
+	ANDQ    $0x07, R8
+	LEAQ    masksY<>+0(SB), R9
+	NEGQ    R8
+	VMOVUPS 32(R9)(R8*4), Y4
+
+tap:
+	MOVQ (BX), R9
+	ADDQ 144(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 152(AX), R8
+	SUBQ $0x08, R8
+	JLT  rest
+
+loop:
+	VMOVUPS     (DI), Y2
+	VFMADD231PS (R9), Y2, Y0
+	VFMADD231PS (R9)(DX*1), Y2, Y1
+	ADDQ        $0x20, R9
+	ADDQ        $0x20, DI
+	SUBQ        $0x08, R8
+	JGE         loop
+
+rest:
+	ADDQ        $0x08, R8
+	JZ          next
+	VMASKMOVPS  (DI), Y4, Y2
+	VMASKMOVPS  (R9), Y4, Y3
+	VFMADD231PS Y3, Y2, Y0
+	VMASKMOVPS  (R9)(DX*1), Y4, Y3
+	VFMADD231PS Y3, Y2, Y1
+
+next:
+	ADDQ $0x10, BX
+	DECQ CX
+	JNZ  tap
+
+done:
+	MOVQ         48(AX), R9
+	MOVQ         168(AX), R10
+	MOVQ         96(AX), R11
+	MOVQ         176(AX), R12
+	MOVQ         72(AX), R13
+	VEXTRACTF128 $0x01, Y0, X2
+	VADDPS       X2, X0, X0
+	VPERMILPS    $0x0e, X0, X2
+	VADDPS       X2, X0, X0
+	VPERMILPS    $0x01, X0, X2
+	VADDSS       X2, X0, X0
+	VADDSS       (R13), X0, X0
+	TESTQ        R11, R11
+	JZ           store0
+	VMOVSS       (R11), X2
+	VADDSS       X2, X0, X0
+	LEAQ         (R11)(R12*4), R11
+
+store0:
+	VMOVSS       X0, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y1, X2
+	VADDPS       X2, X1, X1
+	VPERMILPS    $0x0e, X1, X2
+	VADDPS       X2, X1, X1
+	VPERMILPS    $0x01, X1, X2
+	VADDSS       X2, X1, X1
+	VADDSS       (R13), X1, X1
+	TESTQ        R11, R11
+	JZ           store1
+	VMOVSS       (R11), X2
+	VADDSS       X2, X1, X1
+	LEAQ         (R11)(R12*4), R11
+
+store1:
+	VMOVSS X1, (R9)
+	VZEROUPPER
+	RET
+
+// func product3x0Y(p *product)
+// Requires: AVX, FMA3
+TEXT ·product3x0Y(SB), NOSPLIT, $0-8
+	MOVQ    p+0(FP), AX
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	MOVQ    120(AX), BX
+	MOVQ    128(AX), CX
+	MOVQ    160(AX), DX
+	SHLQ    $0x02, DX
+	LEAQ    (DX)(DX*2), SI
+	TESTQ   CX, CX
+	JZ      done
+	MOVQ    152(AX), R8
+	ANDQ    $0x07, R8
+	LEAQ    masksY<>+0(SB), R9
+	NEGQ    R8
+	VMOVUPS 32(R9)(R8*4), Y5
+
+tap:
+	MOVQ (BX), R9
+	ADDQ 144(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 152(AX), R8
+	SUBQ $0x08, R8
+	JLT  rest
+
+loop:
+	VMOVUPS     (DI), Y3
+	VFMADD231PS (R9), Y3, Y0
+	VFMADD231PS (R9)(DX*1), Y3, Y1
+	VFMADD231PS (R9)(DX*2), Y3, Y2
+	ADDQ        $0x20, R9
+	ADDQ        $0x20, DI
+	SUBQ        $0x08, R8
+	JGE         loop
+
+rest:
+	ADDQ        $0x08, R8
+	JZ          next
+	VMASKMOVPS  (DI), Y5, Y3
+	VMASKMOVPS  (R9), Y5, Y4
+	VFMADD231PS Y4, Y3, Y0
+	VMASKMOVPS  (R9)(DX*1), Y5, Y4
+	VFMADD231PS Y4, Y3, Y1
+	VMASKMOVPS  (R9)(DX*2), Y5, Y4
+	VFMADD231PS Y4, Y3, Y2
+
+next:
+	ADDQ $0x10, BX
+	DECQ CX
+	JNZ  tap
+
+done:
+	MOVQ         48(AX), R9
+	MOVQ         168(AX), R10
+	MOVQ         96(AX), R11
+	MOVQ         176(AX), R12
+	MOVQ         72(AX), R13
+	VEXTRACTF128 $0x01, Y0, X3
+	VADDPS       X3, X0, X0
+	VPERMILPS    $0x0e, X0, X3
+	VADDPS       X3, X0, X0
+	VPERMILPS    $0x01, X0, X3
+	VADDSS       X3, X0, X0
+	VADDSS       (R13), X0, X0
+	TESTQ        R11, R11
+	JZ           store0
+	VMOVSS       (R11), X3
+	VADDSS       X3, X0, X0
+	LEAQ         (R11)(R12*4), R11
+
+store0:
+	VMOVSS       X0, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y1, X3
+	VADDPS       X3, X1, X1
+	VPERMILPS    $0x0e, X1, X3
+	VADDPS       X3, X1, X1
+	VPERMILPS    $0x01, X1, X3
+	VADDSS       X3, X1, X1
+	VADDSS       (R13), X1, X1
+	TESTQ        R11, R11
+	JZ           store1
+	VMOVSS       (R11), X3
+	VADDSS       X3, X1, X1
+	LEAQ         (R11)(R12*4), R11
+
+store1:
+	VMOVSS       X1, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y2, X3
+	VADDPS       X3, X2, X2
+	VPERMILPS    $0x0e, X2, X3
+	VADDPS       X3, X2, X2
+	VPERMILPS    $0x01, X2, X3
+	VADDSS       X3, X2, X2
+	VADDSS       (R13), X2, X2
+	TESTQ        R11, R11
+	JZ           store2
+	VMOVSS       (R11), X3
+	VADDSS       X3, X2, X2
+	LEAQ         (R11)(R12*4), R11
+
+store2:
+	VMOVSS X2, (R9)
+	VZEROUPPER
+	RET
+
+// func product4x0Y(p *product)
+// Requires: AVX, FMA3
+TEXT ·product4x0Y(SB), NOSPLIT, $0-8
+	MOVQ    p+0(FP), AX
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	MOVQ    120(AX), BX
+	MOVQ    128(AX), CX
+	MOVQ    160(AX), DX
+	SHLQ    $0x02, DX
+	LEAQ    (DX)(DX*2), SI
+	TESTQ   CX, CX
+	JZ      done
+	MOVQ    152(AX), R8
+	ANDQ    $0x07, R8
+	LEAQ    masksY<>+0(SB), R9
+	NEGQ    R8
+	VMOVUPS 32(R9)(R8*4), Y6
+
+tap:
+	MOVQ (BX), R9
+	ADDQ 144(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 152(AX), R8
+	SUBQ $0x08, R8
+	JLT  rest
+
+loop:
+	VMOVUPS     (DI), Y4
+	VFMADD231PS (R9), Y4, Y0
+	VFMADD231PS (R9)(DX*1), Y4, Y1
+	VFMADD231PS (R9)(DX*2), Y4, Y2
+	VFMADD231PS (R9)(SI*1), Y4, Y3
+	ADDQ        $0x20, R9
+	ADDQ        $0x20, DI
+	SUBQ        $0x08, R8
+	JGE         loop
+
+rest:
+	ADDQ        $0x08, R8
+	JZ          next
+	VMASKMOVPS  (DI), Y6, Y4
+	VMASKMOVPS  (R9), Y6, Y5
+	VFMADD231PS Y5, Y4, Y0
+	VMASKMOVPS  (R9)(DX*1), Y6, Y5
+	VFMADD231PS Y5, Y4, Y1
+	VMASKMOVPS  (R9)(DX*2), Y6, Y5
+	VFMADD231PS Y5, Y4, Y2
+	VMASKMOVPS  (R9)(SI*1), Y6, Y5
+	VFMADD231PS Y5, Y4, Y3
+
+next:
+	ADDQ $0x10, BX
+	DECQ CX
+	JNZ  tap
+
+done:
+	MOVQ         48(AX), R9
+	MOVQ         168(AX), R10
+	MOVQ         96(AX), R11
+	MOVQ         176(AX), R12
+	MOVQ         72(AX), R13
+	VEXTRACTF128 $0x01, Y0, X4
+	VADDPS       X4, X0, X0
+	VPERMILPS    $0x0e, X0, X4
+	VADDPS       X4, X0, X0
+	VPERMILPS    $0x01, X0, X4
+	VADDSS       X4, X0, X0
+	VADDSS       (R13), X0, X0
+	TESTQ        R11, R11
+	JZ           store0
+	VMOVSS       (R11), X4
+	VADDSS       X4, X0, X0
+	LEAQ         (R11)(R12*4), R11
+
+store0:
+	VMOVSS       X0, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y1, X4
+	VADDPS       X4, X1, X1
+	VPERMILPS    $0x0e, X1, X4
+	VADDPS       X4, X1, X1
+	VPERMILPS    $0x01, X1, X4
+	VADDSS       X4, X1, X1
+	VADDSS       (R13), X1, X1
+	TESTQ        R11, R11
+	JZ           store1
+	VMOVSS       (R11), X4
+	VADDSS       X4, X1, X1
+	LEAQ         (R11)(R12*4), R11
+
+store1:
+	VMOVSS       X1, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y2, X4
+	VADDPS       X4, X2, X2
+	VPERMILPS    $0x0e, X2, X4
+	VADDPS       X4, X2, X2
+	VPERMILPS    $0x01, X2, X4
+	VADDSS       X4, X2, X2
+	VADDSS       (R13), X2, X2
+	TESTQ        R11, R11
+	JZ           store2
+	VMOVSS       (R11), X4
+	VADDSS       X4, X2, X2
+	LEAQ         (R11)(R12*4), R11
+
+store2:
+	VMOVSS       X2, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y3, X4
+	VADDPS       X4, X3, X3
+	VPERMILPS    $0x0e, X3, X4
+	VADDPS       X4, X3, X3
+	VPERMILPS    $0x01, X3, X4
+	VADDSS       X4, X3, X3
+	VADDSS       (R13), X3, X3
+	TESTQ        R11, R11
+	JZ           store3
+	VMOVSS       (R11), X4
+	VADDSS       X4, X3, X3
+	LEAQ         (R11)(R12*4), R11
+
+store3:
+	VMOVSS X3, (R9)
+	VZEROUPPER
+	RET
+
+// func product5x0Y(p *product)
+// Requires: AVX, FMA3
+TEXT ·product5x0Y(SB), NOSPLIT, $0-8
+	MOVQ    p+0(FP), AX
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	MOVQ    120(AX), BX
+	MOVQ    128(AX), CX
+	MOVQ    160(AX), DX
+	SHLQ    $0x02, DX
+	LEAQ    (DX)(DX*2), SI
+	TESTQ   CX, CX
+	JZ      done
+	MOVQ    152(AX), R8
+	ANDQ    $0x07, R8
+	LEAQ    masksY<>+0(SB), R9
+	NEGQ    R8
+	VMOVUPS 32(R9)(R8*4), Y7
+
+tap:
+	MOVQ (BX), R9
+	ADDQ 144(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 152(AX), R8
+	SUBQ $0x08, R8
+	JLT  rest
+
+loop:
+	VMOVUPS     (DI), Y5
+	VFMADD231PS (R9), Y5, Y0
+	VFMADD231PS (R9)(DX*1), Y5, Y1
+	VFMADD231PS (R9)(DX*2), Y5, Y2
+	VFMADD231PS (R9)(SI*1), Y5, Y3
+	VFMADD231PS (R9)(DX*4), Y5, Y4
+	ADDQ        $0x20, R9
+	ADDQ        $0x20, DI
+	SUBQ        $0x08, R8
+	JGE         loop
+
+rest:
+	ADDQ        $0x08, R8
+	JZ          next
+	VMASKMOVPS  (DI), Y7, Y5
+	VMASKMOVPS  (R9), Y7, Y6
+	VFMADD231PS Y6, Y5, Y0
+	VMASKMOVPS  (R9)(DX*1), Y7, Y6
+	VFMADD231PS Y6, Y5, Y1
+	VMASKMOVPS  (R9)(DX*2), Y7, Y6
+	VFMADD231PS Y6, Y5, Y2
+	VMASKMOVPS  (R9)(SI*1), Y7, Y6
+	VFMADD231PS Y6, Y5, Y3
+	VMASKMOVPS  (R9)(DX*4), Y7, Y6
+	VFMADD231PS Y6, Y5, Y4
+
+next:
+	ADDQ $0x10, BX
+	DECQ CX
+	JNZ  tap
+
+done:
+	MOVQ         48(AX), R9
+	MOVQ         168(AX), R10
+	MOVQ         96(AX), R11
+	MOVQ         176(AX), R12
+	MOVQ         72(AX), R13
+	VEXTRACTF128 $0x01, Y0, X5
+	VADDPS       X5, X0, X0
+	VPERMILPS    $0x0e, X0, X5
+	VADDPS       X5, X0, X0
+	VPERMILPS    $0x01, X0, X5
+	VADDSS       X5, X0, X0
+	VADDSS       (R13), X0, X0
+	TESTQ        R11, R11
+	JZ           store0
+	VMOVSS       (R11), X5
+	VADDSS       X5, X0, X0
+	LEAQ         (R11)(R12*4), R11
+
+store0:
+	VMOVSS       X0, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y1, X5
+	VADDPS       X5, X1, X1
+	VPERMILPS    $0x0e, X1, X5
+	VADDPS       X5, X1, X1
+	VPERMILPS    $0x01, X1, X5
+	VADDSS       X5, X1, X1
+	VADDSS       (R13), X1, X1
+	TESTQ        R11, R11
+	JZ           store1
+	VMOVSS       (R11), X5
+	VADDSS       X5, X1, X1
+	LEAQ         (R11)(R12*4), R11
+
+store1:
+	VMOVSS       X1, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y2, X5
+	VADDPS       X5, X2, X2
+	VPERMILPS    $0x0e, X2, X5
+	VADDPS       X5, X2, X2
+	VPERMILPS    $0x01, X2, X5
+	VADDSS       X5, X2, X2
+	VADDSS       (R13), X2, X2
+	TESTQ        R11, R11
+	JZ           store2
+	VMOVSS       (R11), X5
+	VADDSS       X5, X2, X2
+	LEAQ         (R11)(R12*4), R11
+
+store2:
+	VMOVSS       X2, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y3, X5
+	VADDPS       X5, X3, X3
+	VPERMILPS    $0x0e, X3, X5
+	VADDPS       X5, X3, X3
+	VPERMILPS    $0x01, X3, X5
+	VADDSS       X5, X3, X3
+	VADDSS       (R13), X3, X3
+	TESTQ        R11, R11
+	JZ           store3
+	VMOVSS       (R11), X5
+	VADDSS       X5, X3, X3
+	LEAQ         (R11)(R12*4), R11
+
+store3:
+	VMOVSS       X3, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y4, X5
+	VADDPS       X5, X4, X4
+	VPERMILPS    $0x0e, X4, X5
+	VADDPS       X5, X4, X4
+	VPERMILPS    $0x01, X4, X5
+	VADDSS       X5, X4, X4
+	VADDSS       (R13), X4, X4
+	TESTQ        R11, R11
+	JZ           store4
+	VMOVSS       (R11), X5
+	VADDSS       X5, X4, X4
+	LEAQ         (R11)(R12*4), R11
+
+store4:
+	VMOVSS X4, (R9)
+	VZEROUPPER
+	RET
+
+// func product6x0Y(p *product)
+// Requires: AVX, FMA3
+TEXT ·product6x0Y(SB), NOSPLIT, $0-8
+	MOVQ    p+0(FP), AX
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	MOVQ    120(AX), BX
+	MOVQ    128(AX), CX
+	MOVQ    160(AX), DX
+	SHLQ    $0x02, DX
+	LEAQ    (DX)(DX*2), SI
+	TESTQ   CX, CX
+	JZ      done
+	MOVQ    152(AX), R8
+	ANDQ    $0x07, R8
+	LEAQ    masksY<>+0(SB), R9
+	NEGQ    R8
+	VMOVUPS 32(R9)(R8*4), Y8
+
+tap:
+	MOVQ (BX), R9
+	ADDQ 144(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	LEAQ (R9)(DX*4), R10
+	ADDQ DX, R10
+	MOVQ 152(AX), R8
+	SUBQ $0x08, R8
+	JLT  rest
+
+loop:
+	VMOVUPS     (DI), Y6
+	VFMADD231PS (R9), Y6, Y0
+	VFMADD231PS (R9)(DX*1), Y6, Y1
+	VFMADD231PS (R9)(DX*2), Y6, Y2
+	VFMADD231PS (R9)(SI*1), Y6, Y3
+	VFMADD231PS (R9)(DX*4), Y6, Y4
+	VFMADD231PS (R10), Y6, Y5
+	ADDQ        $0x20, R9
+	ADDQ        $0x20, R10
+	ADDQ        $0x20, DI
+	SUBQ        $0x08, R8
+	JGE         loop
+
+rest:
+	ADDQ        $0x08, R8
+	JZ          next
+	VMASKMOVPS  (DI), Y8, Y6
+	VMASKMOVPS  (R9), Y8, Y7
+	VFMADD231PS Y7, Y6, Y0
+	VMASKMOVPS  (R9)(DX*1), Y8, Y7
+	VFMADD231PS Y7, Y6, Y1
+	VMASKMOVPS  (R9)(DX*2), Y8, Y7
+	VFMADD231PS Y7, Y6, Y2
+	VMASKMOVPS  (R9)(SI*1), Y8, Y7
+	VFMADD231PS Y7, Y6, Y3
+	VMASKMOVPS  (R9)(DX*4), Y8, Y7
+	VFMADD231PS Y7, Y6, Y4
+	VMASKMOVPS  (R10), Y8, Y7
+	VFMADD231PS Y7, Y6, Y5
+
+next:
+	ADDQ $0x10, BX
+	DECQ CX
+	JNZ  tap
+
+done:
+	MOVQ         48(AX), R9
+	MOVQ         168(AX), R10
+	MOVQ         96(AX), R11
+	MOVQ         176(AX), R12
+	MOVQ         72(AX), R13
+	VEXTRACTF128 $0x01, Y0, X6
+	VADDPS       X6, X0, X0
+	VPERMILPS    $0x0e, X0, X6
+	VADDPS       X6, X0, X0
+	VPERMILPS    $0x01, X0, X6
+	VADDSS       X6, X0, X0
+	VADDSS       (R13), X0, X0
+	TESTQ        R11, R11
+	JZ           store0
+	VMOVSS       (R11), X6
+	VADDSS       X6, X0, X0
+	LEAQ         (R11)(R12*4), R11
+
+store0:
+	VMOVSS       X0, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y1, X6
+	VADDPS       X6, X1, X1
+	VPERMILPS    $0x0e, X1, X6
+	VADDPS       X6, X1, X1
+	VPERMILPS    $0x01, X1, X6
+	VADDSS       X6, X1, X1
+	VADDSS       (R13), X1, X1
+	TESTQ        R11, R11
+	JZ           store1
+	VMOVSS       (R11), X6
+	VADDSS       X6, X1, X1
+	LEAQ         (R11)(R12*4), R11
+
+store1:
+	VMOVSS       X1, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y2, X6
+	VADDPS       X6, X2, X2
+	VPERMILPS    $0x0e, X2, X6
+	VADDPS       X6, X2, X2
+	VPERMILPS    $0x01, X2, X6
+	VADDSS       X6, X2, X2
+	VADDSS       (R13), X2, X2
+	TESTQ        R11, R11
+	JZ           store2
+	VMOVSS       (R11), X6
+	VADDSS       X6, X2, X2
+	LEAQ         (R11)(R12*4), R11
+
+store2:
+	VMOVSS       X2, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y3, X6
+	VADDPS       X6, X3, X3
+	VPERMILPS    $0x0e, X3, X6
+	VADDPS       X6, X3, X3
+	VPERMILPS    $0x01, X3, X6
+	VADDSS       X6, X3, X3
+	VADDSS       (R13), X3, X3
+	TESTQ        R11, R11
+	JZ           store3
+	VMOVSS       (R11), X6
+	VADDSS       X6, X3, X3
+	LEAQ         (R11)(R12*4), R11
+
+store3:
+	VMOVSS       X3, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y4, X6
+	VADDPS       X6, X4, X4
+	VPERMILPS    $0x0e, X4, X6
+	VADDPS       X6, X4, X4
+	VPERMILPS    $0x01, X4, X6
+	VADDSS       X6, X4, X4
+	VADDSS       (R13), X4, X4
+	TESTQ        R11, R11
+	JZ           store4
+	VMOVSS       (R11), X6
+	VADDSS       X6, X4, X4
+	LEAQ         (R11)(R12*4), R11
+
+store4:
+	VMOVSS       X4, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y5, X6
+	VADDPS       X6, X5, X5
+	VPERMILPS    $0x0e, X5, X6
+	VADDPS       X6, X5, X5
+	VPERMILPS    $0x01, X5, X6
+	VADDSS       X6, X5, X5
+	VADDSS       (R13), X5, X5
+	TESTQ        R11, R11
+	JZ           store5
+	VMOVSS       (R11), X6
+	VADDSS       X6, X5, X5
+	LEAQ         (R11)(R12*4), R11
+
+store5:
+	VMOVSS X5, (R9)
+	VZEROUPPER
+	RET
+
+// func product7x0Y(p *product)
+// Requires: AVX, FMA3
+TEXT ·product7x0Y(SB), NOSPLIT, $0-8
+	MOVQ    p+0(FP), AX
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	MOVQ    120(AX), BX
+	MOVQ    128(AX), CX
+	MOVQ    160(AX), DX
+	SHLQ    $0x02, DX
+	LEAQ    (DX)(DX*2), SI
+	TESTQ   CX, CX
+	JZ      done
+	MOVQ    152(AX), R8
+	ANDQ    $0x07, R8
+	LEAQ    masksY<>+0(SB), R9
+	NEGQ    R8
+	VMOVUPS 32(R9)(R8*4), Y9
+
+tap:
+	MOVQ (BX), R9
+	ADDQ 144(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	LEAQ (R9)(DX*4), R10
+	ADDQ DX, R10
+	MOVQ 152(AX), R8
+	SUBQ $0x08, R8
+	JLT  rest
+
+loop:
+	VMOVUPS     (DI), Y7
+	VFMADD231PS (R9), Y7, Y0
+	VFMADD231PS (R9)(DX*1), Y7, Y1
+	VFMADD231PS (R9)(DX*2), Y7, Y2
+	VFMADD231PS (R9)(SI*1), Y7, Y3
+	VFMADD231PS (R9)(DX*4), Y7, Y4
+	VFMADD231PS (R10), Y7, Y5
+	VFMADD231PS (R10)(DX*1), Y7, Y6
+	ADDQ        $0x20, R9
+	ADDQ        $0x20, R10
+	ADDQ        $0x20, DI
+	SUBQ        $0x08, R8
+	JGE         loop
+
+rest:
+	ADDQ        $0x08, R8
+	JZ          next
+	VMASKMOVPS  (DI), Y9, Y7
+	VMASKMOVPS  (R9), Y9, Y8
+	VFMADD231PS Y8, Y7, Y0
+	VMASKMOVPS  (R9)(DX*1), Y9, Y8
+	VFMADD231PS Y8, Y7, Y1
+	VMASKMOVPS  (R9)(DX*2), Y9, Y8
+	VFMADD231PS Y8, Y7, Y2
+	VMASKMOVPS  (R9)(SI*1), Y9, Y8
+	VFMADD231PS Y8, Y7, Y3
+	VMASKMOVPS  (R9)(DX*4), Y9, Y8
+	VFMADD231PS Y8, Y7, Y4
+	VMASKMOVPS  (R10), Y9, Y8
+	VFMADD231PS Y8, Y7, Y5
+	VMASKMOVPS  (R10)(DX*1), Y9, Y8
+	VFMADD231PS Y8, Y7, Y6
+
+next:
+	ADDQ $0x10, BX
+	DECQ CX
+	JNZ  tap
+
+done:
+	MOVQ         48(AX), R9
+	MOVQ         168(AX), R10
+	MOVQ         96(AX), R11
+	MOVQ         176(AX), R12
+	MOVQ         72(AX), R13
+	VEXTRACTF128 $0x01, Y0, X7
+	VADDPS       X7, X0, X0
+	VPERMILPS    $0x0e, X0, X7
+	VADDPS       X7, X0, X0
+	VPERMILPS    $0x01, X0, X7
+	VADDSS       X7, X0, X0
+	VADDSS       (R13), X0, X0
+	TESTQ        R11, R11
+	JZ           store0
+	VMOVSS       (R11), X7
+	VADDSS       X7, X0, X0
+	LEAQ         (R11)(R12*4), R11
+
+store0:
+	VMOVSS       X0, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y1, X7
+	VADDPS       X7, X1, X1
+	VPERMILPS    $0x0e, X1, X7
+	VADDPS       X7, X1, X1
+	VPERMILPS    $0x01, X1, X7
+	VADDSS       X7, X1, X1
+	VADDSS       (R13), X1, X1
+	TESTQ        R11, R11
+	JZ           store1
+	VMOVSS       (R11), X7
+	VADDSS       X7, X1, X1
+	LEAQ         (R11)(R12*4), R11
+
+store1:
+	VMOVSS       X1, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y2, X7
+	VADDPS       X7, X2, X2
+	VPERMILPS    $0x0e, X2, X7
+	VADDPS       X7, X2, X2
+	VPERMILPS    $0x01, X2, X7
+	VADDSS       X7, X2, X2
+	VADDSS       (R13), X2, X2
+	TESTQ        R11, R11
+	JZ           store2
+	VMOVSS       (R11), X7
+	VADDSS       X7, X2, X2
+	LEAQ         (R11)(R12*4), R11
+
+store2:
+	VMOVSS       X2, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y3, X7
+	VADDPS       X7, X3, X3
+	VPERMILPS    $0x0e, X3, X7
+	VADDPS       X7, X3, X3
+	VPERMILPS    $0x01, X3, X7
+	VADDSS       X7, X3, X3
+	VADDSS       (R13), X3, X3
+	TESTQ        R11, R11
+	JZ           store3
+	VMOVSS       (R11), X7
+	VADDSS       X7, X3, X3
+	LEAQ         (R11)(R12*4), R11
+
+store3:
+	VMOVSS       X3, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y4, X7
+	VADDPS       X7, X4, X4
+	VPERMILPS    $0x0e, X4, X7
+	VADDPS       X7, X4, X4
+	VPERMILPS    $0x01, X4, X7
+	VADDSS       X7, X4, X4
+	VADDSS       (R13), X4, X4
+	TESTQ        R11, R11
+	JZ           store4
+	VMOVSS       (R11), X7
+	VADDSS       X7, X4, X4
+	LEAQ         (R11)(R12*4), R11
+
+store4:
+	VMOVSS       X4, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y5, X7
+	VADDPS       X7, X5, X5
+	VPERMILPS    $0x0e, X5, X7
+	VADDPS       X7, X5, X5
+	VPERMILPS    $0x01, X5, X7
+	VADDSS       X7, X5, X5
+	VADDSS       (R13), X5, X5
+	TESTQ        R11, R11
+	JZ           store5
+	VMOVSS       (R11), X7
+	VADDSS       X7, X5, X5
+	LEAQ         (R11)(R12*4), R11
+
+store5:
+	VMOVSS       X5, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y6, X7
+	VADDPS       X7, X6, X6
+	VPERMILPS    $0x0e, X6, X7
+	VADDPS       X7, X6, X6
+	VPERMILPS    $0x01, X6, X7
+	VADDSS       X7, X6, X6
+	VADDSS       (R13), X6, X6
+	TESTQ        R11, R11
+	JZ           store6
+	VMOVSS       (R11), X7
+	VADDSS       X7, X6, X6
+	LEAQ         (R11)(R12*4), R11
+
+store6:
+	VMOVSS X6, (R9)
+	VZEROUPPER
+	RET
+
+// func product8x0Y(p *product)
+// Requires: AVX, FMA3
+TEXT ·product8x0Y(SB), NOSPLIT, $0-8
+	MOVQ    p+0(FP), AX
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	MOVQ    120(AX), BX
+	MOVQ    128(AX), CX
+	MOVQ    160(AX), DX
+	SHLQ    $0x02, DX
+	LEAQ    (DX)(DX*2), SI
+	TESTQ   CX, CX
+	JZ      done
+	MOVQ    152(AX), R8
+	ANDQ    $0x07, R8
+	LEAQ    masksY<>+0(SB), R9
+	NEGQ    R8
+	VMOVUPS 32(R9)(R8*4), Y10
+
+tap:
+	MOVQ (BX), R9
+	ADDQ 144(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	LEAQ (R9)(DX*4), R10
+	ADDQ DX, R10
+	MOVQ 152(AX), R8
+	SUBQ $0x08, R8
+	JLT  rest
+
+loop:
+	VMOVUPS     (DI), Y8
+	VFMADD231PS (R9), Y8, Y0
+	VFMADD231PS (R9)(DX*1), Y8, Y1
+	VFMADD231PS (R9)(DX*2), Y8, Y2
+	VFMADD231PS (R9)(SI*1), Y8, Y3
+	VFMADD231PS (R9)(DX*4), Y8, Y4
+	VFMADD231PS (R10), Y8, Y5
+	VFMADD231PS (R10)(DX*1), Y8, Y6
+	VFMADD231PS (R10)(DX*2), Y8, Y7
+	ADDQ        $0x20, R9
+	ADDQ        $0x20, R10
+	ADDQ        $0x20, DI
+	SUBQ        $0x08, R8
+	JGE         loop
+
+rest:
+	ADDQ        $0x08, R8
+	JZ          next
+	VMASKMOVPS  (DI), Y10, Y8
+	VMASKMOVPS  (R9), Y10, Y9
+	VFMADD231PS Y9, Y8, Y0
+	VMASKMOVPS  (R9)(DX*1), Y10, Y9
+	VFMADD231PS Y9, Y8, Y1
+	VMASKMOVPS  (R9)(DX*2), Y10, Y9
+	VFMADD231PS Y9, Y8, Y2
+	VMASKMOVPS  (R9)(SI*1), Y10, Y9
+	VFMADD231PS Y9, Y8, Y3
+	VMASKMOVPS  (R9)(DX*4), Y10, Y9
+	VFMADD231PS Y9, Y8, Y4
+	VMASKMOVPS  (R10), Y10, Y9
+	VFMADD231PS Y9, Y8, Y5
+	VMASKMOVPS  (R10)(DX*1), Y10, Y9
+	VFMADD231PS Y9, Y8, Y6
+	VMASKMOVPS  (R10)(DX*2), Y10, Y9
+	VFMADD231PS Y9, Y8, Y7
+
+next:
+	ADDQ $0x10, BX
+	DECQ CX
+	JNZ  tap
+
+done:
+	MOVQ         48(AX), R9
+	MOVQ         168(AX), R10
+	MOVQ         96(AX), R11
+	MOVQ         176(AX), R12
+	MOVQ         72(AX), R13
+	VEXTRACTF128 $0x01, Y0, X8
+	VADDPS       X8, X0, X0
+	VPERMILPS    $0x0e, X0, X8
+	VADDPS       X8, X0, X0
+	VPERMILPS    $0x01, X0, X8
+	VADDSS       X8, X0, X0
+	VADDSS       (R13), X0, X0
+	TESTQ        R11, R11
+	JZ           store0
+	VMOVSS       (R11), X8
+	VADDSS       X8, X0, X0
+	LEAQ         (R11)(R12*4), R11
+
+store0:
+	VMOVSS       X0, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y1, X8
+	VADDPS       X8, X1, X1
+	VPERMILPS    $0x0e, X1, X8
+	VADDPS       X8, X1, X1
+	VPERMILPS    $0x01, X1, X8
+	VADDSS       X8, X1, X1
+	VADDSS       (R13), X1, X1
+	TESTQ        R11, R11
+	JZ           store1
+	VMOVSS       (R11), X8
+	VADDSS       X8, X1, X1
+	LEAQ         (R11)(R12*4), R11
+
+store1:
+	VMOVSS       X1, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y2, X8
+	VADDPS       X8, X2, X2
+	VPERMILPS    $0x0e, X2, X8
+	VADDPS       X8, X2, X2
+	VPERMILPS    $0x01, X2, X8
+	VADDSS       X8, X2, X2
+	VADDSS       (R13), X2, X2
+	TESTQ        R11, R11
+	JZ           store2
+	VMOVSS       (R11), X8
+	VADDSS       X8, X2, X2
+	LEAQ         (R11)(R12*4), R11
+
+store2:
+	VMOVSS       X2, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y3, X8
+	VADDPS       X8, X3, X3
+	VPERMILPS    $0x0e, X3, X8
+	VADDPS       X8, X3, X3
+	VPERMILPS    $0x01, X3, X8
+	VADDSS       X8, X3, X3
+	VADDSS       (R13), X3, X3
+	TESTQ        R11, R11
+	JZ           store3
+	VMOVSS       (R11), X8
+	VADDSS       X8, X3, X3
+	LEAQ         (R11)(R12*4), R11
+
+store3:
+	VMOVSS       X3, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y4, X8
+	VADDPS       X8, X4, X4
+	VPERMILPS    $0x0e, X4, X8
+	VADDPS       X8, X4, X4
+	VPERMILPS    $0x01, X4, X8
+	VADDSS       X8, X4, X4
+	VADDSS       (R13), X4, X4
+	TESTQ        R11, R11
+	JZ           store4
+	VMOVSS       (R11), X8
+	VADDSS       X8, X4, X4
+	LEAQ         (R11)(R12*4), R11
+
+store4:
+	VMOVSS       X4, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y5, X8
+	VADDPS       X8, X5, X5
+	VPERMILPS    $0x0e, X5, X8
+	VADDPS       X8, X5, X5
+	VPERMILPS    $0x01, X5, X8
+	VADDSS       X8, X5, X5
+	VADDSS       (R13), X5, X5
+	TESTQ        R11, R11
+	JZ           store5
+	VMOVSS       (R11), X8
+	VADDSS       X8, X5, X5
+	LEAQ         (R11)(R12*4), R11
+
+store5:
+	VMOVSS       X5, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y6, X8
+	VADDPS       X8, X6, X6
+	VPERMILPS    $0x0e, X6, X8
+	VADDPS       X8, X6, X6
+	VPERMILPS    $0x01, X6, X8
+	VADDSS       X8, X6, X6
+	VADDSS       (R13), X6, X6
+	TESTQ        R11, R11
+	JZ           store6
+	VMOVSS       (R11), X8
+	VADDSS       X8, X6, X6
+	LEAQ         (R11)(R12*4), R11
+
+store6:
+	VMOVSS       X6, (R9)
+	LEAQ         (R9)(R10*4), R9
+	VEXTRACTF128 $0x01, Y7, X8
+	VADDPS       X8, X7, X7
+	VPERMILPS    $0x0e, X7, X8
+	VADDPS       X8, X7, X7
+	VPERMILPS    $0x01, X7, X8
+	VADDSS       X8, X7, X7
+	VADDSS       (R13), X7, X7
+	TESTQ        R11, R11
+	JZ           store7
+	VMOVSS       (R11), X8
+	VADDSS       X8, X7, X7
+	LEAQ         (R11)(R12*4), R11
+
+store7:
+	VMOVSS X7, (R9)
+	VZEROUPPER
+	RET
+
 // func product1x1Y(p *product)
 // Requires: AVX, FMA3
 TEXT ·product1x1Y(SB), NOSPLIT, $0-8
@@ -18333,24 +21187,6 @@ store:
 	VMASKMOVPS Y0, Y2, (R11)
 	VZEROUPPER
 	RET
-
-DATA masksY<>+0(SB)/4, $0xffffffff
-DATA masksY<>+4(SB)/4, $0xffffffff
-DATA masksY<>+8(SB)/4, $0xffffffff
-DATA masksY<>+12(SB)/4, $0xffffffff
-DATA masksY<>+16(SB)/4, $0xffffffff
-DATA masksY<>+20(SB)/4, $0xffffffff
-DATA masksY<>+24(SB)/4, $0xffffffff
-DATA masksY<>+28(SB)/4, $0xffffffff
-DATA masksY<>+32(SB)/4, $0x00000000
-DATA masksY<>+36(SB)/4, $0x00000000
-DATA masksY<>+40(SB)/4, $0x00000000
-DATA masksY<>+44(SB)/4, $0x00000000
-DATA masksY<>+48(SB)/4, $0x00000000
-DATA masksY<>+52(SB)/4, $0x00000000
-DATA masksY<>+56(SB)/4, $0x00000000
-DATA masksY<>+60(SB)/4, $0x00000000
-GLOBL masksY<>(SB), RODATA|NOPTR, $64
 
 // func product2x1Y(p *product)
 // Requires: AVX, FMA3
@@ -20756,288 +23592,6 @@ store:
 TEXT ·outer1x1Y(SB), NOSPLIT, $0-8
 	MOVQ   o+0(FP), AX
 	VXORPS Y0, Y0, Y0
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x08
-	JNE    partial
-
-fulltap:
-	MOVQ (BX), R9
-	ADDQ 96(AX), R9
-	SHLQ $0x02, R9
-	ADDQ (AX), R9
-	MOVQ 8(BX), DI
-	ADDQ 104(AX), DI
-	SHLQ $0x02, DI
-	ADDQ 24(AX), DI
-	MOVQ 112(AX), R8
-
-fullloop:
-	VMOVUPS      (DI), Y1
-	VBROADCASTSS (R9), Y2
-	VFMADD231PS  Y1, Y2, Y0
-	ADDQ         DX, R9
-	ADDQ         SI, DI
-	DECQ         R8
-	JNZ          fullloop
-	ADDQ         $0x10, BX
-	DECQ         CX
-	JNZ          fulltap
-	MOVQ         48(AX), R10
-	MOVQ         136(AX), R11
-	VADDPS       (R10), Y0, Y0
-	VMOVUPS      Y0, (R10)
-	VZEROUPPER
-	RET
-
-partial:
-parttap:
-	MOVQ (BX), R9
-	ADDQ 96(AX), R9
-	SHLQ $0x02, R9
-	ADDQ (AX), R9
-	MOVQ 8(BX), DI
-	ADDQ 104(AX), DI
-	SHLQ $0x02, DI
-	ADDQ 24(AX), DI
-	MOVQ 112(AX), R8
-
-partloop:
-	MOVQ         152(AX), R10
-	LEAQ         masksY<>+0(SB), R11
-	NEGQ         R10
-	VMOVUPS      32(R11)(R10*4), Y2
-	VMASKMOVPS   (DI), Y2, Y1
-	VBROADCASTSS (R9), Y2
-	VFMADD231PS  Y1, Y2, Y0
-	ADDQ         DX, R9
-	ADDQ         SI, DI
-	DECQ         R8
-	JNZ          partloop
-	ADDQ         $0x10, BX
-	DECQ         CX
-	JNZ          parttap
-	MOVQ         152(AX), R10
-	LEAQ         masksY<>+0(SB), R11
-	NEGQ         R10
-	VMOVUPS      32(R11)(R10*4), Y2
-	MOVQ         48(AX), R10
-	MOVQ         136(AX), R11
-	VMASKMOVPS   (R10), Y2, Y1
-	VADDPS       Y1, Y0, Y0
-	VMASKMOVPS   Y0, Y2, (R10)
-	VZEROUPPER
-	RET
-
-// func outer2x1Y(o *outer)
-// Requires: AVX, FMA3
-TEXT ·outer2x1Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x08
-	JNE    partial
-
-fulltap:
-	MOVQ (BX), R9
-	ADDQ 96(AX), R9
-	SHLQ $0x02, R9
-	ADDQ (AX), R9
-	MOVQ 8(BX), DI
-	ADDQ 104(AX), DI
-	SHLQ $0x02, DI
-	ADDQ 24(AX), DI
-	MOVQ 112(AX), R8
-
-fullloop:
-	VMOVUPS      (DI), Y2
-	VBROADCASTSS (R9), Y3
-	VFMADD231PS  Y2, Y3, Y0
-	VBROADCASTSS 4(R9), Y4
-	VFMADD231PS  Y2, Y4, Y1
-	ADDQ         DX, R9
-	ADDQ         SI, DI
-	DECQ         R8
-	JNZ          fullloop
-	ADDQ         $0x10, BX
-	DECQ         CX
-	JNZ          fulltap
-	MOVQ         48(AX), R10
-	MOVQ         136(AX), R11
-	VADDPS       (R10), Y0, Y0
-	VMOVUPS      Y0, (R10)
-	LEAQ         (R10)(R11*4), R10
-	VADDPS       (R10), Y1, Y1
-	VMOVUPS      Y1, (R10)
-	VZEROUPPER
-	RET
-
-partial:
-parttap:
-	MOVQ (BX), R9
-	ADDQ 96(AX), R9
-	SHLQ $0x02, R9
-	ADDQ (AX), R9
-	MOVQ 8(BX), DI
-	ADDQ 104(AX), DI
-	SHLQ $0x02, DI
-	ADDQ 24(AX), DI
-	MOVQ 112(AX), R8
-
-partloop:
-	MOVQ         152(AX), R10
-	LEAQ         masksY<>+0(SB), R11
-	NEGQ         R10
-	VMOVUPS      32(R11)(R10*4), Y3
-	VMASKMOVPS   (DI), Y3, Y2
-	VBROADCASTSS (R9), Y3
-	VFMADD231PS  Y2, Y3, Y0
-	VBROADCASTSS 4(R9), Y4
-	VFMADD231PS  Y2, Y4, Y1
-	ADDQ         DX, R9
-	ADDQ         SI, DI
-	DECQ         R8
-	JNZ          partloop
-	ADDQ         $0x10, BX
-	DECQ         CX
-	JNZ          parttap
-	MOVQ         152(AX), R10
-	LEAQ         masksY<>+0(SB), R11
-	NEGQ         R10
-	VMOVUPS      32(R11)(R10*4), Y3
-	MOVQ         48(AX), R10
-	MOVQ         136(AX), R11
-	VMASKMOVPS   (R10), Y3, Y2
-	VADDPS       Y2, Y0, Y0
-	VMASKMOVPS   Y0, Y3, (R10)
-	LEAQ         (R10)(R11*4), R10
-	VMASKMOVPS   (R10), Y3, Y2
-	VADDPS       Y2, Y1, Y1
-	VMASKMOVPS   Y1, Y3, (R10)
-	VZEROUPPER
-	RET
-
-// func outer3x1Y(o *outer)
-// Requires: AVX, FMA3
-TEXT ·outer3x1Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x08
-	JNE    partial
-
-fulltap:
-	MOVQ (BX), R9
-	ADDQ 96(AX), R9
-	SHLQ $0x02, R9
-	ADDQ (AX), R9
-	MOVQ 8(BX), DI
-	ADDQ 104(AX), DI
-	SHLQ $0x02, DI
-	ADDQ 24(AX), DI
-	MOVQ 112(AX), R8
-
-fullloop:
-	VMOVUPS      (DI), Y3
-	VBROADCASTSS (R9), Y4
-	VFMADD231PS  Y3, Y4, Y0
-	VBROADCASTSS 4(R9), Y5
-	VFMADD231PS  Y3, Y5, Y1
-	VBROADCASTSS 8(R9), Y6
-	VFMADD231PS  Y3, Y6, Y2
-	ADDQ         DX, R9
-	ADDQ         SI, DI
-	DECQ         R8
-	JNZ          fullloop
-	ADDQ         $0x10, BX
-	DECQ         CX
-	JNZ          fulltap
-	MOVQ         48(AX), R10
-	MOVQ         136(AX), R11
-	VADDPS       (R10), Y0, Y0
-	VMOVUPS      Y0, (R10)
-	LEAQ         (R10)(R11*4), R10
-	VADDPS       (R10), Y1, Y1
-	VMOVUPS      Y1, (R10)
-	LEAQ         (R10)(R11*4), R10
-	VADDPS       (R10), Y2, Y2
-	VMOVUPS      Y2, (R10)
-	VZEROUPPER
-	RET
-
-partial:
-parttap:
-	MOVQ (BX), R9
-	ADDQ 96(AX), R9
-	SHLQ $0x02, R9
-	ADDQ (AX), R9
-	MOVQ 8(BX), DI
-	ADDQ 104(AX), DI
-	SHLQ $0x02, DI
-	ADDQ 24(AX), DI
-	MOVQ 112(AX), R8
-
-partloop:
-	MOVQ         152(AX), R10
-	LEAQ         masksY<>+0(SB), R11
-	NEGQ         R10
-	VMOVUPS      32(R11)(R10*4), Y4
-	VMASKMOVPS   (DI), Y4, Y3
-	VBROADCASTSS (R9), Y4
-	VFMADD231PS  Y3, Y4, Y0
-	VBROADCASTSS 4(R9), Y5
-	VFMADD231PS  Y3, Y5, Y1
-	VBROADCASTSS 8(R9), Y6
-	VFMADD231PS  Y3, Y6, Y2
-	ADDQ         DX, R9
-	ADDQ         SI, DI
-	DECQ         R8
-	JNZ          partloop
-	ADDQ         $0x10, BX
-	DECQ         CX
-	JNZ          parttap
-	MOVQ         152(AX), R10
-	LEAQ         masksY<>+0(SB), R11
-	NEGQ         R10
-	VMOVUPS      32(R11)(R10*4), Y4
-	MOVQ         48(AX), R10
-	MOVQ         136(AX), R11
-	VMASKMOVPS   (R10), Y4, Y3
-	VADDPS       Y3, Y0, Y0
-	VMASKMOVPS   Y0, Y4, (R10)
-	LEAQ         (R10)(R11*4), R10
-	VMASKMOVPS   (R10), Y4, Y3
-	VADDPS       Y3, Y1, Y1
-	VMASKMOVPS   Y1, Y4, (R10)
-	LEAQ         (R10)(R11*4), R10
-	VMASKMOVPS   (R10), Y4, Y3
-	VADDPS       Y3, Y2, Y2
-	VMASKMOVPS   Y2, Y4, (R10)
-	VZEROUPPER
-	RET
-
-// func outer4x1Y(o *outer)
-// Requires: AVX, FMA3
-TEXT ·outer4x1Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
@@ -21060,37 +23614,57 @@ fulltap:
 	SHLQ $0x02, DI
 	ADDQ 24(AX), DI
 	MOVQ 112(AX), R8
+	SUBQ $0x04, R8
+	JLT  fullrest
+
+fullturns:
+	VMOVUPS      (DI), Y4
+	VBROADCASTSS (R9), Y5
+	VFMADD231PS  Y4, Y5, Y0
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Y4
+	VBROADCASTSS (R9), Y5
+	VFMADD231PS  Y4, Y5, Y1
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Y4
+	VBROADCASTSS (R9), Y5
+	VFMADD231PS  Y4, Y5, Y2
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Y4
+	VBROADCASTSS (R9), Y5
+	VFMADD231PS  Y4, Y5, Y3
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	SUBQ         $0x04, R8
+	JGE          fullturns
+
+fullrest:
+	ADDQ $0x04, R8
+	JZ   fullnext
 
 fullloop:
 	VMOVUPS      (DI), Y4
 	VBROADCASTSS (R9), Y5
 	VFMADD231PS  Y4, Y5, Y0
-	VBROADCASTSS 4(R9), Y6
-	VFMADD231PS  Y4, Y6, Y1
-	VBROADCASTSS 8(R9), Y7
-	VFMADD231PS  Y4, Y7, Y2
-	VBROADCASTSS 12(R9), Y8
-	VFMADD231PS  Y4, Y8, Y3
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
 	JNZ          fullloop
-	ADDQ         $0x10, BX
-	DECQ         CX
-	JNZ          fulltap
-	MOVQ         48(AX), R10
-	MOVQ         136(AX), R11
-	VADDPS       (R10), Y0, Y0
-	VMOVUPS      Y0, (R10)
-	LEAQ         (R10)(R11*4), R10
-	VADDPS       (R10), Y1, Y1
-	VMOVUPS      Y1, (R10)
-	LEAQ         (R10)(R11*4), R10
-	VADDPS       (R10), Y2, Y2
-	VMOVUPS      Y2, (R10)
-	LEAQ         (R10)(R11*4), R10
-	VADDPS       (R10), Y3, Y3
-	VMOVUPS      Y3, (R10)
+
+fullnext:
+	ADDQ    $0x10, BX
+	DECQ    CX
+	JNZ     fulltap
+	VADDPS  Y1, Y0, Y0
+	VADDPS  Y2, Y0, Y0
+	VADDPS  Y3, Y0, Y0
+	MOVQ    48(AX), R10
+	MOVQ    136(AX), R11
+	VADDPS  (R10), Y0, Y0
+	VMOVUPS Y0, (R10)
 	VZEROUPPER
 	RET
 
@@ -21105,6 +23679,52 @@ parttap:
 	SHLQ $0x02, DI
 	ADDQ 24(AX), DI
 	MOVQ 112(AX), R8
+	SUBQ $0x04, R8
+	JLT  partrest
+
+partturns:
+	MOVQ         152(AX), R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y5
+	VMASKMOVPS   (DI), Y5, Y4
+	VBROADCASTSS (R9), Y5
+	VFMADD231PS  Y4, Y5, Y0
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	MOVQ         152(AX), R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y5
+	VMASKMOVPS   (DI), Y5, Y4
+	VBROADCASTSS (R9), Y5
+	VFMADD231PS  Y4, Y5, Y1
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	MOVQ         152(AX), R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y5
+	VMASKMOVPS   (DI), Y5, Y4
+	VBROADCASTSS (R9), Y5
+	VFMADD231PS  Y4, Y5, Y2
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	MOVQ         152(AX), R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y5
+	VMASKMOVPS   (DI), Y5, Y4
+	VBROADCASTSS (R9), Y5
+	VFMADD231PS  Y4, Y5, Y3
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	SUBQ         $0x04, R8
+	JGE          partturns
+
+partrest:
+	ADDQ $0x04, R8
+	JZ   partnext
 
 partloop:
 	MOVQ         152(AX), R10
@@ -21114,40 +23734,624 @@ partloop:
 	VMASKMOVPS   (DI), Y5, Y4
 	VBROADCASTSS (R9), Y5
 	VFMADD231PS  Y4, Y5, Y0
-	VBROADCASTSS 4(R9), Y6
-	VFMADD231PS  Y4, Y6, Y1
-	VBROADCASTSS 8(R9), Y7
-	VFMADD231PS  Y4, Y7, Y2
-	VBROADCASTSS 12(R9), Y8
-	VFMADD231PS  Y4, Y8, Y3
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
 	JNZ          partloop
-	ADDQ         $0x10, BX
-	DECQ         CX
-	JNZ          parttap
+
+partnext:
+	ADDQ       $0x10, BX
+	DECQ       CX
+	JNZ        parttap
+	VADDPS     Y1, Y0, Y0
+	VADDPS     Y2, Y0, Y0
+	VADDPS     Y3, Y0, Y0
+	MOVQ       152(AX), R10
+	LEAQ       masksY<>+0(SB), R11
+	NEGQ       R10
+	VMOVUPS    32(R11)(R10*4), Y5
+	MOVQ       48(AX), R10
+	MOVQ       136(AX), R11
+	VMASKMOVPS (R10), Y5, Y4
+	VADDPS     Y4, Y0, Y0
+	VMASKMOVPS Y0, Y5, (R10)
+	VZEROUPPER
+	RET
+
+// func outer2x1Y(o *outer)
+// Requires: AVX, FMA3
+TEXT ·outer2x1Y(SB), NOSPLIT, $0-8
+	MOVQ   o+0(FP), AX
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	MOVQ   72(AX), BX
+	MOVQ   80(AX), CX
+	MOVQ   120(AX), DX
+	MOVQ   128(AX), SI
+	SHLQ   $0x02, DX
+	SHLQ   $0x02, SI
+	CMPQ   152(AX), $0x08
+	JNE    partial
+
+fulltap:
+	MOVQ (BX), R9
+	ADDQ 96(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	ADDQ 104(AX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 112(AX), R8
+	SUBQ $0x04, R8
+	JLT  fullrest
+
+fullturns:
+	VMOVUPS      (DI), Y8
+	VBROADCASTSS (R9), Y9
+	VFMADD231PS  Y8, Y9, Y0
+	VBROADCASTSS 4(R9), Y10
+	VFMADD231PS  Y8, Y10, Y1
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Y8
+	VBROADCASTSS (R9), Y9
+	VFMADD231PS  Y8, Y9, Y2
+	VBROADCASTSS 4(R9), Y10
+	VFMADD231PS  Y8, Y10, Y3
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Y8
+	VBROADCASTSS (R9), Y9
+	VFMADD231PS  Y8, Y9, Y4
+	VBROADCASTSS 4(R9), Y10
+	VFMADD231PS  Y8, Y10, Y5
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Y8
+	VBROADCASTSS (R9), Y9
+	VFMADD231PS  Y8, Y9, Y6
+	VBROADCASTSS 4(R9), Y10
+	VFMADD231PS  Y8, Y10, Y7
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	SUBQ         $0x04, R8
+	JGE          fullturns
+
+fullrest:
+	ADDQ $0x04, R8
+	JZ   fullnext
+
+fullloop:
+	VMOVUPS      (DI), Y8
+	VBROADCASTSS (R9), Y9
+	VFMADD231PS  Y8, Y9, Y0
+	VBROADCASTSS 4(R9), Y10
+	VFMADD231PS  Y8, Y10, Y1
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	DECQ         R8
+	JNZ          fullloop
+
+fullnext:
+	ADDQ    $0x10, BX
+	DECQ    CX
+	JNZ     fulltap
+	VADDPS  Y2, Y0, Y0
+	VADDPS  Y3, Y1, Y1
+	VADDPS  Y4, Y0, Y0
+	VADDPS  Y5, Y1, Y1
+	VADDPS  Y6, Y0, Y0
+	VADDPS  Y7, Y1, Y1
+	MOVQ    48(AX), R10
+	MOVQ    136(AX), R11
+	VADDPS  (R10), Y0, Y0
+	VMOVUPS Y0, (R10)
+	LEAQ    (R10)(R11*4), R10
+	VADDPS  (R10), Y1, Y1
+	VMOVUPS Y1, (R10)
+	VZEROUPPER
+	RET
+
+partial:
+parttap:
+	MOVQ (BX), R9
+	ADDQ 96(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	ADDQ 104(AX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 112(AX), R8
+	SUBQ $0x04, R8
+	JLT  partrest
+
+partturns:
 	MOVQ         152(AX), R10
 	LEAQ         masksY<>+0(SB), R11
 	NEGQ         R10
-	VMOVUPS      32(R11)(R10*4), Y5
-	MOVQ         48(AX), R10
-	MOVQ         136(AX), R11
-	VMASKMOVPS   (R10), Y5, Y4
-	VADDPS       Y4, Y0, Y0
-	VMASKMOVPS   Y0, Y5, (R10)
-	LEAQ         (R10)(R11*4), R10
-	VMASKMOVPS   (R10), Y5, Y4
-	VADDPS       Y4, Y1, Y1
-	VMASKMOVPS   Y1, Y5, (R10)
-	LEAQ         (R10)(R11*4), R10
-	VMASKMOVPS   (R10), Y5, Y4
-	VADDPS       Y4, Y2, Y2
-	VMASKMOVPS   Y2, Y5, (R10)
-	LEAQ         (R10)(R11*4), R10
-	VMASKMOVPS   (R10), Y5, Y4
-	VADDPS       Y4, Y3, Y3
-	VMASKMOVPS   Y3, Y5, (R10)
+	VMOVUPS      32(R11)(R10*4), Y9
+	VMASKMOVPS   (DI), Y9, Y8
+	VBROADCASTSS (R9), Y9
+	VFMADD231PS  Y8, Y9, Y0
+	VBROADCASTSS 4(R9), Y10
+	VFMADD231PS  Y8, Y10, Y1
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	MOVQ         152(AX), R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y9
+	VMASKMOVPS   (DI), Y9, Y8
+	VBROADCASTSS (R9), Y9
+	VFMADD231PS  Y8, Y9, Y2
+	VBROADCASTSS 4(R9), Y10
+	VFMADD231PS  Y8, Y10, Y3
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	MOVQ         152(AX), R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y9
+	VMASKMOVPS   (DI), Y9, Y8
+	VBROADCASTSS (R9), Y9
+	VFMADD231PS  Y8, Y9, Y4
+	VBROADCASTSS 4(R9), Y10
+	VFMADD231PS  Y8, Y10, Y5
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	MOVQ         152(AX), R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y9
+	VMASKMOVPS   (DI), Y9, Y8
+	VBROADCASTSS (R9), Y9
+	VFMADD231PS  Y8, Y9, Y6
+	VBROADCASTSS 4(R9), Y10
+	VFMADD231PS  Y8, Y10, Y7
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	SUBQ         $0x04, R8
+	JGE          partturns
+
+partrest:
+	ADDQ $0x04, R8
+	JZ   partnext
+
+partloop:
+	MOVQ         152(AX), R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y9
+	VMASKMOVPS   (DI), Y9, Y8
+	VBROADCASTSS (R9), Y9
+	VFMADD231PS  Y8, Y9, Y0
+	VBROADCASTSS 4(R9), Y10
+	VFMADD231PS  Y8, Y10, Y1
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	DECQ         R8
+	JNZ          partloop
+
+partnext:
+	ADDQ       $0x10, BX
+	DECQ       CX
+	JNZ        parttap
+	VADDPS     Y2, Y0, Y0
+	VADDPS     Y3, Y1, Y1
+	VADDPS     Y4, Y0, Y0
+	VADDPS     Y5, Y1, Y1
+	VADDPS     Y6, Y0, Y0
+	VADDPS     Y7, Y1, Y1
+	MOVQ       152(AX), R10
+	LEAQ       masksY<>+0(SB), R11
+	NEGQ       R10
+	VMOVUPS    32(R11)(R10*4), Y9
+	MOVQ       48(AX), R10
+	MOVQ       136(AX), R11
+	VMASKMOVPS (R10), Y9, Y8
+	VADDPS     Y8, Y0, Y0
+	VMASKMOVPS Y0, Y9, (R10)
+	LEAQ       (R10)(R11*4), R10
+	VMASKMOVPS (R10), Y9, Y8
+	VADDPS     Y8, Y1, Y1
+	VMASKMOVPS Y1, Y9, (R10)
+	VZEROUPPER
+	RET
+
+// func outer3x1Y(o *outer)
+// Requires: AVX, FMA3
+TEXT ·outer3x1Y(SB), NOSPLIT, $0-8
+	MOVQ   o+0(FP), AX
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	MOVQ   72(AX), BX
+	MOVQ   80(AX), CX
+	MOVQ   120(AX), DX
+	MOVQ   128(AX), SI
+	SHLQ   $0x02, DX
+	SHLQ   $0x02, SI
+	CMPQ   152(AX), $0x08
+	JNE    partial
+
+fulltap:
+	MOVQ (BX), R9
+	ADDQ 96(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	ADDQ 104(AX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 112(AX), R8
+	SUBQ $0x02, R8
+	JLT  fullrest
+
+fullturns:
+	VMOVUPS      (DI), Y6
+	VBROADCASTSS (R9), Y7
+	VFMADD231PS  Y6, Y7, Y0
+	VBROADCASTSS 4(R9), Y8
+	VFMADD231PS  Y6, Y8, Y1
+	VBROADCASTSS 8(R9), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Y6
+	VBROADCASTSS (R9), Y7
+	VFMADD231PS  Y6, Y7, Y3
+	VBROADCASTSS 4(R9), Y8
+	VFMADD231PS  Y6, Y8, Y4
+	VBROADCASTSS 8(R9), Y9
+	VFMADD231PS  Y6, Y9, Y5
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	SUBQ         $0x02, R8
+	JGE          fullturns
+
+fullrest:
+	ADDQ $0x02, R8
+	JZ   fullnext
+
+fullloop:
+	VMOVUPS      (DI), Y6
+	VBROADCASTSS (R9), Y7
+	VFMADD231PS  Y6, Y7, Y0
+	VBROADCASTSS 4(R9), Y8
+	VFMADD231PS  Y6, Y8, Y1
+	VBROADCASTSS 8(R9), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	DECQ         R8
+	JNZ          fullloop
+
+fullnext:
+	ADDQ    $0x10, BX
+	DECQ    CX
+	JNZ     fulltap
+	VADDPS  Y3, Y0, Y0
+	VADDPS  Y4, Y1, Y1
+	VADDPS  Y5, Y2, Y2
+	MOVQ    48(AX), R10
+	MOVQ    136(AX), R11
+	VADDPS  (R10), Y0, Y0
+	VMOVUPS Y0, (R10)
+	LEAQ    (R10)(R11*4), R10
+	VADDPS  (R10), Y1, Y1
+	VMOVUPS Y1, (R10)
+	LEAQ    (R10)(R11*4), R10
+	VADDPS  (R10), Y2, Y2
+	VMOVUPS Y2, (R10)
+	VZEROUPPER
+	RET
+
+partial:
+parttap:
+	MOVQ (BX), R9
+	ADDQ 96(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	ADDQ 104(AX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 112(AX), R8
+	SUBQ $0x02, R8
+	JLT  partrest
+
+partturns:
+	MOVQ         152(AX), R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y7
+	VMASKMOVPS   (DI), Y7, Y6
+	VBROADCASTSS (R9), Y7
+	VFMADD231PS  Y6, Y7, Y0
+	VBROADCASTSS 4(R9), Y8
+	VFMADD231PS  Y6, Y8, Y1
+	VBROADCASTSS 8(R9), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	MOVQ         152(AX), R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y7
+	VMASKMOVPS   (DI), Y7, Y6
+	VBROADCASTSS (R9), Y7
+	VFMADD231PS  Y6, Y7, Y3
+	VBROADCASTSS 4(R9), Y8
+	VFMADD231PS  Y6, Y8, Y4
+	VBROADCASTSS 8(R9), Y9
+	VFMADD231PS  Y6, Y9, Y5
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	SUBQ         $0x02, R8
+	JGE          partturns
+
+partrest:
+	ADDQ $0x02, R8
+	JZ   partnext
+
+partloop:
+	MOVQ         152(AX), R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y7
+	VMASKMOVPS   (DI), Y7, Y6
+	VBROADCASTSS (R9), Y7
+	VFMADD231PS  Y6, Y7, Y0
+	VBROADCASTSS 4(R9), Y8
+	VFMADD231PS  Y6, Y8, Y1
+	VBROADCASTSS 8(R9), Y9
+	VFMADD231PS  Y6, Y9, Y2
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	DECQ         R8
+	JNZ          partloop
+
+partnext:
+	ADDQ       $0x10, BX
+	DECQ       CX
+	JNZ        parttap
+	VADDPS     Y3, Y0, Y0
+	VADDPS     Y4, Y1, Y1
+	VADDPS     Y5, Y2, Y2
+	MOVQ       152(AX), R10
+	LEAQ       masksY<>+0(SB), R11
+	NEGQ       R10
+	VMOVUPS    32(R11)(R10*4), Y7
+	MOVQ       48(AX), R10
+	MOVQ       136(AX), R11
+	VMASKMOVPS (R10), Y7, Y6
+	VADDPS     Y6, Y0, Y0
+	VMASKMOVPS Y0, Y7, (R10)
+	LEAQ       (R10)(R11*4), R10
+	VMASKMOVPS (R10), Y7, Y6
+	VADDPS     Y6, Y1, Y1
+	VMASKMOVPS Y1, Y7, (R10)
+	LEAQ       (R10)(R11*4), R10
+	VMASKMOVPS (R10), Y7, Y6
+	VADDPS     Y6, Y2, Y2
+	VMASKMOVPS Y2, Y7, (R10)
+	VZEROUPPER
+	RET
+
+// func outer4x1Y(o *outer)
+// Requires: AVX, FMA3
+TEXT ·outer4x1Y(SB), NOSPLIT, $0-8
+	MOVQ   o+0(FP), AX
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	MOVQ   72(AX), BX
+	MOVQ   80(AX), CX
+	MOVQ   120(AX), DX
+	MOVQ   128(AX), SI
+	SHLQ   $0x02, DX
+	SHLQ   $0x02, SI
+	CMPQ   152(AX), $0x08
+	JNE    partial
+
+fulltap:
+	MOVQ (BX), R9
+	ADDQ 96(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	ADDQ 104(AX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 112(AX), R8
+	SUBQ $0x02, R8
+	JLT  fullrest
+
+fullturns:
+	VMOVUPS      (DI), Y8
+	VBROADCASTSS (R9), Y9
+	VFMADD231PS  Y8, Y9, Y0
+	VBROADCASTSS 4(R9), Y10
+	VFMADD231PS  Y8, Y10, Y1
+	VBROADCASTSS 8(R9), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VBROADCASTSS 12(R9), Y12
+	VFMADD231PS  Y8, Y12, Y3
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Y8
+	VBROADCASTSS (R9), Y9
+	VFMADD231PS  Y8, Y9, Y4
+	VBROADCASTSS 4(R9), Y10
+	VFMADD231PS  Y8, Y10, Y5
+	VBROADCASTSS 8(R9), Y11
+	VFMADD231PS  Y8, Y11, Y6
+	VBROADCASTSS 12(R9), Y12
+	VFMADD231PS  Y8, Y12, Y7
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	SUBQ         $0x02, R8
+	JGE          fullturns
+
+fullrest:
+	ADDQ $0x02, R8
+	JZ   fullnext
+
+fullloop:
+	VMOVUPS      (DI), Y8
+	VBROADCASTSS (R9), Y9
+	VFMADD231PS  Y8, Y9, Y0
+	VBROADCASTSS 4(R9), Y10
+	VFMADD231PS  Y8, Y10, Y1
+	VBROADCASTSS 8(R9), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VBROADCASTSS 12(R9), Y12
+	VFMADD231PS  Y8, Y12, Y3
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	DECQ         R8
+	JNZ          fullloop
+
+fullnext:
+	ADDQ    $0x10, BX
+	DECQ    CX
+	JNZ     fulltap
+	VADDPS  Y4, Y0, Y0
+	VADDPS  Y5, Y1, Y1
+	VADDPS  Y6, Y2, Y2
+	VADDPS  Y7, Y3, Y3
+	MOVQ    48(AX), R10
+	MOVQ    136(AX), R11
+	VADDPS  (R10), Y0, Y0
+	VMOVUPS Y0, (R10)
+	LEAQ    (R10)(R11*4), R10
+	VADDPS  (R10), Y1, Y1
+	VMOVUPS Y1, (R10)
+	LEAQ    (R10)(R11*4), R10
+	VADDPS  (R10), Y2, Y2
+	VMOVUPS Y2, (R10)
+	LEAQ    (R10)(R11*4), R10
+	VADDPS  (R10), Y3, Y3
+	VMOVUPS Y3, (R10)
+	VZEROUPPER
+	RET
+
+partial:
+parttap:
+	MOVQ (BX), R9
+	ADDQ 96(AX), R9
+	SHLQ $0x02, R9
+	ADDQ (AX), R9
+	MOVQ 8(BX), DI
+	ADDQ 104(AX), DI
+	SHLQ $0x02, DI
+	ADDQ 24(AX), DI
+	MOVQ 112(AX), R8
+	SUBQ $0x02, R8
+	JLT  partrest
+
+partturns:
+	MOVQ         152(AX), R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y9
+	VMASKMOVPS   (DI), Y9, Y8
+	VBROADCASTSS (R9), Y9
+	VFMADD231PS  Y8, Y9, Y0
+	VBROADCASTSS 4(R9), Y10
+	VFMADD231PS  Y8, Y10, Y1
+	VBROADCASTSS 8(R9), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VBROADCASTSS 12(R9), Y12
+	VFMADD231PS  Y8, Y12, Y3
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	MOVQ         152(AX), R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y9
+	VMASKMOVPS   (DI), Y9, Y8
+	VBROADCASTSS (R9), Y9
+	VFMADD231PS  Y8, Y9, Y4
+	VBROADCASTSS 4(R9), Y10
+	VFMADD231PS  Y8, Y10, Y5
+	VBROADCASTSS 8(R9), Y11
+	VFMADD231PS  Y8, Y11, Y6
+	VBROADCASTSS 12(R9), Y12
+	VFMADD231PS  Y8, Y12, Y7
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	SUBQ         $0x02, R8
+	JGE          partturns
+
+partrest:
+	ADDQ $0x02, R8
+	JZ   partnext
+
+partloop:
+	MOVQ         152(AX), R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y9
+	VMASKMOVPS   (DI), Y9, Y8
+	VBROADCASTSS (R9), Y9
+	VFMADD231PS  Y8, Y9, Y0
+	VBROADCASTSS 4(R9), Y10
+	VFMADD231PS  Y8, Y10, Y1
+	VBROADCASTSS 8(R9), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VBROADCASTSS 12(R9), Y12
+	VFMADD231PS  Y8, Y12, Y3
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	DECQ         R8
+	JNZ          partloop
+
+partnext:
+	ADDQ       $0x10, BX
+	DECQ       CX
+	JNZ        parttap
+	VADDPS     Y4, Y0, Y0
+	VADDPS     Y5, Y1, Y1
+	VADDPS     Y6, Y2, Y2
+	VADDPS     Y7, Y3, Y3
+	MOVQ       152(AX), R10
+	LEAQ       masksY<>+0(SB), R11
+	NEGQ       R10
+	VMOVUPS    32(R11)(R10*4), Y9
+	MOVQ       48(AX), R10
+	MOVQ       136(AX), R11
+	VMASKMOVPS (R10), Y9, Y8
+	VADDPS     Y8, Y0, Y0
+	VMASKMOVPS Y0, Y9, (R10)
+	LEAQ       (R10)(R11*4), R10
+	VMASKMOVPS (R10), Y9, Y8
+	VADDPS     Y8, Y1, Y1
+	VMASKMOVPS Y1, Y9, (R10)
+	LEAQ       (R10)(R11*4), R10
+	VMASKMOVPS (R10), Y9, Y8
+	VADDPS     Y8, Y2, Y2
+	VMASKMOVPS Y2, Y9, (R10)
+	LEAQ       (R10)(R11*4), R10
+	VMASKMOVPS (R10), Y9, Y8
+	VADDPS     Y8, Y3, Y3
+	VMASKMOVPS Y3, Y9, (R10)
 	VZEROUPPER
 	RET
 
@@ -22533,6 +25737,12 @@ TEXT ·outer1x2Y(SB), NOSPLIT, $0-8
 	MOVQ   o+0(FP), AX
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
 	MOVQ   72(AX), BX
 	MOVQ   80(AX), CX
 	MOVQ   120(AX), DX
@@ -22552,26 +25762,72 @@ fulltap:
 	SHLQ $0x02, DI
 	ADDQ 24(AX), DI
 	MOVQ 112(AX), R8
+	SUBQ $0x04, R8
+	JLT  fullrest
+
+fullturns:
+	VMOVUPS      (DI), Y8
+	VMOVUPS      32(DI), Y9
+	VBROADCASTSS (R9), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Y8
+	VMOVUPS      32(DI), Y9
+	VBROADCASTSS (R9), Y10
+	VFMADD231PS  Y8, Y10, Y2
+	VFMADD231PS  Y9, Y10, Y3
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Y8
+	VMOVUPS      32(DI), Y9
+	VBROADCASTSS (R9), Y10
+	VFMADD231PS  Y8, Y10, Y4
+	VFMADD231PS  Y9, Y10, Y5
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Y8
+	VMOVUPS      32(DI), Y9
+	VBROADCASTSS (R9), Y10
+	VFMADD231PS  Y8, Y10, Y6
+	VFMADD231PS  Y9, Y10, Y7
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	SUBQ         $0x04, R8
+	JGE          fullturns
+
+fullrest:
+	ADDQ $0x04, R8
+	JZ   fullnext
 
 fullloop:
-	VMOVUPS      (DI), Y2
-	VMOVUPS      32(DI), Y3
-	VBROADCASTSS (R9), Y4
-	VFMADD231PS  Y2, Y4, Y0
-	VFMADD231PS  Y3, Y4, Y1
+	VMOVUPS      (DI), Y8
+	VMOVUPS      32(DI), Y9
+	VBROADCASTSS (R9), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
 	JNZ          fullloop
-	ADDQ         $0x10, BX
-	DECQ         CX
-	JNZ          fulltap
-	MOVQ         48(AX), R10
-	MOVQ         136(AX), R11
-	VADDPS       (R10), Y0, Y0
-	VMOVUPS      Y0, (R10)
-	VADDPS       32(R10), Y1, Y1
-	VMOVUPS      Y1, 32(R10)
+
+fullnext:
+	ADDQ    $0x10, BX
+	DECQ    CX
+	JNZ     fulltap
+	VADDPS  Y2, Y0, Y0
+	VADDPS  Y3, Y1, Y1
+	VADDPS  Y4, Y0, Y0
+	VADDPS  Y5, Y1, Y1
+	VADDPS  Y6, Y0, Y0
+	VADDPS  Y7, Y1, Y1
+	MOVQ    48(AX), R10
+	MOVQ    136(AX), R11
+	VADDPS  (R10), Y0, Y0
+	VMOVUPS Y0, (R10)
+	VADDPS  32(R10), Y1, Y1
+	VMOVUPS Y1, 32(R10)
 	VZEROUPPER
 	RET
 
@@ -22586,37 +25842,103 @@ parttap:
 	SHLQ $0x02, DI
 	ADDQ 24(AX), DI
 	MOVQ 112(AX), R8
+	SUBQ $0x04, R8
+	JLT  partrest
 
-partloop:
-	VMOVUPS      (DI), Y2
+partturns:
+	VMOVUPS      (DI), Y8
 	MOVQ         152(AX), R10
 	SUBQ         $0x08, R10
 	LEAQ         masksY<>+0(SB), R11
 	NEGQ         R10
-	VMOVUPS      32(R11)(R10*4), Y4
-	VMASKMOVPS   32(DI), Y4, Y3
-	VBROADCASTSS (R9), Y4
-	VFMADD231PS  Y2, Y4, Y0
-	VFMADD231PS  Y3, Y4, Y1
+	VMOVUPS      32(R11)(R10*4), Y10
+	VMASKMOVPS   32(DI), Y10, Y9
+	VBROADCASTSS (R9), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Y8
+	MOVQ         152(AX), R10
+	SUBQ         $0x08, R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y10
+	VMASKMOVPS   32(DI), Y10, Y9
+	VBROADCASTSS (R9), Y10
+	VFMADD231PS  Y8, Y10, Y2
+	VFMADD231PS  Y9, Y10, Y3
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Y8
+	MOVQ         152(AX), R10
+	SUBQ         $0x08, R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y10
+	VMASKMOVPS   32(DI), Y10, Y9
+	VBROADCASTSS (R9), Y10
+	VFMADD231PS  Y8, Y10, Y4
+	VFMADD231PS  Y9, Y10, Y5
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Y8
+	MOVQ         152(AX), R10
+	SUBQ         $0x08, R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y10
+	VMASKMOVPS   32(DI), Y10, Y9
+	VBROADCASTSS (R9), Y10
+	VFMADD231PS  Y8, Y10, Y6
+	VFMADD231PS  Y9, Y10, Y7
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	SUBQ         $0x04, R8
+	JGE          partturns
+
+partrest:
+	ADDQ $0x04, R8
+	JZ   partnext
+
+partloop:
+	VMOVUPS      (DI), Y8
+	MOVQ         152(AX), R10
+	SUBQ         $0x08, R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y10
+	VMASKMOVPS   32(DI), Y10, Y9
+	VBROADCASTSS (R9), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
 	JNZ          partloop
-	ADDQ         $0x10, BX
-	DECQ         CX
-	JNZ          parttap
-	MOVQ         152(AX), R10
-	SUBQ         $0x08, R10
-	LEAQ         masksY<>+0(SB), R11
-	NEGQ         R10
-	VMOVUPS      32(R11)(R10*4), Y4
-	MOVQ         48(AX), R10
-	MOVQ         136(AX), R11
-	VADDPS       (R10), Y0, Y0
-	VMOVUPS      Y0, (R10)
-	VMASKMOVPS   32(R10), Y4, Y2
-	VADDPS       Y2, Y1, Y1
-	VMASKMOVPS   Y1, Y4, 32(R10)
+
+partnext:
+	ADDQ       $0x10, BX
+	DECQ       CX
+	JNZ        parttap
+	VADDPS     Y2, Y0, Y0
+	VADDPS     Y3, Y1, Y1
+	VADDPS     Y4, Y0, Y0
+	VADDPS     Y5, Y1, Y1
+	VADDPS     Y6, Y0, Y0
+	VADDPS     Y7, Y1, Y1
+	MOVQ       152(AX), R10
+	SUBQ       $0x08, R10
+	LEAQ       masksY<>+0(SB), R11
+	NEGQ       R10
+	VMOVUPS    32(R11)(R10*4), Y10
+	MOVQ       48(AX), R10
+	MOVQ       136(AX), R11
+	VADDPS     (R10), Y0, Y0
+	VMOVUPS    Y0, (R10)
+	VMASKMOVPS 32(R10), Y10, Y8
+	VADDPS     Y8, Y1, Y1
+	VMASKMOVPS Y1, Y10, 32(R10)
 	VZEROUPPER
 	RET
 
@@ -22628,6 +25950,10 @@ TEXT ·outer2x2Y(SB), NOSPLIT, $0-8
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
 	MOVQ   72(AX), BX
 	MOVQ   80(AX), CX
 	MOVQ   120(AX), DX
@@ -22647,34 +25973,70 @@ fulltap:
 	SHLQ $0x02, DI
 	ADDQ 24(AX), DI
 	MOVQ 112(AX), R8
+	SUBQ $0x02, R8
+	JLT  fullrest
+
+fullturns:
+	VMOVUPS      (DI), Y8
+	VMOVUPS      32(DI), Y9
+	VBROADCASTSS (R9), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 4(R9), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Y8
+	VMOVUPS      32(DI), Y9
+	VBROADCASTSS (R9), Y10
+	VFMADD231PS  Y8, Y10, Y4
+	VFMADD231PS  Y9, Y10, Y5
+	VBROADCASTSS 4(R9), Y11
+	VFMADD231PS  Y8, Y11, Y6
+	VFMADD231PS  Y9, Y11, Y7
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	SUBQ         $0x02, R8
+	JGE          fullturns
+
+fullrest:
+	ADDQ $0x02, R8
+	JZ   fullnext
 
 fullloop:
-	VMOVUPS      (DI), Y4
-	VMOVUPS      32(DI), Y5
-	VBROADCASTSS (R9), Y6
-	VFMADD231PS  Y4, Y6, Y0
-	VFMADD231PS  Y5, Y6, Y1
-	VBROADCASTSS 4(R9), Y7
-	VFMADD231PS  Y4, Y7, Y2
-	VFMADD231PS  Y5, Y7, Y3
+	VMOVUPS      (DI), Y8
+	VMOVUPS      32(DI), Y9
+	VBROADCASTSS (R9), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 4(R9), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
 	JNZ          fullloop
-	ADDQ         $0x10, BX
-	DECQ         CX
-	JNZ          fulltap
-	MOVQ         48(AX), R10
-	MOVQ         136(AX), R11
-	VADDPS       (R10), Y0, Y0
-	VMOVUPS      Y0, (R10)
-	VADDPS       32(R10), Y1, Y1
-	VMOVUPS      Y1, 32(R10)
-	LEAQ         (R10)(R11*4), R10
-	VADDPS       (R10), Y2, Y2
-	VMOVUPS      Y2, (R10)
-	VADDPS       32(R10), Y3, Y3
-	VMOVUPS      Y3, 32(R10)
+
+fullnext:
+	ADDQ    $0x10, BX
+	DECQ    CX
+	JNZ     fulltap
+	VADDPS  Y4, Y0, Y0
+	VADDPS  Y5, Y1, Y1
+	VADDPS  Y6, Y2, Y2
+	VADDPS  Y7, Y3, Y3
+	MOVQ    48(AX), R10
+	MOVQ    136(AX), R11
+	VADDPS  (R10), Y0, Y0
+	VMOVUPS Y0, (R10)
+	VADDPS  32(R10), Y1, Y1
+	VMOVUPS Y1, 32(R10)
+	LEAQ    (R10)(R11*4), R10
+	VADDPS  (R10), Y2, Y2
+	VMOVUPS Y2, (R10)
+	VADDPS  32(R10), Y3, Y3
+	VMOVUPS Y3, 32(R10)
 	VZEROUPPER
 	RET
 
@@ -22689,46 +26051,92 @@ parttap:
 	SHLQ $0x02, DI
 	ADDQ 24(AX), DI
 	MOVQ 112(AX), R8
+	SUBQ $0x02, R8
+	JLT  partrest
 
-partloop:
-	VMOVUPS      (DI), Y4
+partturns:
+	VMOVUPS      (DI), Y8
 	MOVQ         152(AX), R10
 	SUBQ         $0x08, R10
 	LEAQ         masksY<>+0(SB), R11
 	NEGQ         R10
-	VMOVUPS      32(R11)(R10*4), Y6
-	VMASKMOVPS   32(DI), Y6, Y5
-	VBROADCASTSS (R9), Y6
-	VFMADD231PS  Y4, Y6, Y0
-	VFMADD231PS  Y5, Y6, Y1
-	VBROADCASTSS 4(R9), Y7
-	VFMADD231PS  Y4, Y7, Y2
-	VFMADD231PS  Y5, Y7, Y3
+	VMOVUPS      32(R11)(R10*4), Y10
+	VMASKMOVPS   32(DI), Y10, Y9
+	VBROADCASTSS (R9), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 4(R9), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	VMOVUPS      (DI), Y8
+	MOVQ         152(AX), R10
+	SUBQ         $0x08, R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y10
+	VMASKMOVPS   32(DI), Y10, Y9
+	VBROADCASTSS (R9), Y10
+	VFMADD231PS  Y8, Y10, Y4
+	VFMADD231PS  Y9, Y10, Y5
+	VBROADCASTSS 4(R9), Y11
+	VFMADD231PS  Y8, Y11, Y6
+	VFMADD231PS  Y9, Y11, Y7
+	ADDQ         DX, R9
+	ADDQ         SI, DI
+	SUBQ         $0x02, R8
+	JGE          partturns
+
+partrest:
+	ADDQ $0x02, R8
+	JZ   partnext
+
+partloop:
+	VMOVUPS      (DI), Y8
+	MOVQ         152(AX), R10
+	SUBQ         $0x08, R10
+	LEAQ         masksY<>+0(SB), R11
+	NEGQ         R10
+	VMOVUPS      32(R11)(R10*4), Y10
+	VMASKMOVPS   32(DI), Y10, Y9
+	VBROADCASTSS (R9), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y1
+	VBROADCASTSS 4(R9), Y11
+	VFMADD231PS  Y8, Y11, Y2
+	VFMADD231PS  Y9, Y11, Y3
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
 	JNZ          partloop
-	ADDQ         $0x10, BX
-	DECQ         CX
-	JNZ          parttap
-	MOVQ         152(AX), R10
-	SUBQ         $0x08, R10
-	LEAQ         masksY<>+0(SB), R11
-	NEGQ         R10
-	VMOVUPS      32(R11)(R10*4), Y6
-	MOVQ         48(AX), R10
-	MOVQ         136(AX), R11
-	VADDPS       (R10), Y0, Y0
-	VMOVUPS      Y0, (R10)
-	VMASKMOVPS   32(R10), Y6, Y4
-	VADDPS       Y4, Y1, Y1
-	VMASKMOVPS   Y1, Y6, 32(R10)
-	LEAQ         (R10)(R11*4), R10
-	VADDPS       (R10), Y2, Y2
-	VMOVUPS      Y2, (R10)
-	VMASKMOVPS   32(R10), Y6, Y4
-	VADDPS       Y4, Y3, Y3
-	VMASKMOVPS   Y3, Y6, 32(R10)
+
+partnext:
+	ADDQ       $0x10, BX
+	DECQ       CX
+	JNZ        parttap
+	VADDPS     Y4, Y0, Y0
+	VADDPS     Y5, Y1, Y1
+	VADDPS     Y6, Y2, Y2
+	VADDPS     Y7, Y3, Y3
+	MOVQ       152(AX), R10
+	SUBQ       $0x08, R10
+	LEAQ       masksY<>+0(SB), R11
+	NEGQ       R10
+	VMOVUPS    32(R11)(R10*4), Y10
+	MOVQ       48(AX), R10
+	MOVQ       136(AX), R11
+	VADDPS     (R10), Y0, Y0
+	VMOVUPS    Y0, (R10)
+	VMASKMOVPS 32(R10), Y10, Y8
+	VADDPS     Y8, Y1, Y1
+	VMASKMOVPS Y1, Y10, 32(R10)
+	LEAQ       (R10)(R11*4), R10
+	VADDPS     (R10), Y2, Y2
+	VMOVUPS    Y2, (R10)
+	VMASKMOVPS 32(R10), Y10, Y8
+	VADDPS     Y8, Y3, Y3
+	VMASKMOVPS Y3, Y10, 32(R10)
 	VZEROUPPER
 	RET
 

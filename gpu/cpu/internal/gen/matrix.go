@@ -36,22 +36,30 @@ const (
 // rows is the most rows of a kernel with nv vectors: accumulators, nv vectors of b and a spare must fit the registers.
 func (k *kernels) rows(nv int) int {
 	if k.wide() {
-		return [3]int{0, 28, 14}[nv]
+		return [3]int{dotRows, 28, 14}[nv]
 	}
-	return [3]int{0, 12, 6}[nv]
+	return [3]int{dotRows, 12, 6}[nv]
 }
+
+// dotRows is the most rows of a kernel for one column.
+const dotRows = 8
 
 // matrices writes every product, outer and dot kernel, and tables of them.
 func (k *kernels) matrices(tables io.Writer) {
 	for _, f := range []struct {
-		name string
-		emit func(m, nv int)
-	}{{"product", k.product}, {"outer", k.outer}} {
+		name  string
+		least int
+		emit  func(m, nv int)
+	}{{"product", 0, k.product}, {"outer", 1, k.outer}} {
 		fmt.Fprintf(tables, "// %ss%s is the %s kernels by vectors and rows.\nvar %ss%s = [3][]func(*%s){\n", f.name, k.suffix, f.name, f.name, k.suffix, f.name)
-		for nv := 1; nv <= 2; nv++ {
+		for nv := f.least; nv <= 2; nv++ {
 			fmt.Fprintf(tables, "\t%d: {\n\t\tnil", nv)
 			for m := 1; m <= k.rows(nv); m++ {
-				f.emit(m, nv)
+				if nv == 0 {
+					k.dot(m)
+				} else {
+					f.emit(m, nv)
+				}
 				fmt.Fprintf(tables, ", %s%dx%d%s", f.name, m, nv, k.suffix)
 			}
 			fmt.Fprint(tables, ",\n\t},\n")
@@ -128,31 +136,17 @@ func (k *kernels) product(m, nv int) {
 		k.ADDQ(step, bases[i])
 	}
 	k.MOVQ(at(args, kAt), kLeft)
-	aMem := func(i, u int) op.Mem {
-		mem := at(bases[i/5], 4*u)
-		switch i % 5 {
-		case 1:
-			mem.Index, mem.Scale = step, 1
-		case 2:
-			mem.Index, mem.Scale = step, 2
-		case 3:
-			mem.Index, mem.Scale = step3, 1
-		case 4:
-			mem.Index, mem.Scale = step, 4
-		}
-		return mem
-	}
 	body := func(u int) {
 		for v := range nv {
 			k.VMOVUPS(at(bPtr, k.bytes*(nv*u+v)), b[v])
 		}
 		for i := range m {
 			if nv == 1 && k.wide() {
-				k.VFMADD231PS_BCST(aMem(i, u), b[0], acc(i, 0))
+				k.VFMADD231PS_BCST(row(bases, i, u), b[0], acc(i, 0))
 				continue
 			}
 			x := spare[i%len(spare)]
-			k.VBROADCASTSS(aMem(i, u), x)
+			k.VBROADCASTSS(row(bases, i, u), x)
 			for v := range nv {
 				k.VFMADD231PS(b[v], x, acc(i, v))
 			}
@@ -224,15 +218,115 @@ func (k *kernels) product(m, nv int) {
 	k.RET()
 }
 
+// dot writes the kernel of m rows by one column: lanes are of k, not of columns.
+func (k *kernels) dot(m int) {
+	k.function(fmt.Sprintf("product%dx0", m), "p *product", "is product for m rows and one column.")
+	acc, b, a, mask := k.regs[:m], k.regs[m], k.regs[m+1], k.regs[m+2]
+	bases := bases[:(m+4)/5]
+	k.Load(k.Param("p"), args)
+	k.zero(acc...)
+	k.MOVQ(at(args, tapsAt), taps)
+	k.MOVQ(at(args, tapsAt+8), left)
+	k.MOVQ(at(args, ldaAt), step)
+	k.SHLQ(op.Imm(2), step)
+	k.LEAQ(op.Mem{Base: step, Index: step, Scale: 2}, step3)
+	k.TESTQ(left, left)
+	k.JZ(op.LabelRef("done"))
+	k.MOVQ(at(args, kAt), kLeft)
+	k.ANDQ(op.Imm(uint64(k.lanes()-1)), kLeft)
+	t := k.tailOf(kLeft, reg.R9, mask)
+
+	k.Label("tap")
+	k.MOVQ(at(taps, 0), bases[0])
+	k.ADDQ(at(args, a0At), bases[0])
+	k.SHLQ(op.Imm(2), bases[0])
+	k.ADDQ(at(args, productA), bases[0])
+	k.MOVQ(at(taps, 8), bPtr)
+	k.SHLQ(op.Imm(2), bPtr)
+	k.ADDQ(at(args, productB), bPtr)
+	for i := 1; i < len(bases); i++ {
+		k.LEAQ(op.Mem{Base: bases[i-1], Index: step, Scale: 4}, bases[i])
+		k.ADDQ(step, bases[i])
+	}
+	k.MOVQ(at(args, kAt), kLeft)
+	k.SUBQ(op.Imm(uint64(k.lanes())), kLeft)
+	k.JLT(op.LabelRef("rest"))
+	k.Label("loop")
+	k.VMOVUPS(at(bPtr, 0), b)
+	for i := range m {
+		k.VFMADD231PS(row(bases, i, 0), b, acc[i])
+	}
+	for _, r := range append(bases[:len(bases):len(bases)], bPtr) {
+		k.ADDQ(op.Imm(uint64(k.bytes)), r)
+	}
+	k.SUBQ(op.Imm(uint64(k.lanes())), kLeft)
+	k.JGE(op.LabelRef("loop"))
+	k.Label("rest")
+	k.ADDQ(op.Imm(uint64(k.lanes())), kLeft)
+	k.JZ(op.LabelRef("next"))
+	k.load(at(bPtr, 0), b, &t)
+	for i := range m {
+		k.load(row(bases, i, 0), a, &t)
+		k.VFMADD231PS(a, b, acc[i])
+	}
+	k.Label("next")
+	k.ADDQ(op.Imm(16), taps)
+	k.DECQ(left)
+	k.JNZ(op.LabelRef("tap"))
+	k.Label("done")
+
+	c, ldc, add, ldadd, bias := reg.R9, reg.R10, reg.R11, reg.R12, reg.R13
+	k.MOVQ(at(args, productC), c)
+	k.MOVQ(at(args, ldcAt), ldc)
+	k.MOVQ(at(args, addAt), add)
+	k.MOVQ(at(args, ldaddAt), ldadd)
+	k.MOVQ(at(args, biasAt), bias)
+	for i := range m {
+		x, h := k.sumLanes(acc[i], b), b.AsX()
+		k.VADDSS(at(bias, 0), x, x)
+		k.TESTQ(add, add)
+		skip := fmt.Sprintf("store%d", i)
+		k.JZ(op.LabelRef(skip))
+		k.VMOVSS(at(add, 0), h)
+		k.VADDSS(h, x, x)
+		k.LEAQ(op.Mem{Base: add, Index: ldadd, Scale: 4}, add)
+		k.Label(skip)
+		k.VMOVSS(x, at(c, 0))
+		if i < m-1 {
+			k.LEAQ(op.Mem{Base: c, Index: ldc, Scale: 4}, c)
+		}
+	}
+	k.VZEROUPPER()
+	k.RET()
+}
+
+// row is the memory of row i of a, u floats on.
+func row(bases []reg.GPPhysical, i, u int) op.Mem {
+	m := at(bases[i/5], 4*u)
+	switch i % 5 {
+	case 1:
+		m.Index, m.Scale = step, 1
+	case 2:
+		m.Index, m.Scale = step, 2
+	case 3:
+		m.Index, m.Scale = step3, 1
+	case 4:
+		m.Index, m.Scale = step, 4
+	}
+	return m
+}
+
 // outer writes the kernel of m rows by nv vectors.
 func (k *kernels) outer(m, nv int) {
 	k.function(fmt.Sprintf("outer%dx%d", m, nv), "o *outer", "is outer for m rows.")
+	// Sums take turns where there are too few to hide an addition's latency.
+	turns := min(4, max(1, 8/(m*nv)))
 	acc := func(i, v int) reg.VecPhysical { return k.regs[i*nv+v] }
-	b := k.regs[m*nv : m*nv+nv]
-	spare := k.regs[m*nv+nv:]
+	b := k.regs[turns*m*nv : turns*m*nv+nv]
+	spare := k.regs[turns*m*nv+nv:]
 	aPtr, lda, ldb := reg.R9, reg.RDX, reg.RSI
 	k.Load(k.Param("o"), args)
-	k.zero(k.regs[:m*nv]...)
+	k.zero(k.regs[:turns*m*nv]...)
 
 	makeTail := func() *tail {
 		k.MOVQ(at(args, outerN), reg.R10)
@@ -264,36 +358,59 @@ func (k *kernels) outer(m, nv int) {
 		k.SHLQ(op.Imm(2), bPtr)
 		k.ADDQ(at(args, productB), bPtr)
 		k.MOVQ(at(args, outerK), kLeft)
-		k.Label(prefix + "loop")
-		for v := range nv {
-			if full || v < nv-1 {
-				k.VMOVUPS(at(bPtr, k.bytes*v), b[v])
-				continue
-			}
-			if !k.wide() {
-				t = makeTail() // no register keeps it
-			}
-			k.load(at(bPtr, k.bytes*v), b[v], t)
-		}
-		for i := range m {
-			if nv == 1 && k.wide() {
-				k.VFMADD231PS_BCST(at(aPtr, 4*i), b[0], acc(i, 0))
-				continue
-			}
-			x := spare[i%len(spare)]
-			k.VBROADCASTSS(at(aPtr, 4*i), x)
+		body := func(turn int) {
 			for v := range nv {
-				k.VFMADD231PS(b[v], x, acc(i, v))
+				if full || v < nv-1 {
+					k.VMOVUPS(at(bPtr, k.bytes*v), b[v])
+					continue
+				}
+				if !k.wide() {
+					t = makeTail() // no register keeps it
+				}
+				k.load(at(bPtr, k.bytes*v), b[v], t)
 			}
+			for i := range m {
+				to := turn*m + i
+				if nv == 1 && k.wide() {
+					k.VFMADD231PS_BCST(at(aPtr, 4*i), b[0], acc(to, 0))
+					continue
+				}
+				x := spare[i%len(spare)]
+				k.VBROADCASTSS(at(aPtr, 4*i), x)
+				for v := range nv {
+					k.VFMADD231PS(b[v], x, acc(to, v))
+				}
+			}
+			k.ADDQ(lda, aPtr)
+			k.ADDQ(ldb, bPtr)
 		}
-		k.ADDQ(lda, aPtr)
-		k.ADDQ(ldb, bPtr)
+		if turns > 1 {
+			k.SUBQ(op.Imm(uint64(turns)), kLeft)
+			k.JLT(op.LabelRef(prefix + "rest"))
+			k.Label(prefix + "turns")
+			for turn := range turns {
+				body(turn)
+			}
+			k.SUBQ(op.Imm(uint64(turns)), kLeft)
+			k.JGE(op.LabelRef(prefix + "turns"))
+			k.Label(prefix + "rest")
+			k.ADDQ(op.Imm(uint64(turns)), kLeft)
+			k.JZ(op.LabelRef(prefix + "next"))
+		}
+		k.Label(prefix + "loop")
+		body(0)
 		k.DECQ(kLeft)
 		k.JNZ(op.LabelRef(prefix + "loop"))
+		k.Label(prefix + "next")
 		k.ADDQ(op.Imm(16), taps)
 		k.DECQ(left)
 		k.JNZ(op.LabelRef(prefix + "tap"))
 
+		for turn := 1; turn < turns; turn++ {
+			for i := range m * nv {
+				k.VADDPS(k.regs[turn*m*nv+i], k.regs[i], k.regs[i])
+			}
+		}
 		c, ldc := reg.R10, reg.R11
 		if !full && !k.wide() {
 			t = makeTail()

@@ -135,3 +135,19 @@ func (k *kernels) store(v reg.VecPhysical, m op.Mem, t *tail) {
 		k.VMASKMOVPS(v, t.mask, m)
 	}
 }
+
+// sumLanes adds up a physical register's lanes, halves onto halves, in its own low lane. h is overwritten.
+func (k *kernels) sumLanes(v, h reg.VecPhysical) reg.Register {
+	x, y := v.AsX(), h.AsX()
+	if k.wide() {
+		k.VEXTRACTF64X4(op.Imm(1), v, h.AsY())
+		k.VADDPS(h.AsY(), v.AsY(), v.AsY())
+	}
+	k.VEXTRACTF128(op.Imm(1), v.AsY(), y)
+	k.VADDPS(y, x, x)
+	k.VPERMILPS(op.Imm(0b1110), x, y)
+	k.VADDPS(y, x, x)
+	k.VPERMILPS(op.Imm(1), x, y)
+	k.VADDSS(y, x, x)
+	return x
+}
