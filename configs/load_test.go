@@ -271,6 +271,9 @@ func TestLoadErrors(t *testing.T) {
 		{"an open bracket", "run: {seed: 1\nflow: []\n", nil, `train.yaml:1: not valid YAML: did not find expected ',' or '}'`},
 		{"a colon in a value", "run:\n  seed: 1\n  dir: a: b\n", nil, `train.yaml:3: not valid YAML: mapping values are not allowed in this context`},
 		{"an unknown anchor", "run: *r\n", nil, `train.yaml: not valid YAML: unknown anchor 'r' referenced`},
+		{"an alias of a list of aliases of lists", "flow:\n  - read: {scans: &a [x, x, x]}\n  - augment: {flip: &b [*a, *a]}\n  - tile: {patch: [*b, *b, *b]}\n", nil,
+			`train.yaml:3: augment.flip: want a list of words, such as [x, y, z], got [x, x, x]
+train.yaml:4: tile.patch: want 3 whole numbers, such as [128, 128, 64], got a list of 2`},
 		{"a compressed scan", "\x1f\x8b\x08\x00", nil, `train.yaml: a binary file, not YAML: name the run's .yaml file`},
 		{"deep brackets", strings.Repeat("[", 20000), nil, `train.yaml: not valid YAML: exceeded max depth of 10000`},
 		{"a huge file", strings.Repeat("# \n", 1<<19), nil, `train.yaml: larger than 1 MiB: this is no configuration file`},

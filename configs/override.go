@@ -40,7 +40,7 @@ func (l *loader) override(word string) {
 	case target == nil:
 		fail("unknown key%s", didYouMean(strings.TrimSpace(name), l.overridable()))
 		return
-	case m[3] == "" && isNull(value) || m[3] == "" && value.Kind == yaml.ScalarNode:
+	case m[3] == "" && value.Kind == yaml.ScalarNode:
 		fail("%s is a block: set its keys, as in %s", head, l.sample(target))
 		return
 	}
