@@ -70,7 +70,7 @@ type Loop struct {
 const pace, unpaced = 10, 2
 
 // Run is the train stage: batches in, snapshots out. It ends when the batches do, at the schedule's last step, or at
-// Stopping; each ends with a snapshot, unless no step was taken since the one before it.
+// Stopping; each ends with a snapshot, unless no step was taken since the one before it. When ctx ends it ends without.
 func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*volume.Snapshot, error] {
 	return func(yield func(*volume.Snapshot, error) bool) {
 		l.slot = make(chan struct{}, 1)
@@ -125,9 +125,12 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 				if l.finished() {
 					break
 				}
-				validate := l.Validate != nil && l.Step%l.EveryVal == 0
-				if validate || l.Every > 0 && l.Step%l.Every == 0 {
-					if !emit("every", validate) {
+				validate, why := l.Validate != nil && l.Step%l.EveryVal == 0, "validate"
+				if l.Every > 0 && l.Step%l.Every == 0 {
+					why = "every"
+				}
+				if validate || why == "every" {
+					if !emit(why, validate) {
 						return
 					}
 					last = time.Now()
@@ -135,6 +138,9 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 			}
 		} else if l.stopped() {
 			reason = "stop"
+		}
+		if ctx.Err() != nil {
+			return // a hard stop: the batches' end isn't that of the data
 		}
 		if l.stopped() && !l.finished() {
 			reason = "stop"
