@@ -2,7 +2,6 @@ package flows
 
 import (
 	"errors"
-	"strings"
 
 	"github.com/flowrun/flowrun/gpu"
 	"github.com/flowrun/flowrun/gpu/cpu"
@@ -12,13 +11,8 @@ import (
 	"github.com/flowrun/flowrun/stages/train"
 )
 
-// engine opens the device that a stage names.
-func (j *Job) engine(device string) (gpu.Engine, error) {
-	if strings.HasPrefix(device, "cuda:") {
-		return nil, configErrorf("train.device: %s: this build of flowrun has no CUDA engine; set train.device to cpu or auto", device)
-	}
-	return cpu.New(j.workers()), nil
-}
+// engine opens the device that a stage names. Load has refused those that this build doesn't have.
+func (j *Job) engine(string) gpu.Engine { return cpu.New(j.workers()) }
 
 // sessionOptions is what a session needs to know of the job's stages.
 func (j *Job) sessionOptions(o train.Options, patch [3]int) vqgan.Options {
@@ -41,10 +35,7 @@ func (j *Job) hostLimit() int64 {
 
 // openSession opens the model on its device.
 func (j *Job) openSession(o train.Options, patch [3]int) (*vqgan.Session, gpu.Engine, error) {
-	e, err := j.engine(o.Device)
-	if err != nil {
-		return nil, nil, err
-	}
+	e := j.engine(o.Device)
 	s, err := vqgan.Open(e, j.model, j.sessionOptions(o, patch))
 	if err != nil {
 		return nil, nil, errors.Join(j.misfit(e, o, patch, err), e.Close())

@@ -1,9 +1,12 @@
 package flows
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -14,6 +17,9 @@ import (
 
 // Inspect says what a safetensors file or a NIfTI image holds, and whether a checkpoint verifies.
 func Inspect(w io.Writer, path string) error {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return configErrorf("%s: no such file", path)
+	}
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	var err error
 	if strings.HasSuffix(path, ".safetensors") {
@@ -22,7 +28,7 @@ func Inspect(w io.Writer, path string) error {
 		err = inspectImage(t, path)
 	}
 	if err != nil {
-		return &DataError{err}
+		return dataErrorf("%s: %w", path, trimmed(err, path))
 	}
 	return t.Flush()
 }
@@ -81,4 +87,12 @@ func inspectImage(w io.Writer, path string) error {
 		row("note", "%s", note)
 	}
 	return nil
+}
+
+// trimmed is err without the path that it may begin with.
+func trimmed(err error, path string) error {
+	if rest, ok := strings.CutPrefix(err.Error(), path+": "); ok {
+		return errors.New(rest)
+	}
+	return err
 }

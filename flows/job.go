@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
+	"strings"
 
 	"github.com/flowrun/flowrun/configs"
 	"github.com/flowrun/flowrun/gpu/vqgan"
@@ -29,7 +29,8 @@ type Job struct {
 // piece is a stage of a job.
 type piece struct {
 	stage
-	label   string // the stage's name, numbered where it is repeated
+	file    configs.Stage // its place in the file, for errors
+	label   string        // the stage's name, numbered where it is repeated: augment[1]
 	line    int
 	ordinal int // how many stages of this name stand before it
 	options any
@@ -78,11 +79,7 @@ func Load(path string, data []byte, overrides []string) (*Job, error) {
 	seen := map[string]int{}
 	for _, s := range f.Stages {
 		st, _ := find(s.Name)
-		label := s.Name
-		if n := seen[s.Name]; n > 0 {
-			label += " " + strconv.Itoa(n+1)
-		}
-		j.pieces = append(j.pieces, &piece{stage: st, label: label, line: s.Line, ordinal: seen[s.Name], options: s.Options})
+		j.pieces = append(j.pieces, &piece{stage: st, file: s, label: s.Label, line: s.Line, ordinal: seen[s.Name], options: s.Options})
 		seen[s.Name]++
 	}
 	if err := errors.Join(j.join(), j.fit()); err != nil {
@@ -123,33 +120,49 @@ func (j *Job) join() error {
 
 // fit checks what two stages, or a stage and the model, must agree on.
 func (j *Job) fit() error {
-	t, ok := option[tile.Options](j)
-	if !ok {
-		return nil
-	}
-	multiple := j.multiple()
-	for a, axis := range []string{"x", "y", "z"} {
-		if t.Patch[a]%multiple[a] != 0 {
-			return fmt.Errorf("%s: tile.patch: %d along %s is not a multiple of the model's downsampling %d; nearest are %d and %d",
-				j.path, t.Patch[a], axis, multiple[a], max(1, t.Patch[a]/multiple[a])*multiple[a], (t.Patch[a]/multiple[a]+1)*multiple[a])
-		}
-	}
-	if err := t.CheckMultiple(multiple); err != nil {
-		return fmt.Errorf("%s: tile.%w", j.path, err)
-	}
+	t, _ := option[tile.Options](j)
+	b, _ := option[batch.Options](j)
 	for _, p := range j.pieces {
-		if o, ok := p.options.(*augment.Options); ok {
+		switch o := p.options.(type) {
+		case *tile.Options:
+			if err := j.fitPatch(p, o); err != nil {
+				return err
+			}
+		case *augment.Options:
 			if err := o.CheckPatch(t.Patch); err != nil {
-				return fmt.Errorf("%s:%d: augment.%w", j.path, p.line, err)
+				return p.blame(err)
+			}
+		case *train.Options:
+			if o.MicroBatch > b.Size {
+				return p.file.Errorf("micro_batch", "%d is more than batch.size %d", o.MicroBatch, b.Size)
+			}
+			if strings.HasPrefix(o.Device, "cuda:") {
+				return p.file.Errorf("device", "%s: this build of flowrun has no CUDA engine; set it to cpu or auto", o.Device)
 			}
 		}
 	}
-	if tr, ok := option[train.Options](j); ok {
-		if b, _ := option[batch.Options](j); tr.MicroBatch > b.Size {
-			return fmt.Errorf("%s: train.micro_batch: %d is more than batch.size %d", j.path, tr.MicroBatch, b.Size)
+	return nil
+}
+
+// fitPatch checks a patch against the model's downsampling.
+func (j *Job) fitPatch(p *piece, t *tile.Options) error {
+	multiple := j.multiple()
+	for a, n := range t.Patch {
+		if m := multiple[a]; n%m != 0 {
+			return p.file.Errorf("patch", "%d along %c is not a multiple of the model's downsampling %d; nearest are %d and %d",
+				n, "xyz"[a], m, max(1, n/m)*m, (n/m+1)*m)
 		}
 	}
+	if err := t.CheckMultiple(multiple); err != nil {
+		return p.blame(err)
+	}
 	return nil
+}
+
+// blame places an error that begins with one of the stage's keys at the key's line.
+func (p *piece) blame(err error) error {
+	key, reason, _ := strings.Cut(err.Error(), ": ")
+	return p.file.Errorf(key, "%s", reason)
 }
 
 // multiple is what a patch's extent must be a multiple of.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/flowrun/flowrun/configs"
 	"github.com/flowrun/flowrun/stages/nifti"
 	"github.com/flowrun/flowrun/stages/phantom"
 )
@@ -36,7 +37,7 @@ func Phantoms(ctx context.Context, dir string, o PhantomOptions) error {
 	for i := range o.Count {
 		seed := o.Seed + uint64(i)
 		p := phantom.Options{Size: o.Size, Spacing: o.Spacing, Seed: seed, Noise: o.Noise}
-		if err := p.Check(); err != nil {
+		if err := configs.Decode(configs.Encode(&p), &p); err != nil { // bounds, and Check
 			return configErrorf("phantom: %w", err)
 		}
 		if err := writePhantom(ctx, filepath.Join(dir, fmt.Sprintf("phantom-%04d%s", seed, ext)), p); err != nil {

@@ -76,10 +76,7 @@ func (p *planner) scans() {
 
 // model prints memory, work, disk and time.
 func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch [3]int) error {
-	e, err := p.engine(o.Device)
-	if err != nil {
-		return err
-	}
+	e := p.engine(o.Device)
 	defer func() { _ = e.Close() }()
 	options := p.sessionOptions(o, patch)
 	plan, err := vqgan.PlanFor(e, p.Job.model, options)
@@ -141,10 +138,7 @@ const affordable = 2e11
 
 // time takes a few steps on noise and says how long the run will be.
 func (p *planner) time(ctx context.Context, o train.Options, patch [3]int) error {
-	e, err := p.engine(o.Device)
-	if err != nil {
-		return err
-	}
+	e := p.engine(o.Device)
 	defer func() { _ = e.Close() }()
 	timed := patch
 	for {

@@ -51,13 +51,13 @@ type run struct {
 	progress   *observe.Progress
 	validator  *validator
 
-	start    volume.Cursor
-	epochs   int             // the source ends before this one
-	left     map[string]int // patches left of the scans that start's epoch has begun
-	warned   map[string]bool
-	last     string             // the newest checkpoint's path
-	sample   string             // the newest picture's path
-	values   map[string]float64 // of the newest validation
+	start  volume.Cursor
+	epochs int            // the source ends before this one
+	left   map[string]int // patches left of the scans that start's epoch has begun
+	warned map[string]bool
+	last   string             // the newest checkpoint's path
+	sample string             // the newest picture's path
+	values map[string]float64 // of the newest validation
 
 	stats      func() []pipe.Stat
 	boundBy    string
@@ -169,6 +169,9 @@ func (r *run) resume() (*volume.Snapshot, error) {
 	}
 	from := r.job.run.Resume
 	if from != "auto" && from != "never" {
+		if _, err := os.Stat(from); err != nil {
+			return nil, configErrorf("run.resume: %s: no such checkpoint (want auto, never or a checkpoint's file)", from)
+		}
 		return r.resumeFrom(from)
 	}
 	snap, path, skipped, err := r.store.Latest()
@@ -354,6 +357,7 @@ func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
 	go func() {
 		select {
 		case <-soft:
+			r.log.Info().Str("event", "stop").Msg("stopping after this step; a second signal stops at once")
 			g.Stop()
 		case <-over:
 		}
