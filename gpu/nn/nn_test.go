@@ -121,6 +121,63 @@ func noOverlap(t *rapid.T, p *Program) {
 	}
 }
 
+// TestBranches holds the cases that the models don't have and random graphs rarely draw.
+func TestBranches(t *testing.T) {
+	conv := func(k [3]int) Conv { return Conv{Channels: 1, Kernel: k, Stride: s1} }
+	for name, build := range map[string]func(g *Graph, x *Value) *Value{
+		"a convolution adds its own input": func(g *Graph, x *Value) *Value {
+			a := g.Conv("a", x, conv(k3))
+			return g.Add("s", a, g.Conv("b", a, conv(k3)))
+		},
+		"the sum has a halo, the operand none, and both take one aligned piece": func(g *Graph, x *Value) *Value {
+			return g.Add("s", g.Conv("a", x, conv(k1)), g.Conv("b", x, conv(k1)))
+		},
+		"the added operand's gradient wants the larger halo": func(g *Graph, x *Value) *Value {
+			f := g.Conv("f", x, conv(k3))
+			return g.Add("s", g.Conv("a", f, conv(k4)), g.Conv("b", f, conv(k3)))
+		},
+		"the convolution's output is read by another, too": func(g *Graph, x *Value) *Value {
+			a := g.Conv("a", x, conv(k3))
+			c := g.Conv("c", a, conv(k3))
+			return g.Add("t", g.Add("s", a, c), g.NormAct("n", c, gpu.Norm{Eps: 1}))
+		},
+		"two readers want different halos": func(g *Graph, x *Value) *Value {
+			a := g.Conv("a", x, conv(k1))
+			return g.Add("s", g.Conv("b", a, conv(k4)), g.Conv("c", a, conv(k3)))
+		},
+		"a value is added to itself": func(g *Graph, x *Value) *Value {
+			a := g.Conv("a", x, conv(k3))
+			return g.Add("s", a, a)
+		},
+	} {
+		for _, o := range []Options{{}, {Train: true}, {Train: true, Recompute: All}} {
+			g := NewGraph(&Params{})
+			d := gpu.Dims{N: 1, D: 1, H: 1, W: 2, C: 1}
+			x, target := g.Input("x", d), g.Input("target", d)
+			g.ReconLoss("loss", g.Conv("last", build(g, x), conv(k3)), target, 1, 0)
+			p, err := Compile(g, newLedger(0), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e := books(p, g); len(e.faults) > 0 {
+				t.Errorf("%s, %+v: %s", name, o, strings.Join(e.faults, "\n"))
+			}
+		}
+	}
+}
+
+// books runs a program on a ledger.
+func books(p *Program, g *Graph) *ledger {
+	p.Bind(0)
+	e := newLedger(p.Bytes())
+	p.Pack(e)
+	for _, v := range g.inputs {
+		p.Write(e, v, nil)
+	}
+	p.Run(e, &Call{Share: 1})
+	return e
+}
+
 // tower is a conv, two residual blocks at one resolution and a last conv.
 func tower(g *Graph, channels int) {
 	d := gpu.Dims{N: 1, D: 8, H: 8, W: 8, C: 1}
@@ -146,13 +203,7 @@ func compileTower(t *testing.T, o Options) (*Program, *ledger) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.Bind(0)
-	e := newLedger(p.Bytes())
-	p.Pack(e)
-	for _, v := range g.inputs {
-		p.Write(e, v, nil)
-	}
-	p.Run(e, &Call{Share: 1})
+	e := books(p, g)
 	if len(e.faults) > 0 {
 		t.Fatal(strings.Join(e.faults, "\n"))
 	}

@@ -83,24 +83,27 @@ func TestAnIdleCodeRestartsInAllItsState(t *testing.T) {
 }
 
 func TestRestartsGoWhereCodesAreFar(t *testing.T) {
-	b := filled(8, 1, CodebookOptions{Decay: 0.99, Restart: 1}, 64)
-	// All of the reservoir is air at -1, well served, but for ten latents.
-	for slot := range b.slots() {
-		b.pool[slot], b.far[slot] = -1, 0
-	}
-	for i := range 10 {
-		b.pool[100*i], b.far[100*i] = float32(i), 1
-	}
-	for k := range b.n {
-		b.n[k] = 0
-	}
-	if got := b.restart(); got != 8 {
-		t.Fatalf("%d of 8 codes restarted", got)
-	}
-	slices.Sort(b.vectors)
-	for i, e := range b.vectors {
-		if e < 0 || i > 0 && e == b.vectors[i-1] {
-			t.Errorf("codes %v", b.vectors)
+	for _, c := range []struct {
+		places, want int
+		served       float32 // distance of the rest
+	}{{10, 8, 1e-9}, {5, 5, 0}} {
+		b := filled(8, 1, CodebookOptions{Decay: 0.99, Restart: 1}, 64)
+		// All of the reservoir is air at -1, well served, but for a few latents.
+		for slot := range b.slots() {
+			b.pool[slot], b.far[slot] = -1, c.served
+		}
+		for i := range c.places {
+			b.pool[100*i], b.far[100*i] = float32(i), 1
+		}
+		clear(b.n)
+		if got := b.restart(); got != c.want {
+			t.Fatalf("%d of 8 codes restarted, want %d", got, c.want)
+		}
+		moved := slices.Sorted(slices.Values(b.vectors[:c.want]))
+		for i, e := range moved {
+			if e < 0 || i > 0 && e == moved[i-1] {
+				t.Errorf("codes %v", moved)
+			}
 		}
 	}
 }

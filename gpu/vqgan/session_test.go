@@ -123,8 +123,8 @@ func TestRecomputingChangesNoBit(t *testing.T) {
 				continue
 			}
 			same(t, norm, want, got)
-			if s.layout.Bytes() >= bytes {
-				t.Errorf("%s: recompute %d saves nothing of %d bytes", norm, r, bytes)
+			if s.layout.Bytes() > bytes || len(s.train[1].Recomputed()) == 0 { // at this size workspace may decide
+				t.Errorf("%s: recompute %d needs %d bytes, less of it %d", norm, r, s.layout.Bytes(), bytes)
 			}
 			bytes = s.layout.Bytes()
 		}
@@ -215,7 +215,7 @@ func TestGradientIsThatOfTheLoss(t *testing.T) {
 		c, o := tiny()
 		c.Norm, c.Padding, c.Decoder = variant.norm, variant.padding, variant.decoder
 		c.Hidden, c.Groups, o.Patch = 4, 2, [3]int{8, 8, 4}
-		o.Loss = Loss{L2: 1, Commitment: 0.5} // |y-t| has kinks
+		o.Loss = Loss{L2: 1, Commitment: 20} // |y-t| has kinks
 		s := open(t, c, o, 2)
 		// Away from the start: norms with gains of 1 and shifts of 0 would hide a mistake.
 		r := rand.New(rand.NewPCG(1, 2))
@@ -254,7 +254,7 @@ func TestGradientIsThatOfTheLoss(t *testing.T) {
 				d := float64(y[i] - x[i])
 				l2 += d * d / float64(len(x))
 			}
-			return l2 + 0.5*commitment
+			return l2 + 20*commitment
 		}
 		if l := loss(); math.Abs(l-stats.Total) > 1e-5*l {
 			t.Fatalf("%v: loss %g, by halves %g", variant, stats.Total, l)
@@ -453,10 +453,13 @@ func TestAStepThatIsNotFiniteIsNotTaken(t *testing.T) {
 	bad[len(bad)-1] = float32(math.NaN())
 	for i := range 3 {
 		before := state(t, s)
-		for _, x := range [][2][]float32{{bad, good}, {good, bad}} { // in the input, in the target
-			_, err := s.Step(x[0], x[1], 2, 1e-3)
+		for _, x := range []struct {
+			input, target []float32
+			what          string
+		}{{bad, good, "the loss"}, {good, bad, "the loss"}} { // quantising hides NaN from the decoder, not from the loss
+			_, err := s.Step(x.input, x.target, 2, 1e-3)
 			var wrong *NonFiniteError
-			if !errors.As(err, &wrong) || wrong.Step != i+1 {
+			if !errors.As(err, &wrong) || wrong.Step != i+1 || i > 0 && !strings.HasPrefix(wrong.What, x.what) {
 				t.Fatalf("error %v at step %d", err, i+1)
 			}
 			same(t, "after NaN", before, state(t, s))
@@ -469,6 +472,19 @@ func TestAStepThatIsNotFiniteIsNotTaken(t *testing.T) {
 		step(t, calm, uint64(i), 2)
 	}
 	same(t, "calm", state(t, calm), state(t, s))
+
+	broken := state(t, s)
+	for _, a := range broken {
+		if a.Name == "decoder.conv_last.conv.bias" {
+			a.Data[0] = float32(math.Inf(1))
+		}
+	}
+	if err := s.SetState(broken, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Step(good, good, 2, 1e-3); err == nil || err.Error() != "step 4: the reconstruction (2048 of 2048 voxels) isn't finite" {
+		t.Errorf("error %v", err)
+	}
 }
 
 func TestReconstructLeavesTheStateAlone(t *testing.T) {
