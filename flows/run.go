@@ -369,14 +369,14 @@ func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
 	case errors.As(err, &tooLarge):
 		return dataErrorf("%w; raise run.memory or set read.cache", err)
 	case err != nil && ctx.Err() != nil:
-		return fmt.Errorf("%w at once; the last checkpoint is %s", ErrInterrupted, r.lastCheckpoint())
+		return fmt.Errorf("%w at once; %s", ErrInterrupted, r.lastCheckpoint())
 	case err != nil:
 		return err
 	}
 	select {
 	case <-g.Stopping():
 		if r.loop == nil || r.loop.Schedule.Steps == 0 || r.loop.Step < r.loop.Schedule.Steps {
-			return fmt.Errorf("%w; %s; the same command goes on from there", ErrInterrupted, r.lastCheckpoint())
+			return fmt.Errorf("%w; %s", ErrInterrupted, r.lastCheckpoint())
 		}
 	default:
 	}
@@ -386,9 +386,9 @@ func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
 
 func (r *run) lastCheckpoint() string {
 	if r.last == "" {
-		return "no checkpoint was written"
+		return "no checkpoint was written: the same command begins anew"
 	}
-	return "the last checkpoint is " + r.last
+	return "the last checkpoint is " + r.last + "; the same command goes on from there"
 }
 
 // saved is told of each checkpoint that is durable.

@@ -12,8 +12,9 @@ import (
 	"github.com/flowrun/flowrun/flows"
 )
 
-// hardStop is how long a run may take to end once it was told to end at once.
-const hardStop = 5 * time.Second
+// hardStop is how long a run may take to end once it was told to end at once. An optimiser step that takes longer is left
+// where it is.
+const hardStop = time.Second
 
 // stopSignals are those that end a run. SIGHUP, a terminal that closes, ends it like Ctrl-C, unless the parent told this
 // process to ignore it (nohup).
