@@ -1,0 +1,94 @@
+package integration
+
+import (
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestSignalsStopWithACheckpoint(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	words := []string{"train.yaml", "train.epochs=1", "shuffle.volumes=3", "checkpoint.every=1000"}
+	p.must(append(words, "run.dir=whole")...)
+	for i, s := range []os.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
+		flowrun := p.start(words...)
+		goal := p.reached("run") + 3 + i
+		if !flowrun.until(func() bool { return p.reached("run") >= goal }) {
+			t.Fatalf("over before step %d: %s", goal, flowrun.stderr.String())
+		}
+		flowrun.signal(s)
+		o := flowrun.wait()
+		p.tells(o, 75, "interrupted", "run/checkpoints/step-", "the same command goes on from there")
+		end := p.final("run")
+		if steps, _ := p.steps("run"); end.Step != len(steps) || end.Reason != "stop" {
+			t.Errorf("%v: the checkpoint (%q) is of step %d, the last one taken is %d", s, end.Reason, end.Step, len(steps))
+		}
+		p.swept("run")
+	}
+	p.must(words...)
+	p.sameRun("whole", "run")
+}
+
+// slow is a run whose first validation takes many seconds.
+var slow = strings.Fields("train.yaml train.validate.every=1 train.validate.patches=0 read.scans=[scans,held] train.validate.scans=[held/*]")
+
+func TestTheSecondSignalStopsAtOnce(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.must("phantom", "held", "--size", "256,256,128", "--count", "1")
+	flowrun := p.start(slow...)
+	if !flowrun.until(func() bool { return p.reached("run") == 1 }) {
+		t.Fatalf("over before it could be stopped: %s", flowrun.stderr.String())
+	}
+	flowrun.signal(syscall.SIGTERM)
+	select {
+	case <-flowrun.over:
+		t.Fatal("the first signal didn't let the step's validation end")
+	case <-time.After(300 * time.Millisecond):
+	}
+	flowrun.signal(syscall.SIGTERM)
+	p.tells(flowrun.wait(), 75, "interrupted at once; no checkpoint was written: the same command begins anew")
+	if _, validations := p.steps("run"); len(validations) > 0 {
+		t.Error("the validation ran to its end")
+	}
+	p.swept("run")
+}
+
+// A step can't be broken off: the process ends without it.
+func TestTheSecondSignalDoesNotWaitForALongStep(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.must("phantom", "scans", "--size", "128,128,64", "--count", "1", "--seed", "9")
+	flowrun := p.start("train.yaml", "read.scans=scans/phantom-0009.nii", "model.hidden=32", "model.groups=8", "tile.patch=[128, 128, 64]", "batch.size=1",
+		"train.validate.scans=[]", "train.validate.share=0", "augment.flip=[]")
+	if !flowrun.until(func() bool { return len(p.events("run", "start")) == 1 }) {
+		t.Fatalf("over before it could be stopped: %s", flowrun.stderr.String())
+	}
+	time.Sleep(time.Second) // now it is in its first step
+	flowrun.signal(syscall.SIGINT)
+	time.Sleep(50 * time.Millisecond)
+	flowrun.signal(syscall.SIGINT)
+	p.tells(flowrun.wait(), 75, "stopped at once")
+	if n := p.reached("run"); n > 0 {
+		t.Errorf("%d steps were taken", n)
+	}
+	p.swept("run")
+}
+
+func TestStoppedBeforeTheFirstStep(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	flowrun := p.start("train.yaml")
+	if !flowrun.until(func() bool { _, err := os.Stat(p.path("run", ".lock")); return err == nil }) {
+		t.Fatal("it is over before it began")
+	}
+	flowrun.signal(syscall.SIGTERM)
+	o := flowrun.wait()
+	p.tells(o, 75, "interrupted")
+	p.must("train.yaml")
+	p.must("train.yaml", "run.dir=whole")
+	p.sameRun("whole", "run")
+}
