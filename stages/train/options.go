@@ -53,7 +53,7 @@ func (v *Validate) Check() error {
 		return nil
 	}
 	if _, err := regexp.Compile(v.Group); err != nil {
-		return fmt.Errorf("group: %v", err)
+		return fmt.Errorf("group: %w", err)
 	}
 	return nil
 }

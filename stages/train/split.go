@@ -74,6 +74,9 @@ func hold(patients map[string]bool, share float64) {
 	patients[order[len(order)-1]] = false
 }
 
+// mark is what Windows programs put in front of a text file.
+const mark = "\ufeff"
+
 // listed replaces each list file (*.txt) by its lines.
 func listed(patterns []string) ([]string, error) {
 	var all []string
@@ -86,10 +89,14 @@ func listed(patterns []string) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		for line := range strings.Lines(string(text)) {
+		before := len(all)
+		for line := range strings.Lines(strings.TrimPrefix(string(text), mark)) {
 			if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
 				all = append(all, line)
 			}
+		}
+		if len(all) == before {
+			return nil, fmt.Errorf("%s: names no scan", p)
 		}
 	}
 	return all, nil
@@ -107,8 +114,8 @@ func grouping(rule string) (func(*volume.Scan) (string, error), error) {
 	if rule == "" {
 		return func(s *volume.Scan) (string, error) { return s.ID, nil }, nil
 	}
-	if file, column, ok := strings.Cut(rule, "#"); ok && strings.HasSuffix(file, ".csv") {
-		return table(file, column)
+	if i := strings.LastIndex(rule, ".csv#"); i >= 0 {
+		return table(rule[:i+len(".csv")], rule[i+len(".csv#"):])
 	}
 	re, err := regexp.Compile(rule)
 	if err != nil {
@@ -119,18 +126,21 @@ func grouping(rule string) (func(*volume.Scan) (string, error), error) {
 		if m == nil {
 			return "", fmt.Errorf("%q doesn't match %s", rule, s.Path)
 		}
-		return m[min(1, len(m)-1)], nil
+		patient := m[min(1, len(m)-1)]
+		if patient == "" {
+			return "", fmt.Errorf("%q finds no patient in %s", rule, s.Path)
+		}
+		return patient, nil
 	}, nil
 }
 
 // table reads a CSV file with a column scan (a scan's ID, path or file name) and the column that names its patient.
 func table(file, column string) (func(*volume.Scan) (string, error), error) {
-	f, err := os.Open(file)
+	text, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = f.Close() }()
-	rows, err := csv.NewReader(f).ReadAll()
+	rows, err := csv.NewReader(strings.NewReader(strings.TrimPrefix(string(text), mark))).ReadAll()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
@@ -147,7 +157,11 @@ func table(file, column string) (func(*volume.Scan) (string, error), error) {
 	}
 	return func(s *volume.Scan) (string, error) {
 		for _, name := range []string{s.ID, s.Path, path.Base(s.ID)} {
-			if p, ok := patients[name]; ok {
+			p, ok := patients[name]
+			switch {
+			case ok && p == "":
+				return "", fmt.Errorf("%s: no patient for scan %s", file, s.ID)
+			case ok:
 				return p, nil
 			}
 		}
