@@ -182,7 +182,9 @@ func TestLoopSnapshot(t *testing.T) {
 		s.Free = nil
 		got = append(got, *s)
 	}
-	state := func(n float32) []volume.Array { return []volume.Array{{Name: "steps", Shape: []int{1}, Data: []float32{n}}} }
+	state := func(n float32) []volume.Array {
+		return []volume.Array{{Name: "steps", Shape: []int{1}, Data: []float32{n}}}
+	}
 	tags := func(from, to int) (list []volume.Tag) {
 		for i := from; i < to; i++ {
 			list = append(list, tag(i))
@@ -234,7 +236,10 @@ func TestLoopAtItsEnd(t *testing.T) {
 			f = newFeed(0)
 		}
 		l.Model, l.Every, l.EveryVal = &model{}, 1, 1
-		l.Validate = func(context.Context, int) (map[string]float64, error) { t.Errorf("%s: validated", name); return nil, nil }
+		l.Validate = func(context.Context, int) (map[string]float64, error) {
+			t.Errorf("%s: validated", name)
+			return nil, nil
+		}
 		if got, err := run(t.Context(), l, f.from(0)); err != nil || got != nil || f.taken != 0 {
 			t.Errorf("%s: got %v, %v after %d batches", name, got, err, f.taken)
 		}
@@ -412,6 +417,7 @@ func TestLoopWaitEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		boom := errors.New("disk full")
 		ctx, cancel := context.WithCancelCause(t.Context())
+		defer cancel(nil)
 		f := newFeed(5)
 		l := &train.Loop{Model: &model{}, Every: 1}
 		var last error
@@ -420,7 +426,7 @@ func TestLoopWaitEnds(t *testing.T) {
 				time.AfterFunc(time.Minute, func() { cancel(boom) })
 			}
 		}
-		if last != boom || l.Step != 2 {
+		if !errors.Is(last, boom) || l.Step != 2 {
 			t.Errorf("got %v at step %d", last, l.Step)
 		}
 		if err := f.balanced(0); err != nil {
@@ -432,6 +438,7 @@ func TestLoopWaitEnds(t *testing.T) {
 // TestLoopHardStop ends the batches as pipe does at a hard stop: nothing is measured, copied or emitted any more.
 func TestLoopHardStop(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	f := newFeed(9)
 	l := &train.Loop{Model: &model{state: errors.New("copied")}, Every: 5, EveryVal: 5,
 		Validate: func(context.Context, int) (map[string]float64, error) { t.Error("validated"); return nil, nil }}
