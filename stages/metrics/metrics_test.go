@@ -237,6 +237,10 @@ func TestUsage(t *testing.T) {
 	near(t, "share", u.Share(), 0.25, 0)
 	check(t, u.Add([]int32{7, 7, 7, 7}))
 	near(t, "¼ ¼ ½", u.Perplexity(), math.Pow(2, 1.5), 1e-12)
+	once := NewUsage(4)
+	check(t, once.Add([]int32{2}))
+	near(t, "one code once", once.Share(), 0.25, 0)
+	near(t, "one code once", once.Perplexity(), 1, 0)
 	refuse(t, "want 0..7", u.Add([]int32{8}))
 	refuse(t, "want 0..7", u.Add([]int32{-1}))
 	if u.Total() != 8 {

@@ -40,6 +40,7 @@ type patient struct {
 	right, left   float64 // HU of blood in the right heart and pulmonary arteries, and in the left heart and aorta
 	marrow        float64
 	tableDistance float64
+	place         vec // of the middle of the chest in the scanner
 }
 
 func newPatient(seed uint64) *patient {
@@ -65,6 +66,7 @@ func newPatient(seed uint64) *patient {
 	p.left = u(170, 300)
 	p.marrow = u(130, 240)
 	p.tableDistance = u(0, 5)
+	p.place = vec{u(-3, 3), u(-8, 8), u(-9, 9)}
 
 	long := vec{-0.72, 0.56, u(-0.5, -0.32)}.unit()
 	side := long.cross(vec{0, 0, 1}).unit()

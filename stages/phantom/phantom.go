@@ -4,7 +4,7 @@
 // another patient; nothing here is meant for more than that: the anatomy is recognisable, not true.
 //
 // Axes are canonical (RAS+): x grows to the patient's right, y to the front, z to the head; samples are int16 HU, x
-// fastest. The anatomy is in millimetres about the middle of the volume, so one seed gives one patient at any size.
+// fastest. The anatomy is in millimetres about the volume's middle, give or take some, so one seed gives one patient at any size.
 //
 // Read phantom.go first; patient.go draws the patient, torso.go says what tissue a point is, organs.go and tree.go list
 // the shapes that shape.go paints over it, texture.go makes textures and noise.
@@ -138,12 +138,12 @@ func workers(o Options) int { return min(runtime.GOMAXPROCS(0), o.Size[2]) }
 type scene struct {
 	o       Options
 	patient *patient
-	at      volume.Affine
-	edge    float64    // width over which a boundary blurs, mm
-	shapes  []shape    // in the order they are painted
-	slices  [][]int32  // shapes that reach each slice
-	x       []float64  // of each column, mm
-	fields  [4]texture // by use: see the constants below
+	at      volume.Affine // of voxels to mm in the patient
+	edge    float64       // width over which a boundary blurs, mm
+	shapes  []shape       // in the order they are painted
+	slices  [][]int32     // shapes that reach each slice
+	x       []float64     // of each column, mm
+	fields  [4]texture    // by use: see the constants below
 }
 
 // The textures.
@@ -159,6 +159,9 @@ func newScene(o Options) *scene {
 		panic("phantom: " + err.Error())
 	}
 	s := &scene{o: o, patient: newPatient(o.Seed), at: o.Affine(), slices: make([][]int32, o.Size[2])}
+	for a, mm := range s.patient.place {
+		s.at[a][3] -= mm
+	}
 	v := o.Voxel()
 	s.edge = max(1.2, 1.1*math.Cbrt(v[0]*v[1]*v[2]))
 	s.x = make([]float64, o.Size[0])
