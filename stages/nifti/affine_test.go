@@ -69,6 +69,11 @@ func close(a, b volume.Affine) bool {
 
 // The rotation of a quaternion, against the turn by an angle about an axis (Rodrigues' formula).
 func TestQform(t *testing.T) {
+	// Half a turn, of which rounding made the quaternion longer than 1.
+	h := &Header{Pixdim: [8]float64{1, 1, 1, 1}, Quatern: [3]float64{0, 0, 1.0001}}
+	if a, ok := h.qform(); !ok || !close(a, volume.Affine{{-1, 0, 0, 0}, {0, -1, 0, 0}, {0, 0, 1, 0}}) {
+		t.Error(a, ok)
+	}
 	rapid.Check(t, func(t *rapid.T) {
 		angle := rapid.Float64Range(0, math.Pi).Draw(t, "angle") // a = cos(angle/2) ≥ 0
 		n := [3]float64{rapid.Float64Range(-1, 1).Draw(t, "x"), rapid.Float64Range(-1, 1).Draw(t, "y"), 1}

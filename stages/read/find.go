@@ -25,13 +25,9 @@ type found struct {
 
 const endings = ".nii, .nii.gz or .hdr"
 
-// isScan tells by the name. Hidden files are none: macOS leaves "._scan.nii.gz" beside scans.
+// isScan tells by the name.
 func isScan(path string) bool {
-	name := strings.ToLower(filepath.Base(path))
-	if strings.HasPrefix(name, ".") {
-		return false
-	}
-	name = strings.TrimSuffix(name, ".gz")
+	name := strings.TrimSuffix(strings.ToLower(path), ".gz")
 	return strings.HasSuffix(name, ".nii") || strings.HasSuffix(name, ".hdr")
 }
 
@@ -96,7 +92,7 @@ func (f *found) folder(dir string) error {
 			return reason(err)
 		}
 		for _, e := range list {
-			if strings.HasPrefix(e.Name(), ".") {
+			if strings.HasPrefix(e.Name(), ".") { // macOS leaves "._scan.nii.gz" beside scans
 				continue
 			}
 			entries++

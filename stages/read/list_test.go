@@ -266,6 +266,20 @@ func TestQuarantine(t *testing.T) {
 			t.Fatalf("torn at %d: %q", n, again)
 		}
 	}
+	write(t, path, string(whole[:len(whole)-1]))
+	if q, err = OpenQuarantine(path); err != nil {
+		t.Fatal(err)
+	}
+	short := Bad{Scan: "c"}
+	if err := q.Add(short); err != nil {
+		t.Fatal(err)
+	}
+	if q, err = OpenQuarantine(path); err != nil || !slices.Equal(q.All(), []Bad{a, short}) {
+		t.Error(q, err)
+	}
+	if b, _ := os.ReadFile(path); !strings.HasSuffix(string(b), "\n") {
+		t.Errorf("the torn line's end stays: %q", b)
+	}
 	write(t, path, "{\n"+string(whole))
 	if _, err := OpenQuarantine(path); err == nil || !strings.Contains(err.Error(), "line 1") {
 		t.Error(err)

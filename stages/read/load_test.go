@@ -125,6 +125,7 @@ func TestLoadTypes(t *testing.T) {
 		{"int16", nifti.Int16, 1, 0, []float64{-32768, 32767}, []float64{-32768, 32767}},
 		{"int16, negative slope", nifti.Int16, -0.5, 3, []float64{-2000, 2000}, []float64{1003, -997}},
 		{"uint16", nifti.Uint16, 1, -1024, []float64{0, 65535}, []float64{-1024, 64511}},
+		{"uint16, scaled", nifti.Uint16, 0.5, 10, []float64{0, 65535}, []float64{10, 32777.5}},
 		{"uint16, no slope", nifti.Uint16, 0, 9, []float64{24, 40000}, []float64{24, 40000}},
 		{"int32", nifti.Int32, 1, 0, []float64{-100000, -999, 0, 77, 100000}, []float64{-1000, -999, 0, 77, 1000}},
 		{"uint32", nifti.Uint32, 1, -1024, []float64{0, 1024, 4e9}, []float64{-1000, 0, 1000}},
@@ -208,6 +209,17 @@ func TestLoadFrame(t *testing.T) {
 	o.Frame = 1
 	if _, got := loaded(t, path, o); !slices.Equal(got, []float64{3, 4}) {
 		t.Error(got)
+	}
+}
+
+// Air anywhere in a scan shows that it is CT, past the first chunk too.
+func TestAirAtTheEnd(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.nii")
+	samples := make([]float64, 3*chunk)
+	samples[len(samples)-1] = -1000
+	putReal(t, path, nifti.Int16, [3]int{len(samples) / 8, 4, 2}, samples, nil)
+	if v, _ := loaded(t, path, defaults()); len(v.Warnings) > 0 {
+		t.Errorf("%q", v.Warnings)
 	}
 }
 

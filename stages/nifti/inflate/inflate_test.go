@@ -2,6 +2,7 @@ package inflate
 
 import (
 	"bytes"
+	"compress/flate"
 	"compress/gzip"
 	"errors"
 	"io"
@@ -97,7 +98,7 @@ func TestLong(t *testing.T) {
 }
 
 func TestMembersAndWhatFollows(t *testing.T) {
-	a, b := sample(1, 5000, 1), sample(3, 70000, 2)
+	a, b := sample(1, 5000, 1), sample(3, 700000, 2)
 	two := append(deflate(t, a, 6), deflate(t, b, 1)...)
 	for _, c := range []struct {
 		name  string
@@ -115,6 +116,45 @@ func TestMembersAndWhatFollows(t *testing.T) {
 		if err != nil || !bytes.Equal(got, append(bytes.Clone(a), b...)) || z.After() != c.after {
 			t.Errorf("%s: %d bytes, after %d, %v", c.name, len(got), z.After(), err)
 		}
+	}
+}
+
+// RFC 1951 §3.2.7: codes are complete, but for one of one bit, or none.
+func TestBuild(t *testing.T) {
+	for _, c := range []struct {
+		lengths []uint8
+		ok      bool
+	}{
+		{[]uint8{1, 1}, true}, {[]uint8{2, 1, 2}, true}, {[]uint8{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 15}, true},
+		{[]uint8{0, 0}, true}, {[]uint8{0, 1, 0}, true}, {[]uint8{0, 2, 0}, false}, {[]uint8{15}, false},
+		{[]uint8{1, 1, 1}, false}, {[]uint8{1, 2}, false}, {[]uint8{2, 2, 2}, false}, {[]uint8{1, 2, 2, 2}, false},
+	} {
+		var table distTable
+		if ok := build(table[:], distRoot, c.lengths, distEntry); ok != c.ok {
+			t.Errorf("%v: %v", c.lengths, ok)
+		}
+	}
+}
+
+// A member's matches may not reach into the one before it.
+func TestMembersShareNothing(t *testing.T) {
+	first := sample(1, 3000, 1)
+	var b bytes.Buffer
+	w, err := flate.NewWriterDict(&b, 9, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(first); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	one := deflate(t, first, 6)
+	two := append(bytes.Clone(one[:10]), b.Bytes()...)
+	two = append(two, one[len(one)-8:]...) // the same bytes, so the same checksum and size
+	if got, err := io.ReadAll(NewReader(bytes.NewReader(append(one, two...)))); !errors.Is(err, ErrCorrupt) {
+		t.Fatalf("%d bytes, %v", len(got), err)
 	}
 }
 
