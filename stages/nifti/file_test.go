@@ -2,6 +2,7 @@ package nifti
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -249,7 +250,7 @@ func TestReaderRefuses(t *testing.T) {
 	if err := r.SkipTo(25); err == nil {
 		t.Error("goes past the end")
 	}
-	if _, err := r.Read(make([]byte, 9)); err != io.EOF {
+	if _, err := r.Read(make([]byte, 9)); !errors.Is(err, io.EOF) {
 		t.Errorf("reads past the end: %v", err)
 	}
 	if err := r.Close(); err != nil {

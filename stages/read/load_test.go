@@ -278,7 +278,7 @@ func TestLoadFails(t *testing.T) {
 			continue
 		}
 		if name == "canceled" {
-			if err != context.Canceled {
+			if !errors.Is(err, context.Canceled) {
 				t.Error(err)
 			}
 		} else if name != "spacing changed" && !strings.Contains(err.Error(), name) || !strings.HasPrefix(err.Error(), path+": ") || strings.Contains(err.Error(), "\n") {

@@ -121,7 +121,7 @@ func (z *Reader) more(want int) error {
 			z.crc = crc32.Update(z.crc, crc32.IEEETable, z.out[start:z.wr])
 			z.size += uint32(z.wr - start)
 		}
-		if err == ErrCorrupt && z.ends(48) {
+		if errors.Is(err, ErrCorrupt) && z.ends(48) {
 			// A trailer of 64 bits should follow: what was decoded here is not data, but the lack of it.
 			err = io.ErrUnexpectedEOF
 		}
@@ -130,184 +130,6 @@ func (z *Reader) more(want int) error {
 		}
 	}
 	return nil
-}
-
-// fill reads more input, until there is some or src has ended.
-func (z *Reader) fill() error {
-	if z.eof {
-		if z.ends(0) {
-			return io.ErrUnexpectedEOF
-		}
-		return nil
-	}
-	// The last 8 bytes stay: they may be in bits, and whole gives them back.
-	shift := max(z.pos-8, 0)
-	copy(z.in, z.in[shift:z.end])
-	z.end -= shift
-	z.pos -= shift
-	for z.end-z.pos < 2*ahead && !z.eof {
-		n, err := z.src.Read(z.in[z.end:inSize])
-		z.end += n
-		if err == io.EOF {
-			z.eof = true
-		} else if err != nil {
-			return err
-		}
-	}
-	z.stop = z.end - ahead
-	if z.eof {
-		clear(z.in[z.end : z.end+pad])
-		z.stop = z.end + ahead
-	}
-	return nil
-}
-
-// peek has n ≤ 48 bits ready, zeros past the end of the input.
-func (z *Reader) peek(n uint) error {
-	if z.nbits >= n {
-		return nil
-	}
-	if z.pos > z.stop {
-		if err := z.fill(); err != nil {
-			return err
-		}
-		if z.pos > z.stop {
-			return io.ErrUnexpectedEOF
-		}
-	}
-	z.bits |= binary.LittleEndian.Uint64(z.in[z.pos:]) << z.nbits
-	z.pos += int(63-z.nbits) >> 3
-	z.nbits |= 56
-	return nil
-}
-
-// ends says that the input has fewer than n bits left.
-func (z *Reader) ends(n uint) bool { return z.eof && z.pos*8-int(z.nbits)+int(n) > z.end*8 }
-
-// take gives the next n bits, after peek.
-func (z *Reader) take(n uint) uint32 {
-	v := uint32(z.bits & (1<<n - 1))
-	z.bits >>= n
-	z.nbits -= n
-	return v
-}
-
-// read gives the next n bits.
-func (z *Reader) read(n uint) (uint32, error) {
-	if err := z.peek(n); err != nil {
-		return 0, err
-	}
-	if z.ends(n) {
-		return 0, io.ErrUnexpectedEOF
-	}
-	return z.take(n), nil
-}
-
-// align drops bits up to a whole byte.
-func (z *Reader) align() { z.take(z.nbits & 7) }
-
-// whole gives the read-ahead bits back: input goes on at in[pos], a whole byte.
-func (z *Reader) whole() {
-	z.align()
-	z.pos -= int(z.nbits / 8)
-	z.bits, z.nbits = 0, 0
-}
-
-// header reads a member's header.
-func (z *Reader) header() error {
-	magic, err := z.read(24)
-	if err != nil {
-		return err
-	}
-	flags, err := z.read(8)
-	if err != nil {
-		return err
-	}
-	if magic != 0x088b1f || flags&0xe0 != 0 {
-		return ErrHeader
-	}
-	if _, err := z.read(24); err != nil { // time
-		return err
-	}
-	if _, err := z.read(24); err != nil { // time, extra flags, system
-		return err
-	}
-	if flags&4 != 0 {
-		n, err := z.read(16)
-		if err != nil {
-			return err
-		}
-		for range n {
-			if _, err := z.read(8); err != nil {
-				return err
-			}
-		}
-	}
-	for _, text := range []uint32{8, 16} { // name, comment
-		for c := flags & text; c != 0; {
-			if c, err = z.read(8); err != nil {
-				return err
-			}
-		}
-	}
-	if flags&2 != 0 { // checksum of the header
-		if _, err := z.read(16); err != nil {
-			return err
-		}
-	}
-	z.crc, z.size, z.from = 0, 0, z.wr
-	z.members++
-	z.state = atBlock
-	return nil
-}
-
-// trailer verifies the member and looks at what follows.
-func (z *Reader) trailer() error {
-	z.align()
-	crc, err := z.read(32)
-	if err != nil {
-		return err
-	}
-	size, err := z.read(32)
-	if err != nil {
-		return err
-	}
-	if crc != z.crc || size != z.size {
-		return ErrChecksum
-	}
-	z.whole()
-	if z.pos+3 > z.end && !z.eof {
-		if err := z.fill(); err != nil {
-			return err
-		}
-	}
-	z.state = atEnd
-	if b := z.in[z.pos:z.end]; len(b) >= 3 && b[0] == 0x1f && b[1] == 0x8b && b[2] == 8 {
-		z.state = atHeader
-	}
-	return nil
-}
-
-// rest counts what follows the last member.
-func (z *Reader) rest() error {
-	junk := false
-	for {
-		for _, b := range z.in[z.pos:z.end] {
-			junk = junk || b != 0
-		}
-		z.after += int64(z.end - z.pos)
-		z.pos = z.end
-		if z.eof {
-			break
-		}
-		if err := z.fill(); err != nil {
-			return err
-		}
-	}
-	if !junk {
-		z.after = 0
-	}
-	return io.EOF
 }
 
 // block reads a block's header, and its codes.
@@ -392,7 +214,9 @@ func (z *Reader) dynamic() error {
 		if _, err := z.read(uint(e & 31)); err != nil {
 			return err
 		}
-		value, repeat, extra := uint8(0), 0, uint(0)
+		var value uint8
+		var repeat int
+		var extra uint
 		switch sym := e >> 12; sym {
 		case 16:
 			if i == 0 {
