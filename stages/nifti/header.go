@@ -329,6 +329,8 @@ func (h *Header) checkScaling() error {
 	case slope == 0 || !finite(slope):
 	case !finite(inter):
 		return fmt.Errorf("header: scl_inter=%v with scl_slope=%v (want a number)", inter, slope)
+	case !finite(math.Abs(slope)*(1<<16) + math.Abs(inter)): // samples of 16 bits would be infinite
+		return fmt.Errorf("header: scl_slope=%v with scl_inter=%v are out of range", slope, inter)
 	case slope < 0:
 		h.warn("header: scl_slope=%v is negative: intensities run against the samples", slope)
 	}

@@ -66,6 +66,14 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
+func TestHugeSlope(t *testing.T) {
+	h := fixtureHeader(Int16, 2, binary.LittleEndian)
+	h.SclSlope = 1e306
+	if _, err := Parse(file(t, h)); err == nil || !strings.Contains(err.Error(), "scl_slope=1e+306") {
+		t.Error(err)
+	}
+}
+
 func TestTypes(t *testing.T) {
 	for code := range int16(2400) {
 		b := base(t)

@@ -21,9 +21,9 @@ type Bad struct {
 	Scan   string `json:"scan"` // Scan.ID
 	Path   string `json:"path"`
 	Reason string `json:"reason"`
-	// Partly is 1 more than the epoch in which the scan was lost after some of its patches had been trained; there its
-	// tags still take their places in the stream, so that the cursors of checkpoints stay true. 0: it was lost before.
-	Partly int `json:"partly,omitempty"`
+	// Until is the first epoch in which the scan's patches have no places in the stream. Epochs before it, of which some
+	// had been trained when the scan was lost, keep them without voxels, so that the cursors of checkpoints stay true.
+	Until int `json:"until,omitempty"`
 }
 
 // List finds the scans that o names and reads their headers, in parallel. Scans are sorted by ID and indexed; files

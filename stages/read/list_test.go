@@ -228,7 +228,7 @@ func TestQuarantine(t *testing.T) {
 	if err != nil || q.Len() != 0 {
 		t.Fatal(err)
 	}
-	a := Bad{Scan: "a.nii", Path: "/x/a.nii", Reason: "truncated: 1 of 2 bytes", Partly: 3}
+	a := Bad{Scan: "a.nii", Path: "/x/a.nii", Reason: "truncated: 1 of 2 bytes", Until: 3}
 	b := Bad{Scan: "b \"q\".nii", Path: "/x/b.nii", Reason: "<corrupt>\n"}
 	for _, x := range []Bad{a, b, {Scan: "a.nii", Reason: "again"}} {
 		if err := q.Add(x); err != nil {
