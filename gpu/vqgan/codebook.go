@@ -17,11 +17,11 @@ const initSteps = 10
 //	N ← d·N + (1-d)·counts      z ← d·z + (1-d)·sums
 //	e = z / w,  w = (N + 1e-7) / (ΣN + K·1e-7) · ΣN
 //
-// A code with N below a threshold restarts, in e, z and N, at a latent of the reservoir, drawn in proportion to its squared distance
-// from its code (as k-means++ does; Arthur and Vassilvitskii, 2007), and no two codes nearly at the same place: much of a CT is air, whose
-// latents are all alike, and a second code there would never be used. Its new N is so far above the threshold that unused
-// it falls below it again after ten steps: an idle code doesn't move every step, but soon where the encoder moved
-// away from it; and a small N lets it settle fast where it landed.
+// A code with N below a threshold restarts, in e, z and N, at a latent of the reservoir, drawn in proportion to its squared
+// distance from its code (as k-means++ does; Arthur and Vassilvitskii, 2007), and no two codes nearly at the same place: much
+// of a CT is air, whose latents are all alike, and a second code there would never be used. Its new N is so far above the
+// threshold that unused it falls below it again after ten steps: an idle code doesn't move every step, but soon where the
+// encoder moved away from it; and a small N lets it settle fast where it landed.
 //
 // The reservoir is a sample of latents: uniform over all of them in the first steps, then a quarter of it is replaced every
 // step, so that it holds several batches and none that the encoder has long left.
@@ -31,7 +31,7 @@ type codebook struct {
 	n          []float32 // N [codes]
 	sum        []float32 // z [codes, dim]
 	pool       []float32 // reservoir [slots, dim]
-	far        []float32 // squared distance of each of its latents from its code, when it came in [slots]
+	far        []float32 // squared distance of each of its latents from its code when it came in [slots]
 	filled     int       // slots that hold a latent
 	seen       int64     // latents that went by in the first steps
 	steps      int       // optimiser steps taken; initSteps at once where codes were loaded

@@ -233,7 +233,7 @@ func (s *Session) LoadWeights(arrays []Array, ema bool) error {
 	copy(b.sum, sum)
 	for k := range b.codes {
 		// A count of another batch size must not restart the code at once.
-		if float64(b.n[k]) < b.fresh() {
+		if n == nil || b.threshold > 0 && float64(b.n[k]) < b.fresh() {
 			b.anchor(k)
 		}
 	}
