@@ -16,18 +16,20 @@ type weightSplit struct {
 }
 
 const (
-	unitRows      = 32
-	partBytes     = 8 << 20 // all parts together, about
-	maxParts      = 32
-	oneGroupBytes = 256 << 10 // weights up to here stay in L2: all taps of a unit in one go
+	unitRows   = 4
+	partBytes  = 8 << 20 // all parts together, about
+	maxParts   = 32
+	groupBytes = 1 << 20 // sums that a group of taps may have: they stay in L2 while units go by
 )
 
 // weightSplit depends on the shape without N, which is not known when sizes are asked for.
 func (e *Engine) weightSplit(c gpu.Conv) weightSplit {
 	s := weightSplit{groups: 1, rows: min(unitRows, c.Out.H), size: c.Taps()*c.In.C*c.Out.C + c.Out.C}
 	s.strips = chunks(c.Out.H, s.rows)
-	if 4*s.size > oneGroupBytes {
-		s.groups = c.K[0] * c.K[1]
+	for _, s.groups = range []int{1, c.K[0], c.K[0] * c.K[1]} {
+		if 4*s.size/s.groups <= groupBytes {
+			break
+		}
 	}
 	s.parts = min(max(partBytes/(4*s.size), 2), maxParts, c.Out.D*s.strips)
 	return s
