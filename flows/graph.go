@@ -3,6 +3,7 @@ package flows
 import (
 	"context"
 	"iter"
+	"slices"
 
 	"github.com/flowrun/flowrun/stages/augment"
 	"github.com/flowrun/flowrun/stages/batch"
@@ -130,6 +131,10 @@ func wireRead(w *wiring, s *piece) {
 				if l.Volume == nil {
 					continue
 				}
+				if bad, ok := r.quarantine.Get(l.Scan.ID); ok && l.Epoch >= bad.Until {
+					l.Release() // read ahead before its loss in an earlier epoch was known
+					continue
+				}
 				r.warn(l.Volume)
 				if !yield(l.Volume, nil) {
 					return
@@ -142,20 +147,20 @@ func wireRead(w *wiring, s *piece) {
 // admits says whether a scan's tags flow in an epoch, and whether they do so dry.
 func (r *run) admits(scan *volume.Scan, epoch int) (flows, dry bool) {
 	if bad, ok := r.quarantine.Get(scan.ID); ok {
-		partly := bad.Partly == epoch+1
-		return partly, partly
+		return epoch < bad.Until, true
 	}
 	left, begun := r.left[scan.ID]
 	return true, epoch == r.start.Epoch && begun && left == 0
 }
 
-// lost is what becomes of a scan that can't be loaded. Where patches of it had been trained in this epoch before the run
-// was resumed, the rest of its tags still flow.
+// lost is what becomes of a scan that can't be loaded: it has places in the epochs before this one, for it may have been
+// read ahead of their end. Where its tags had entered this epoch's stream before the run was resumed, they still flow.
 func (r *run) lost(a admission, bad *read.Bad, o read.Options) loaded {
 	if _, begun := r.left[a.scan.ID]; !begun || a.epoch != r.start.Epoch {
+		bad.Until = a.epoch
 		return loaded{bad: bad}
 	}
-	bad.Partly = a.epoch + 1
+	bad.Until = a.epoch + 1
 	return loaded{Volume: read.Dry(a.scan, a.epoch, o), bad: bad}
 }
 
@@ -215,8 +220,13 @@ func (r *run) setAside(b read.Bad) error {
 
 func (r *run) tooManyBad() error {
 	o, _ := option[read.Options](r.job)
-	if err := o.TooMany(r.quarantine.Len(), len(r.data.all)+len(r.data.bad)); err != nil {
-		list := r.quarantine.All()
+	list, unlisted := r.quarantine.All(), 0
+	for _, b := range list {
+		if !slices.ContainsFunc(r.data.all, func(s *volume.Scan) bool { return s.ID == b.Scan }) {
+			unlisted++
+		}
+	}
+	if err := o.TooMany(len(list), len(r.data.all)+max(unlisted, len(r.data.bad))); err != nil {
 		return dataErrorf("%w; the last: %s: %s", err, list[len(list)-1].Scan, list[len(list)-1].Reason)
 	}
 	return nil

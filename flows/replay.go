@@ -13,7 +13,8 @@ import (
 // been trained. Which they are doesn't depend on voxels, so a scan of which nothing is left is replayed dry: its tags
 // flow, its file isn't opened.
 
-// replay returns how many patches are left of each scan that has one before start, in start's epoch.
+// replay returns how many patches are left in start's epoch of each scan whose tags have entered the stream before
+// start. All of a scan's may be left: which ones a shuffle draws depends on those that wait beside them.
 func (j *Job) replay(d *data, q *read.Quarantine, start volume.Cursor) (map[string]int, error) {
 	if start.Seq == 0 {
 		return nil, nil
@@ -21,15 +22,19 @@ func (j *Job) replay(d *data, q *read.Quarantine, start volume.Cursor) (map[stri
 	r, _ := option[read.Options](j)
 	t, _ := option[tile.Options](j)
 	var failed error
+	left := map[string]int{}
 	tags := func(yield func(*volume.Patch) bool) {
 		for _, scan := range d.order(start.Epoch) {
-			if bad, ok := q.Get(scan.ID); ok && bad.Partly != start.Epoch+1 {
+			if bad, ok := q.Get(scan.ID); ok && start.Epoch >= bad.Until {
 				continue
 			}
 			for p, err := range tile.Tiles(read.Dry(scan, start.Epoch, *r), *t, j.run.Seed, j.multiple()) {
 				if err != nil {
 					failed = err
 					return
+				}
+				if p.Tile == 0 {
+					left[p.Scan] = p.Tiles
 				}
 				if !yield(p) {
 					return
@@ -43,12 +48,8 @@ func (j *Job) replay(d *data, q *read.Quarantine, start volume.Cursor) (map[stri
 			stream = sound(shuffle.Shuffle(stream, *o, j.run.Seed), &failed)
 		}
 	}
-	left := map[string]int{}
 	seq := 0
 	for p := range stream {
-		if _, ok := left[p.Scan]; !ok {
-			left[p.Scan] = p.Tiles
-		}
 		left[p.Scan]--
 		p.Release()
 		if seq++; seq == start.Seq {
