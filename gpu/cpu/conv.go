@@ -106,6 +106,7 @@ type box struct {
 	srcStep            [3]int
 	walk               int      // the axis that the micro-kernel walks
 	k                  int      // products of each tap
+	slide              bool     // a tap is three neighbours along x
 	taps               [3][]tap // by vecs of a column; a is relative to the sample's voxel 0, 0, 0
 }
 
@@ -155,11 +156,6 @@ func newBox(c gpu.Conv, src grid, s [3]span, order []int, l *level) box {
 	for i, s := range s {
 		b.count[i], b.first[i], b.step[i], b.srcStep[i] = s.count, s.first, s.step, s.srcStep
 	}
-	for i, n := range b.count {
-		if n > b.count[b.walk] && b.count[b.walk] < 8 {
-			b.walk = i
-		}
-	}
 	// Where neighbouring sources meet neighbouring packed taps all along x, each row is one long run of products.
 	merge := 1
 	if x := s[2].pairs; len(x) > 0 && !slices.ContainsFunc(x[1:], func(p pair) bool {
@@ -169,6 +165,12 @@ func newBox(c gpu.Conv, src grid, s [3]span, order []int, l *level) box {
 		merge = len(x)
 	}
 	b.k *= merge
+	b.slide = merge == 3 && b.step[2] == 1 && b.srcStep[2] == 1
+	for i, n := range b.count {
+		if !b.slide && n > b.count[b.walk] && b.count[b.walk] < 8 {
+			b.walk = i
+		}
+	}
 	stride := src.strides()
 	for _, z := range s[0].pairs {
 		for _, y := range s[1].pairs {
@@ -258,6 +260,11 @@ func (e *Engine) multiply(c gpu.Conv, from gpu.Tensor, packed gpu.Ptr, bias []fl
 				k: b.k, n: col.n, vecs: col.vecs,
 				lda: b.srcStep[b.walk] * src.strides()[b.walk], ldc: b.step[b.walk] * dst.strides()[b.walk],
 			}
+			kernel, rows := l.product, l.rows[col.vecs]
+			if b.slide && l.slideRows[col.vecs] > 0 {
+				kernel, rows = l.slide, l.slideRows[col.vecs]
+				q.k, q.bStep = src.C, src.C*l.width(col.vecs)
+			}
 			if add != nil {
 				q.ldadd = b.step[b.walk] * extra.strides()[b.walk]
 			}
@@ -268,13 +275,13 @@ func (e *Engine) multiply(c gpu.Conv, from gpu.Tensor, packed gpu.Ptr, bias []fl
 					add0 = extra.at(n, t[0], t[1], t[2]) + col.first
 				}
 				for done := 0; done < count; done += q.m {
-					q.m = share(count-done, l.rows[col.vecs])
+					q.m = share(count-done, rows)
 					q.a0 = a0 + done*q.lda
 					q.c = dst.v[c0+done*q.ldc:]
 					if add != nil {
 						q.add = extra.v[add0+done*q.ldadd:]
 					}
-					l.product(q)
+					kernel(q)
 				}
 			}
 		}

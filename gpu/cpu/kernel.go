@@ -18,7 +18,14 @@ type product struct {
 	lda, ldc, ldadd    int
 	m, n               int
 	vecs               int
+	bStep              int // of slide
 }
+
+// slide is product for three taps along a row at once, whose sources are neighbours and whose weights are bStep apart:
+//
+//	c[i*ldc + j] = bias[j] + Σ over taps t, Σ over k, Σ s < 3: a[a0 + t.a + (i+s)*lda + k] * b[t.b + s*bStep + k*width + j]  (+ add[i*ldadd + j])
+//
+// One load of a serves three rows. Only assembly has it.
 
 // outer is a micro-kernel's work for weight gradients: m rows by n columns,
 //
@@ -41,6 +48,8 @@ type level struct {
 	rows        [3]int // most rows of product, by vecs
 	outerRows   [3]int // most rows of outer, by vecs
 	product     func(p *product)
+	slide       func(p *product)
+	slideRows   [3]int // most rows of slide, by vecs; 0 where there is none
 	outer       func(o *outer)
 	add         func(y, a, b []float32)
 

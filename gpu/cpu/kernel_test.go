@@ -27,6 +27,7 @@ func TestOffsets(t *testing.T) {
 		{"product.ldc", unsafe.Offsetof(p.ldc), 168},
 		{"product.ldadd", unsafe.Offsetof(p.ldadd), 176},
 		{"product.n", unsafe.Offsetof(p.n), 192},
+		{"product.bStep", unsafe.Offsetof(p.bStep), 208},
 		{"outer.a", unsafe.Offsetof(o.a), 0},
 		{"outer.b", unsafe.Offsetof(o.b), 24},
 		{"outer.c", unsafe.Offsetof(o.c), 48},

@@ -254,6 +254,201 @@ func product13x2Z(p *product)
 //go:noescape
 func product14x2Z(p *product)
 
+// slide1x1Z is slide for m rows.
+//
+//go:noescape
+func slide1x1Z(p *product)
+
+// slide2x1Z is slide for m rows.
+//
+//go:noescape
+func slide2x1Z(p *product)
+
+// slide3x1Z is slide for m rows.
+//
+//go:noescape
+func slide3x1Z(p *product)
+
+// slide4x1Z is slide for m rows.
+//
+//go:noescape
+func slide4x1Z(p *product)
+
+// slide5x1Z is slide for m rows.
+//
+//go:noescape
+func slide5x1Z(p *product)
+
+// slide6x1Z is slide for m rows.
+//
+//go:noescape
+func slide6x1Z(p *product)
+
+// slide7x1Z is slide for m rows.
+//
+//go:noescape
+func slide7x1Z(p *product)
+
+// slide8x1Z is slide for m rows.
+//
+//go:noescape
+func slide8x1Z(p *product)
+
+// slide9x1Z is slide for m rows.
+//
+//go:noescape
+func slide9x1Z(p *product)
+
+// slide10x1Z is slide for m rows.
+//
+//go:noescape
+func slide10x1Z(p *product)
+
+// slide11x1Z is slide for m rows.
+//
+//go:noescape
+func slide11x1Z(p *product)
+
+// slide12x1Z is slide for m rows.
+//
+//go:noescape
+func slide12x1Z(p *product)
+
+// slide13x1Z is slide for m rows.
+//
+//go:noescape
+func slide13x1Z(p *product)
+
+// slide14x1Z is slide for m rows.
+//
+//go:noescape
+func slide14x1Z(p *product)
+
+// slide15x1Z is slide for m rows.
+//
+//go:noescape
+func slide15x1Z(p *product)
+
+// slide16x1Z is slide for m rows.
+//
+//go:noescape
+func slide16x1Z(p *product)
+
+// slide17x1Z is slide for m rows.
+//
+//go:noescape
+func slide17x1Z(p *product)
+
+// slide18x1Z is slide for m rows.
+//
+//go:noescape
+func slide18x1Z(p *product)
+
+// slide19x1Z is slide for m rows.
+//
+//go:noescape
+func slide19x1Z(p *product)
+
+// slide20x1Z is slide for m rows.
+//
+//go:noescape
+func slide20x1Z(p *product)
+
+// slide21x1Z is slide for m rows.
+//
+//go:noescape
+func slide21x1Z(p *product)
+
+// slide22x1Z is slide for m rows.
+//
+//go:noescape
+func slide22x1Z(p *product)
+
+// slide23x1Z is slide for m rows.
+//
+//go:noescape
+func slide23x1Z(p *product)
+
+// slide24x1Z is slide for m rows.
+//
+//go:noescape
+func slide24x1Z(p *product)
+
+// slide25x1Z is slide for m rows.
+//
+//go:noescape
+func slide25x1Z(p *product)
+
+// slide26x1Z is slide for m rows.
+//
+//go:noescape
+func slide26x1Z(p *product)
+
+// slide27x1Z is slide for m rows.
+//
+//go:noescape
+func slide27x1Z(p *product)
+
+// slide1x2Z is slide for m rows.
+//
+//go:noescape
+func slide1x2Z(p *product)
+
+// slide2x2Z is slide for m rows.
+//
+//go:noescape
+func slide2x2Z(p *product)
+
+// slide3x2Z is slide for m rows.
+//
+//go:noescape
+func slide3x2Z(p *product)
+
+// slide4x2Z is slide for m rows.
+//
+//go:noescape
+func slide4x2Z(p *product)
+
+// slide5x2Z is slide for m rows.
+//
+//go:noescape
+func slide5x2Z(p *product)
+
+// slide6x2Z is slide for m rows.
+//
+//go:noescape
+func slide6x2Z(p *product)
+
+// slide7x2Z is slide for m rows.
+//
+//go:noescape
+func slide7x2Z(p *product)
+
+// slide8x2Z is slide for m rows.
+//
+//go:noescape
+func slide8x2Z(p *product)
+
+// slide9x2Z is slide for m rows.
+//
+//go:noescape
+func slide9x2Z(p *product)
+
+// slide10x2Z is slide for m rows.
+//
+//go:noescape
+func slide10x2Z(p *product)
+
+// slide11x2Z is slide for m rows.
+//
+//go:noescape
+func slide11x2Z(p *product)
+
+// slide12x2Z is slide for m rows.
+//
+//go:noescape
+func slide12x2Z(p *product)
+
 // outer1x1Z is outer for m rows.
 //
 //go:noescape
@@ -659,6 +854,66 @@ func product5x2Y(p *product)
 //go:noescape
 func product6x2Y(p *product)
 
+// slide1x1Y is slide for m rows.
+//
+//go:noescape
+func slide1x1Y(p *product)
+
+// slide2x1Y is slide for m rows.
+//
+//go:noescape
+func slide2x1Y(p *product)
+
+// slide3x1Y is slide for m rows.
+//
+//go:noescape
+func slide3x1Y(p *product)
+
+// slide4x1Y is slide for m rows.
+//
+//go:noescape
+func slide4x1Y(p *product)
+
+// slide5x1Y is slide for m rows.
+//
+//go:noescape
+func slide5x1Y(p *product)
+
+// slide6x1Y is slide for m rows.
+//
+//go:noescape
+func slide6x1Y(p *product)
+
+// slide7x1Y is slide for m rows.
+//
+//go:noescape
+func slide7x1Y(p *product)
+
+// slide8x1Y is slide for m rows.
+//
+//go:noescape
+func slide8x1Y(p *product)
+
+// slide9x1Y is slide for m rows.
+//
+//go:noescape
+func slide9x1Y(p *product)
+
+// slide10x1Y is slide for m rows.
+//
+//go:noescape
+func slide10x1Y(p *product)
+
+// slide11x1Y is slide for m rows.
+//
+//go:noescape
+func slide11x1Y(p *product)
+
+// slide12x1Y is slide for m rows.
+//
+//go:noescape
+func slide12x1Y(p *product)
+
 // outer1x1Y is outer for m rows.
 //
 //go:noescape
@@ -827,6 +1082,16 @@ var productsZ = [3][]func(*product){
 	},
 }
 
+// slidesZ is the slide kernels by vectors and rows.
+var slidesZ = [3][]func(*product){
+	1: {
+		nil, slide1x1Z, slide2x1Z, slide3x1Z, slide4x1Z, slide5x1Z, slide6x1Z, slide7x1Z, slide8x1Z, slide9x1Z, slide10x1Z, slide11x1Z, slide12x1Z, slide13x1Z, slide14x1Z, slide15x1Z, slide16x1Z, slide17x1Z, slide18x1Z, slide19x1Z, slide20x1Z, slide21x1Z, slide22x1Z, slide23x1Z, slide24x1Z, slide25x1Z, slide26x1Z, slide27x1Z,
+	},
+	2: {
+		nil, slide1x2Z, slide2x2Z, slide3x2Z, slide4x2Z, slide5x2Z, slide6x2Z, slide7x2Z, slide8x2Z, slide9x2Z, slide10x2Z, slide11x2Z, slide12x2Z,
+	},
+}
+
 // outersZ is the outer kernels by vectors and rows.
 var outersZ = [3][]func(*outer){
 	1: {
@@ -847,6 +1112,13 @@ var productsY = [3][]func(*product){
 	},
 	2: {
 		nil, product1x2Y, product2x2Y, product3x2Y, product4x2Y, product5x2Y, product6x2Y,
+	},
+}
+
+// slidesY is the slide kernels by vectors and rows.
+var slidesY = [3][]func(*product){
+	1: {
+		nil, slide1x1Y, slide2x1Y, slide3x1Y, slide4x1Y, slide5x1Y, slide6x1Y, slide7x1Y, slide8x1Y, slide9x1Y, slide10x1Y, slide11x1Y, slide12x1Y,
 	},
 }
 

@@ -22,6 +22,7 @@ const (
 	ldcAt    = 168
 	ldaddAt  = 176
 	nAt      = 192
+	bStepAt  = 208
 
 	outerTaps = 72
 	outerA0   = 96
@@ -41,6 +42,14 @@ func (k *kernels) rows(nv int) int {
 	return [3]int{dotRows, 12, 6}[nv]
 }
 
+// slideRows is the most rows of a slide kernel with nv vectors.
+func (k *kernels) slideRows(nv int) int {
+	if k.wide() {
+		return [3]int{0, 27, 12}[nv]
+	}
+	return [3]int{0, 12, 0}[nv]
+}
+
 // dotRows is the most rows of a kernel for one column.
 const dotRows = 8
 
@@ -50,11 +59,16 @@ func (k *kernels) matrices(tables io.Writer) {
 		name  string
 		least int
 		emit  func(m, nv int)
-	}{{"product", 0, k.product}, {"outer", 1, k.outer}} {
-		fmt.Fprintf(tables, "// %ss%s is the %s kernels by vectors and rows.\nvar %ss%s = [3][]func(*%s){\n", f.name, k.suffix, f.name, f.name, k.suffix, f.name)
-		for nv := f.least; nv <= 2; nv++ {
+		rows  func(nv int) int
+	}{{"product", 0, k.product, k.rows}, {"slide", 1, k.slide, k.slideRows}, {"outer", 1, k.outer, k.rows}} {
+		operand := f.name
+		if operand == "slide" {
+			operand = "product"
+		}
+		fmt.Fprintf(tables, "// %ss%s is the %s kernels by vectors and rows.\nvar %ss%s = [3][]func(*%s){\n", f.name, k.suffix, f.name, f.name, k.suffix, operand)
+		for nv := f.least; nv <= 2 && f.rows(nv) > 0; nv++ {
 			fmt.Fprintf(tables, "\t%d: {\n\t\tnil", nv)
-			for m := 1; m <= k.rows(nv); m++ {
+			for m := 1; m <= f.rows(nv); m++ {
 				if nv == 0 {
 					k.dot(m)
 				} else {
@@ -79,17 +93,66 @@ var (
 	step3 = reg.RSI
 	bPtr  = reg.RDI
 	kLeft = reg.R8
+	bStep = reg.R14                                                               // bytes from tap to tap of b; assembly may use it, g is put back behind it
 	bases = []reg.GPPhysical{reg.R9, reg.R10, reg.R11, reg.R12, reg.R13, reg.R15} // of every fifth row
 )
 
 // product writes the kernel of m rows by nv vectors.
 func (k *kernels) product(m, nv int) {
-	const unroll = 2
 	k.function(fmt.Sprintf("product%dx%d", m, nv), "p *product", "is product for m rows.")
+	b, spare := k.regs[m*nv:m*nv+nv], k.regs[m*nv+nv:]
+	k.frame(m, m, nv, spare[0], b[0], func(bases []reg.GPPhysical, u int) {
+		for v := range nv {
+			k.VMOVUPS(at(bPtr, k.bytes*(nv*u+v)), b[v])
+		}
+		for i := range m {
+			if nv == 1 && k.wide() {
+				k.VFMADD231PS_BCST(row(bases, i, u), b[0], k.regs[i])
+				continue
+			}
+			x := spare[i%len(spare)]
+			k.VBROADCASTSS(row(bases, i, u), x)
+			for v := range nv {
+				k.VFMADD231PS(b[v], x, k.regs[i*nv+v])
+			}
+		}
+	})
+}
+
+// slide writes the kernel of m rows by nv vectors that takes three taps at once.
+func (k *kernels) slide(m, nv int) {
+	k.function(fmt.Sprintf("slide%dx%d", m, nv), "p *product", "is slide for m rows.")
+	b, spare := k.regs[m*nv:m*nv+3*nv], k.regs[m*nv+3*nv:]
+	k.frame(m, m+2, nv, spare[0], b[0], func(bases []reg.GPPhysical, u int) {
+		for t := range 3 {
+			for v := range nv {
+				mem := at(bPtr, k.bytes*(nv*u+v))
+				if t > 0 {
+					mem.Index, mem.Scale = bStep, uint8(t)
+				}
+				k.VMOVUPS(mem, b[t*nv+v])
+			}
+		}
+		for x := range m + 2 {
+			a := spare[x%len(spare)]
+			k.VBROADCASTSS(row(bases, x, u), a)
+			for t := range 3 {
+				if i := x - t; i >= 0 && i < m {
+					for v := range nv {
+						k.VFMADD231PS(b[t*nv+v], a, k.regs[i*nv+v])
+					}
+				}
+			}
+		}
+	})
+}
+
+// frame writes what product kernels share: sums start at the bias, body adds the products of k + u, a's rows at bases; in
+// the end come add and the stores. The first m*nv registers are the sums; mask and rest are free outside body.
+func (k *kernels) frame(m, rows, nv int, mask, rest reg.VecPhysical, body func(bases []reg.GPPhysical, u int)) {
+	const unroll = 2
 	acc := func(i, v int) reg.VecPhysical { return k.regs[i*nv+v] }
-	b := k.regs[m*nv : m*nv+nv]
-	spare := k.regs[m*nv+nv:]
-	bases := bases[:(m+4)/5]
+	bases := bases[:(rows+4)/5]
 	k.Load(k.Param("p"), args)
 
 	// The last vector's mask. AVX2 has no register to keep it in: it is made again at the end.
@@ -98,7 +161,7 @@ func (k *kernels) product(m, nv int) {
 		if nv > 1 {
 			k.SUBQ(op.Imm(uint64((nv-1)*k.lanes())), reg.R9)
 		}
-		t := k.tailOf(reg.R9, reg.R10, spare[0])
+		t := k.tailOf(reg.R9, reg.R10, mask)
 		return &t
 	}
 	t := makeTail()
@@ -120,6 +183,10 @@ func (k *kernels) product(m, nv int) {
 	k.MOVQ(at(args, ldaAt), step)
 	k.SHLQ(op.Imm(2), step)
 	k.LEAQ(op.Mem{Base: step, Index: step, Scale: 2}, step3)
+	if rows > m {
+		k.MOVQ(at(args, bStepAt), bStep)
+		k.SHLQ(op.Imm(2), bStep)
+	}
 	k.TESTQ(left, left)
 	k.JZ(op.LabelRef("done"))
 
@@ -136,22 +203,6 @@ func (k *kernels) product(m, nv int) {
 		k.ADDQ(step, bases[i])
 	}
 	k.MOVQ(at(args, kAt), kLeft)
-	body := func(u int) {
-		for v := range nv {
-			k.VMOVUPS(at(bPtr, k.bytes*(nv*u+v)), b[v])
-		}
-		for i := range m {
-			if nv == 1 && k.wide() {
-				k.VFMADD231PS_BCST(row(bases, i, u), b[0], acc(i, 0))
-				continue
-			}
-			x := spare[i%len(spare)]
-			k.VBROADCASTSS(row(bases, i, u), x)
-			for v := range nv {
-				k.VFMADD231PS(b[v], x, acc(i, v))
-			}
-		}
-	}
 	advance := func(n int) {
 		for _, r := range bases {
 			k.ADDQ(op.Imm(uint64(4*n)), r)
@@ -162,7 +213,7 @@ func (k *kernels) product(m, nv int) {
 	k.JLT(op.LabelRef("rest"))
 	k.Label("loop")
 	for u := range unroll {
-		body(u)
+		body(bases, u)
 	}
 	advance(unroll)
 	k.SUBQ(op.Imm(unroll), kLeft)
@@ -170,7 +221,7 @@ func (k *kernels) product(m, nv int) {
 	k.Label("rest")
 	k.ADDQ(op.Imm(unroll), kLeft)
 	k.JZ(op.LabelRef("next"))
-	body(0)
+	body(bases, 0)
 	k.Label("next")
 	k.ADDQ(op.Imm(16), taps)
 	k.DECQ(left)
@@ -179,10 +230,6 @@ func (k *kernels) product(m, nv int) {
 
 	if !k.wide() {
 		t = makeTail()
-	}
-	rest := spare
-	if !k.wide() {
-		rest = b
 	}
 	add, ldadd, c, ldc := reg.R9, reg.R10, reg.R11, reg.R12
 	k.MOVQ(at(args, addAt), add)
@@ -196,8 +243,8 @@ func (k *kernels) product(m, nv int) {
 				k.VADDPS(mem, acc(i, v), acc(i, v))
 				continue
 			}
-			k.load(mem, rest[0], t)
-			k.VADDPS(rest[0], acc(i, v), acc(i, v))
+			k.load(mem, rest, t)
+			k.VADDPS(rest, acc(i, v), acc(i, v))
 		}
 		if i < m-1 {
 			k.LEAQ(op.Mem{Base: add, Index: ldadd, Scale: 4}, add)
