@@ -23,6 +23,7 @@ type Options struct {
 type Maker struct {
 	Workers int  // goroutines that cut voxels; 0 is one for each CPU. The bits don't depend on it.
 	Noise   bool // patches may have noise: each buffer has room for a target beside the input
+	Keep    bool // batches keep references to the volumes that their patches were cut from
 
 	size    int
 	patch   [3]int
@@ -87,15 +88,15 @@ func (m *Maker) Batches(ctx context.Context, in iter.Seq[*volume.Patch]) iter.Se
 		var cur *volume.Batch
 		var buf *buffer
 		defer func() {
-			if buf != nil {
-				buf.release()
+			if cur != nil {
+				cur.Release()
 			}
 		}()
 		send := func() bool {
 			n := len(cur.Tags) * m.voxels()
 			cur.Input, cur.Target = buf.input[:n], cur.Target[:n]
 			b := cur
-			cur, buf = nil, nil
+			cur = nil
 			return yield(b, nil)
 		}
 		for p := range in {
@@ -176,6 +177,9 @@ func (m *Maker) add(b *volume.Batch, buf *buffer, p *volume.Patch) error {
 		return err
 	}
 	b.Tags = append(b.Tags, p.Tag)
+	if m.Keep {
+		b.Volumes = append(b.Volumes, p.Volume.Retain())
+	}
 	return nil
 }
 

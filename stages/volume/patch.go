@@ -44,12 +44,13 @@ type Op struct {
 // Batch is patches as float32, scaled by the window to [-1, 1]. Target is what the model should give for Input; the
 // two are one slice unless noise was added.
 type Batch struct {
-	Tags   []Tag
-	Size   [3]int     // of each patch, voxels
-	Window [2]float64 // HU of -1 and 1
-	Input  []float32  // [N, D, H, W]
-	Target []float32  // [N, D, H, W]
-	Free   func()     // gives the buffers back; may be nil
+	Tags    []Tag
+	Volumes []*Volume  // what each patch was cut from, counted, where a later stage asks for it; else nil
+	Size    [3]int     // of each patch, voxels
+	Window  [2]float64 // HU of -1 and 1
+	Input   []float32  // [N, D, H, W]
+	Target  []float32  // [N, D, H, W]
+	Free    func()     // gives the buffers back; may be nil
 }
 
 // Bytes is the host memory of the buffers.
@@ -61,8 +62,11 @@ func (b *Batch) Bytes() int64 {
 	return 4 * int64(n)
 }
 
-// Release gives the buffers back.
+// Release gives the buffers back and drops the references to the volumes.
 func (b *Batch) Release() {
+	for _, v := range b.Volumes {
+		v.Release()
+	}
 	if b.Free != nil {
 		b.Free()
 	}
