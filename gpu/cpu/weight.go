@@ -16,7 +16,7 @@ type weightSplit struct {
 }
 
 const (
-	unitRows   = 4
+	unitVoxels = 512     // products behind each sum in one go: enough to pay for the sums' way to memory and back
 	partBytes  = 8 << 20 // all parts together, about
 	maxParts   = 32
 	groupBytes = 1 << 20 // sums that a group of taps may have: they stay in L2 while units go by
@@ -24,7 +24,12 @@ const (
 
 // weightSplit depends on the shape without N, which is not known when sizes are asked for.
 func (e *Engine) weightSplit(c gpu.Conv) weightSplit {
-	s := weightSplit{groups: 1, rows: min(unitRows, c.Out.H), size: c.Taps()*c.In.C*c.Out.C + c.Out.C}
+	s := weightSplit{groups: 1, size: c.Taps()*c.In.C*c.Out.C + c.Out.C}
+	each, share := c.Out.W, 1
+	if c.Transposed { // a tap meets one output in so many
+		each, share = c.Out.W/c.S[2], c.S[1]
+	}
+	s.rows = min(chunks(unitVoxels, max(1, each))*share, c.Out.H)
 	s.strips = chunks(c.Out.H, s.rows)
 	for _, s.groups = range []int{1, c.K[0], c.K[0] * c.K[1]} {
 		if 4*s.size/s.groups <= groupBytes {

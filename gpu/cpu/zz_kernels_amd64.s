@@ -21748,21 +21748,24 @@ store:
 	RET
 
 // func outer1x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer1x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -21824,10 +21827,13 @@ fullnext:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -21890,25 +21896,30 @@ partnext:
 	RET
 
 // func outer2x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer2x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -21981,10 +21992,15 @@ fullnext:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -22059,23 +22075,30 @@ partnext:
 	RET
 
 // func outer3x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer3x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -22141,10 +22164,17 @@ fullnext:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -22213,25 +22243,34 @@ partnext:
 	RET
 
 // func outer4x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer4x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -22304,10 +22343,19 @@ fullnext:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -22384,22 +22432,33 @@ partnext:
 	RET
 
 // func outer5x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer5x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -22446,10 +22505,21 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -22501,23 +22571,36 @@ partloop:
 	RET
 
 // func outer6x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer6x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -22568,10 +22651,23 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -22628,24 +22724,39 @@ partloop:
 	RET
 
 // func outer7x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer7x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -22700,10 +22811,25 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -22765,25 +22891,42 @@ partloop:
 	RET
 
 // func outer8x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer8x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -22842,10 +22985,27 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -22912,26 +23072,45 @@ partloop:
 	RET
 
 // func outer9x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer9x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -22994,10 +23173,29 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -23069,27 +23267,48 @@ partloop:
 	RET
 
 // func outer10x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer10x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -23156,10 +23375,31 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -23236,28 +23476,51 @@ partloop:
 	RET
 
 // func outer11x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer11x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -23328,10 +23591,33 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -23413,29 +23699,54 @@ partloop:
 	RET
 
 // func outer12x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer12x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -23510,10 +23821,35 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -23600,30 +23936,57 @@ partloop:
 	RET
 
 // func outer13x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer13x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -23702,10 +24065,37 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -23797,31 +24187,60 @@ partloop:
 	RET
 
 // func outer14x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer14x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -23904,10 +24323,39 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -24004,32 +24452,63 @@ partloop:
 	RET
 
 // func outer15x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer15x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -24116,10 +24595,41 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -24221,33 +24731,66 @@ partloop:
 	RET
 
 // func outer16x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer16x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -24338,10 +24881,43 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -24448,34 +25024,69 @@ partloop:
 	RET
 
 // func outer17x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer17x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -24570,10 +25181,45 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -24685,35 +25331,72 @@ partloop:
 	RET
 
 // func outer18x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer18x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -24812,10 +25495,47 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -24932,36 +25652,75 @@ partloop:
 	RET
 
 // func outer19x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer19x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -25064,10 +25823,49 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -25189,37 +25987,78 @@ partloop:
 	RET
 
 // func outer20x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer20x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	VPXORD     Z19, Z19, Z19
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -25326,10 +26165,51 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -25456,38 +26336,81 @@ partloop:
 	RET
 
 // func outer21x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer21x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	VPXORD Z20, Z20, Z20
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	VPXORD     Z19, Z19, Z19
+	VPXORD     Z20, Z20, Z20
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -25598,10 +26521,53 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -25733,39 +26699,84 @@ partloop:
 	RET
 
 // func outer22x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer22x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	VPXORD Z20, Z20, Z20
-	VPXORD Z21, Z21, Z21
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	VPXORD     Z19, Z19, Z19
+	VPXORD     Z20, Z20, Z20
+	VPXORD     Z21, Z21, Z21
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -25880,10 +26891,55 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -26020,40 +27076,87 @@ partloop:
 	RET
 
 // func outer23x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer23x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	VPXORD Z20, Z20, Z20
-	VPXORD Z21, Z21, Z21
-	VPXORD Z22, Z22, Z22
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	VPXORD     Z19, Z19, Z19
+	VPXORD     Z20, Z20, Z20
+	VPXORD     Z21, Z21, Z21
+	VPXORD     Z22, Z22, Z22
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -26172,10 +27275,57 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -26317,41 +27467,90 @@ partloop:
 	RET
 
 // func outer24x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer24x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	VPXORD Z20, Z20, Z20
-	VPXORD Z21, Z21, Z21
-	VPXORD Z22, Z22, Z22
-	VPXORD Z23, Z23, Z23
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	VPXORD     Z19, Z19, Z19
+	VPXORD     Z20, Z20, Z20
+	VPXORD     Z21, Z21, Z21
+	VPXORD     Z22, Z22, Z22
+	VPXORD     Z23, Z23, Z23
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -26474,10 +27673,59 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -26624,42 +27872,93 @@ partloop:
 	RET
 
 // func outer25x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer25x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	VPXORD Z20, Z20, Z20
-	VPXORD Z21, Z21, Z21
-	VPXORD Z22, Z22, Z22
-	VPXORD Z23, Z23, Z23
-	VPXORD Z24, Z24, Z24
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	VPXORD     Z19, Z19, Z19
+	VPXORD     Z20, Z20, Z20
+	VPXORD     Z21, Z21, Z21
+	VPXORD     Z22, Z22, Z22
+	VPXORD     Z23, Z23, Z23
+	VPXORD     Z24, Z24, Z24
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -26786,10 +28085,61 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -26941,43 +28291,96 @@ partloop:
 	RET
 
 // func outer26x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer26x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	VPXORD Z20, Z20, Z20
-	VPXORD Z21, Z21, Z21
-	VPXORD Z22, Z22, Z22
-	VPXORD Z23, Z23, Z23
-	VPXORD Z24, Z24, Z24
-	VPXORD Z25, Z25, Z25
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	VPXORD     Z19, Z19, Z19
+	VPXORD     Z20, Z20, Z20
+	VPXORD     Z21, Z21, Z21
+	VPXORD     Z22, Z22, Z22
+	VPXORD     Z23, Z23, Z23
+	VPXORD     Z24, Z24, Z24
+	VPXORD     Z25, Z25, Z25
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -27108,10 +28511,63 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -27268,44 +28724,99 @@ partloop:
 	RET
 
 // func outer27x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer27x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	VPXORD Z20, Z20, Z20
-	VPXORD Z21, Z21, Z21
-	VPXORD Z22, Z22, Z22
-	VPXORD Z23, Z23, Z23
-	VPXORD Z24, Z24, Z24
-	VPXORD Z25, Z25, Z25
-	VPXORD Z26, Z26, Z26
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	VPXORD     Z19, Z19, Z19
+	VPXORD     Z20, Z20, Z20
+	VPXORD     Z21, Z21, Z21
+	VPXORD     Z22, Z22, Z22
+	VPXORD     Z23, Z23, Z23
+	VPXORD     Z24, Z24, Z24
+	VPXORD     Z25, Z25, Z25
+	VPXORD     Z26, Z26, Z26
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -27440,10 +28951,65 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -27605,45 +29171,102 @@ partloop:
 	RET
 
 // func outer28x1Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer28x1Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	VPXORD Z20, Z20, Z20
-	VPXORD Z21, Z21, Z21
-	VPXORD Z22, Z22, Z22
-	VPXORD Z23, Z23, Z23
-	VPXORD Z24, Z24, Z24
-	VPXORD Z25, Z25, Z25
-	VPXORD Z26, Z26, Z26
-	VPXORD Z27, Z27, Z27
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	VPXORD     Z19, Z19, Z19
+	VPXORD     Z20, Z20, Z20
+	VPXORD     Z21, Z21, Z21
+	VPXORD     Z22, Z22, Z22
+	VPXORD     Z23, Z23, Z23
+	VPXORD     Z24, Z24, Z24
+	VPXORD     Z25, Z25, Z25
+	VPXORD     Z26, Z26, Z26
+	VPXORD     Z27, Z27, Z27
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -27782,10 +29405,67 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	MOVQ       152(AX), R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -27952,25 +29632,29 @@ partloop:
 	RET
 
 // func outer1x2Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer1x2Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x20
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x20
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -27991,6 +29675,9 @@ fullturns:
 	VBROADCASTSS (R9), Z10
 	VFMADD231PS  Z8, Z10, Z0
 	VFMADD231PS  Z9, Z10, Z1
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	VMOVUPS      (DI), Z8
@@ -27998,6 +29685,9 @@ fullturns:
 	VBROADCASTSS (R9), Z10
 	VFMADD231PS  Z8, Z10, Z2
 	VFMADD231PS  Z9, Z10, Z3
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	VMOVUPS      (DI), Z8
@@ -28005,6 +29695,9 @@ fullturns:
 	VBROADCASTSS (R9), Z10
 	VFMADD231PS  Z8, Z10, Z4
 	VFMADD231PS  Z9, Z10, Z5
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	VMOVUPS      (DI), Z8
@@ -28012,6 +29705,9 @@ fullturns:
 	VBROADCASTSS (R9), Z10
 	VFMADD231PS  Z8, Z10, Z6
 	VFMADD231PS  Z9, Z10, Z7
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	SUBQ         $0x04, R8
@@ -28027,6 +29723,9 @@ fullloop:
 	VBROADCASTSS (R9), Z10
 	VFMADD231PS  Z8, Z10, Z0
 	VFMADD231PS  Z9, Z10, Z1
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -28052,11 +29751,15 @@ fullnext:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	SUBQ  $0x10, R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	MOVQ       152(AX), R10
+	SUBQ       $0x10, R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -28077,6 +29780,9 @@ partturns:
 	VBROADCASTSS (R9), Z10
 	VFMADD231PS  Z8, Z10, Z0
 	VFMADD231PS  Z9, Z10, Z1
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	VMOVUPS      (DI), Z8
@@ -28084,6 +29790,9 @@ partturns:
 	VBROADCASTSS (R9), Z10
 	VFMADD231PS  Z8, Z10, Z2
 	VFMADD231PS  Z9, Z10, Z3
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	VMOVUPS      (DI), Z8
@@ -28091,6 +29800,9 @@ partturns:
 	VBROADCASTSS (R9), Z10
 	VFMADD231PS  Z8, Z10, Z4
 	VFMADD231PS  Z9, Z10, Z5
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	VMOVUPS      (DI), Z8
@@ -28098,6 +29810,9 @@ partturns:
 	VBROADCASTSS (R9), Z10
 	VFMADD231PS  Z8, Z10, Z6
 	VFMADD231PS  Z9, Z10, Z7
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	SUBQ         $0x04, R8
@@ -28113,6 +29828,9 @@ partloop:
 	VBROADCASTSS (R9), Z10
 	VFMADD231PS  Z8, Z10, Z0
 	VFMADD231PS  Z9, Z10, Z1
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -28139,25 +29857,32 @@ partnext:
 	RET
 
 // func outer2x2Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer2x2Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x20
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x20
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -28181,6 +29906,9 @@ fullturns:
 	VBROADCASTSS 4(R9), Z11
 	VFMADD231PS  Z8, Z11, Z2
 	VFMADD231PS  Z9, Z11, Z3
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	VMOVUPS      (DI), Z8
@@ -28191,6 +29919,9 @@ fullturns:
 	VBROADCASTSS 4(R9), Z11
 	VFMADD231PS  Z8, Z11, Z6
 	VFMADD231PS  Z9, Z11, Z7
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	SUBQ         $0x02, R8
@@ -28209,6 +29940,9 @@ fullloop:
 	VBROADCASTSS 4(R9), Z11
 	VFMADD231PS  Z8, Z11, Z2
 	VFMADD231PS  Z9, Z11, Z3
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -28237,11 +29971,18 @@ fullnext:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	SUBQ  $0x10, R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	MOVQ       152(AX), R10
+	SUBQ       $0x10, R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -28265,6 +30006,9 @@ partturns:
 	VBROADCASTSS 4(R9), Z11
 	VFMADD231PS  Z8, Z11, Z2
 	VFMADD231PS  Z9, Z11, Z3
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	VMOVUPS      (DI), Z8
@@ -28275,6 +30019,9 @@ partturns:
 	VBROADCASTSS 4(R9), Z11
 	VFMADD231PS  Z8, Z11, Z6
 	VFMADD231PS  Z9, Z11, Z7
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	SUBQ         $0x02, R8
@@ -28293,6 +30040,9 @@ partloop:
 	VBROADCASTSS 4(R9), Z11
 	VFMADD231PS  Z8, Z11, Z2
 	VFMADD231PS  Z9, Z11, Z3
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -28323,23 +30073,33 @@ partnext:
 	RET
 
 // func outer3x2Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer3x2Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x20
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x20
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -28364,6 +30124,9 @@ fullloop:
 	VBROADCASTSS 8(R9), Z10
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -28391,11 +30154,21 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	SUBQ  $0x10, R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	MOVQ       152(AX), R10
+	SUBQ       $0x10, R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -28420,6 +30193,9 @@ partloop:
 	VBROADCASTSS 8(R9), Z10
 	VFMADD231PS  Z6, Z10, Z4
 	VFMADD231PS  Z7, Z10, Z5
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -28450,25 +30226,38 @@ partloop:
 	RET
 
 // func outer4x2Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer4x2Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x20
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x20
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -28496,6 +30285,9 @@ fullloop:
 	VBROADCASTSS 12(R9), Z13
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -28528,11 +30320,24 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	SUBQ  $0x10, R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	MOVQ       152(AX), R10
+	SUBQ       $0x10, R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -28560,6 +30365,9 @@ partloop:
 	VBROADCASTSS 12(R9), Z13
 	VFMADD231PS  Z8, Z13, Z6
 	VFMADD231PS  Z9, Z13, Z7
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -28596,27 +30404,43 @@ partloop:
 	RET
 
 // func outer5x2Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer5x2Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x20
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x20
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -28647,6 +30471,9 @@ fullloop:
 	VBROADCASTSS 16(R9), Z16
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -28684,11 +30511,27 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	SUBQ  $0x10, R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	MOVQ       152(AX), R10
+	SUBQ       $0x10, R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -28719,6 +30562,9 @@ partloop:
 	VBROADCASTSS 16(R9), Z16
 	VFMADD231PS  Z10, Z16, Z8
 	VFMADD231PS  Z11, Z16, Z9
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -28761,29 +30607,48 @@ partloop:
 	RET
 
 // func outer6x2Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer6x2Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x20
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x20
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -28817,6 +30682,9 @@ fullloop:
 	VBROADCASTSS 20(R9), Z19
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -28859,11 +30727,30 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	SUBQ  $0x10, R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	MOVQ       152(AX), R10
+	SUBQ       $0x10, R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -28897,6 +30784,9 @@ partloop:
 	VBROADCASTSS 20(R9), Z19
 	VFMADD231PS  Z12, Z19, Z10
 	VFMADD231PS  Z13, Z19, Z11
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -28945,31 +30835,53 @@ partloop:
 	RET
 
 // func outer7x2Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer7x2Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x20
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x20
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -29006,6 +30918,9 @@ fullloop:
 	VBROADCASTSS 24(R9), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -29053,11 +30968,33 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	SUBQ  $0x10, R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	MOVQ       152(AX), R10
+	SUBQ       $0x10, R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -29094,6 +31031,9 @@ partloop:
 	VBROADCASTSS 24(R9), Z22
 	VFMADD231PS  Z14, Z22, Z12
 	VFMADD231PS  Z15, Z22, Z13
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -29148,33 +31088,58 @@ partloop:
 	RET
 
 // func outer8x2Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer8x2Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x20
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x20
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -29214,6 +31179,9 @@ fullloop:
 	VBROADCASTSS 28(R9), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -29266,11 +31234,36 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	SUBQ  $0x10, R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	MOVQ       152(AX), R10
+	SUBQ       $0x10, R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -29310,6 +31303,9 @@ partloop:
 	VBROADCASTSS 28(R9), Z25
 	VFMADD231PS  Z16, Z25, Z14
 	VFMADD231PS  Z17, Z25, Z15
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -29370,35 +31366,63 @@ partloop:
 	RET
 
 // func outer9x2Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer9x2Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x20
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x20
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -29441,6 +31465,9 @@ fullloop:
 	VBROADCASTSS 32(R9), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -29498,11 +31525,39 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	SUBQ  $0x10, R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	MOVQ       152(AX), R10
+	SUBQ       $0x10, R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -29545,6 +31600,9 @@ partloop:
 	VBROADCASTSS 32(R9), Z28
 	VFMADD231PS  Z18, Z28, Z16
 	VFMADD231PS  Z19, Z28, Z17
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -29611,37 +31669,68 @@ partloop:
 	RET
 
 // func outer10x2Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer10x2Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x20
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	VPXORD     Z19, Z19, Z19
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x20
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -29687,6 +31776,9 @@ fullloop:
 	VBROADCASTSS 36(R9), Z31
 	VFMADD231PS  Z20, Z31, Z18
 	VFMADD231PS  Z21, Z31, Z19
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -29749,11 +31841,42 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	SUBQ  $0x10, R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	MOVQ       152(AX), R10
+	SUBQ       $0x10, R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -29799,6 +31922,9 @@ partloop:
 	VBROADCASTSS 36(R9), Z31
 	VFMADD231PS  Z20, Z31, Z18
 	VFMADD231PS  Z21, Z31, Z19
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -29871,39 +31997,73 @@ partloop:
 	RET
 
 // func outer11x2Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer11x2Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	VPXORD Z20, Z20, Z20
-	VPXORD Z21, Z21, Z21
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x20
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	VPXORD     Z19, Z19, Z19
+	VPXORD     Z20, Z20, Z20
+	VPXORD     Z21, Z21, Z21
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x20
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -29952,6 +32112,9 @@ fullloop:
 	VBROADCASTSS 40(R9), Z26
 	VFMADD231PS  Z22, Z26, Z20
 	VFMADD231PS  Z23, Z26, Z21
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -30019,11 +32182,45 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	SUBQ  $0x10, R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	MOVQ       152(AX), R10
+	SUBQ       $0x10, R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -30072,6 +32269,9 @@ partloop:
 	VBROADCASTSS 40(R9), Z26
 	VFMADD231PS  Z22, Z26, Z20
 	VFMADD231PS  Z23, Z26, Z21
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -30150,41 +32350,78 @@ partloop:
 	RET
 
 // func outer12x2Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer12x2Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	VPXORD Z20, Z20, Z20
-	VPXORD Z21, Z21, Z21
-	VPXORD Z22, Z22, Z22
-	VPXORD Z23, Z23, Z23
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x20
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	VPXORD     Z19, Z19, Z19
+	VPXORD     Z20, Z20, Z20
+	VPXORD     Z21, Z21, Z21
+	VPXORD     Z22, Z22, Z22
+	VPXORD     Z23, Z23, Z23
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x20
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -30236,6 +32473,9 @@ fullloop:
 	VBROADCASTSS 44(R9), Z31
 	VFMADD231PS  Z24, Z31, Z22
 	VFMADD231PS  Z25, Z31, Z23
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -30308,11 +32548,48 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	SUBQ  $0x10, R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	MOVQ       152(AX), R10
+	SUBQ       $0x10, R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -30364,6 +32641,9 @@ partloop:
 	VBROADCASTSS 44(R9), Z31
 	VFMADD231PS  Z24, Z31, Z22
 	VFMADD231PS  Z25, Z31, Z23
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -30448,43 +32728,83 @@ partloop:
 	RET
 
 // func outer13x2Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer13x2Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	VPXORD Z20, Z20, Z20
-	VPXORD Z21, Z21, Z21
-	VPXORD Z22, Z22, Z22
-	VPXORD Z23, Z23, Z23
-	VPXORD Z24, Z24, Z24
-	VPXORD Z25, Z25, Z25
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x20
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	VPXORD     Z19, Z19, Z19
+	VPXORD     Z20, Z20, Z20
+	VPXORD     Z21, Z21, Z21
+	VPXORD     Z22, Z22, Z22
+	VPXORD     Z23, Z23, Z23
+	VPXORD     Z24, Z24, Z24
+	VPXORD     Z25, Z25, Z25
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x20
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -30539,6 +32859,9 @@ fullloop:
 	VBROADCASTSS 48(R9), Z28
 	VFMADD231PS  Z26, Z28, Z24
 	VFMADD231PS  Z27, Z28, Z25
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -30616,11 +32939,51 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	SUBQ  $0x10, R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	MOVQ       152(AX), R10
+	SUBQ       $0x10, R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -30675,6 +33038,9 @@ partloop:
 	VBROADCASTSS 48(R9), Z28
 	VFMADD231PS  Z26, Z28, Z24
 	VFMADD231PS  Z27, Z28, Z25
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -30765,45 +33131,88 @@ partloop:
 	RET
 
 // func outer14x2Z(o *outer)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·outer14x2Z(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VPXORD Z0, Z0, Z0
-	VPXORD Z1, Z1, Z1
-	VPXORD Z2, Z2, Z2
-	VPXORD Z3, Z3, Z3
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
-	VPXORD Z7, Z7, Z7
-	VPXORD Z8, Z8, Z8
-	VPXORD Z9, Z9, Z9
-	VPXORD Z10, Z10, Z10
-	VPXORD Z11, Z11, Z11
-	VPXORD Z12, Z12, Z12
-	VPXORD Z13, Z13, Z13
-	VPXORD Z14, Z14, Z14
-	VPXORD Z15, Z15, Z15
-	VPXORD Z16, Z16, Z16
-	VPXORD Z17, Z17, Z17
-	VPXORD Z18, Z18, Z18
-	VPXORD Z19, Z19, Z19
-	VPXORD Z20, Z20, Z20
-	VPXORD Z21, Z21, Z21
-	VPXORD Z22, Z22, Z22
-	VPXORD Z23, Z23, Z23
-	VPXORD Z24, Z24, Z24
-	VPXORD Z25, Z25, Z25
-	VPXORD Z26, Z26, Z26
-	VPXORD Z27, Z27, Z27
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x20
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	VPXORD     Z19, Z19, Z19
+	VPXORD     Z20, Z20, Z20
+	VPXORD     Z21, Z21, Z21
+	VPXORD     Z22, Z22, Z22
+	VPXORD     Z23, Z23, Z23
+	VPXORD     Z24, Z24, Z24
+	VPXORD     Z25, Z25, Z25
+	VPXORD     Z26, Z26, Z26
+	VPXORD     Z27, Z27, Z27
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x20
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -30861,6 +33270,9 @@ fullloop:
 	VBROADCASTSS 52(R9), Z31
 	VFMADD231PS  Z28, Z31, Z26
 	VFMADD231PS  Z29, Z31, Z27
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -30943,11 +33355,54 @@ fullloop:
 	RET
 
 partial:
-	MOVQ  152(AX), R10
-	SUBQ  $0x10, R10
-	MOVQ  $-1, R11
-	BZHIQ R10, R11, R11
-	KMOVW R11, K1
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	MOVQ       152(AX), R10
+	SUBQ       $0x10, R10
+	MOVQ       $-1, R11
+	BZHIQ      R10, R11, R11
+	KMOVW      R11, K1
 
 parttap:
 	MOVQ (BX), R9
@@ -31005,6 +33460,9 @@ partloop:
 	VBROADCASTSS 52(R9), Z31
 	VFMADD231PS  Z28, Z31, Z26
 	VFMADD231PS  Z29, Z31, Z27
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   64(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -38213,21 +40671,24 @@ store:
 	RET
 
 // func outer1x1Y(o *outer)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·outer1x1Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x08
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x08
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -38294,6 +40755,10 @@ fullnext:
 	RET
 
 partial:
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+
 parttap:
 	MOVQ (BX), R9
 	ADDQ 96(AX), R9
@@ -38384,25 +40849,30 @@ partnext:
 	RET
 
 // func outer2x1Y(o *outer)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·outer2x1Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x08
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	VXORPS     Y5, Y5, Y5
+	VXORPS     Y6, Y6, Y6
+	VXORPS     Y7, Y7, Y7
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x08
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -38485,6 +40955,12 @@ fullnext:
 	RET
 
 partial:
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+
 parttap:
 	MOVQ (BX), R9
 	ADDQ 96(AX), R9
@@ -38592,23 +41068,30 @@ partnext:
 	RET
 
 // func outer3x1Y(o *outer)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·outer3x1Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x08
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	VXORPS     Y5, Y5, Y5
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x08
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -38683,6 +41166,14 @@ fullnext:
 	RET
 
 partial:
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+
 parttap:
 	MOVQ (BX), R9
 	ADDQ 96(AX), R9
@@ -38775,25 +41266,34 @@ partnext:
 	RET
 
 // func outer4x1Y(o *outer)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·outer4x1Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x08
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	VXORPS     Y5, Y5, Y5
+	VXORPS     Y6, Y6, Y6
+	VXORPS     Y7, Y7, Y7
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x08
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -38878,6 +41378,16 @@ fullnext:
 	RET
 
 partial:
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+
 parttap:
 	MOVQ (BX), R9
 	ADDQ 96(AX), R9
@@ -38981,22 +41491,33 @@ partnext:
 	RET
 
 // func outer5x1Y(o *outer)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·outer5x1Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x08
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x08
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -39048,6 +41569,18 @@ fullloop:
 	RET
 
 partial:
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+
 parttap:
 	MOVQ (BX), R9
 	ADDQ 96(AX), R9
@@ -39111,23 +41644,36 @@ partloop:
 	RET
 
 // func outer6x1Y(o *outer)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·outer6x1Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x08
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	VXORPS     Y5, Y5, Y5
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x08
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -39184,6 +41730,20 @@ fullloop:
 	RET
 
 partial:
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+
 parttap:
 	MOVQ (BX), R9
 	ADDQ 96(AX), R9
@@ -39253,24 +41813,39 @@ partloop:
 	RET
 
 // func outer7x1Y(o *outer)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·outer7x1Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x08
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	VXORPS     Y5, Y5, Y5
+	VXORPS     Y6, Y6, Y6
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x08
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -39332,6 +41907,22 @@ fullloop:
 	RET
 
 partial:
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+
 parttap:
 	MOVQ (BX), R9
 	ADDQ 96(AX), R9
@@ -39407,25 +41998,42 @@ partloop:
 	RET
 
 // func outer8x1Y(o *outer)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·outer8x1Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x08
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	VXORPS     Y5, Y5, Y5
+	VXORPS     Y6, Y6, Y6
+	VXORPS     Y7, Y7, Y7
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x08
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -39492,6 +42100,24 @@ fullloop:
 	RET
 
 partial:
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+
 parttap:
 	MOVQ (BX), R9
 	ADDQ 96(AX), R9
@@ -39573,26 +42199,45 @@ partloop:
 	RET
 
 // func outer9x1Y(o *outer)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·outer9x1Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	VXORPS Y8, Y8, Y8
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x08
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	VXORPS     Y5, Y5, Y5
+	VXORPS     Y6, Y6, Y6
+	VXORPS     Y7, Y7, Y7
+	VXORPS     Y8, Y8, Y8
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x08
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -39664,6 +42309,26 @@ fullloop:
 	RET
 
 partial:
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+
 parttap:
 	MOVQ (BX), R9
 	ADDQ 96(AX), R9
@@ -39751,27 +42416,48 @@ partloop:
 	RET
 
 // func outer10x1Y(o *outer)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·outer10x1Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	VXORPS Y8, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x08
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	VXORPS     Y5, Y5, Y5
+	VXORPS     Y6, Y6, Y6
+	VXORPS     Y7, Y7, Y7
+	VXORPS     Y8, Y8, Y8
+	VXORPS     Y9, Y9, Y9
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x08
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -39848,6 +42534,28 @@ fullloop:
 	RET
 
 partial:
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+
 parttap:
 	MOVQ (BX), R9
 	ADDQ 96(AX), R9
@@ -39941,28 +42649,51 @@ partloop:
 	RET
 
 // func outer11x1Y(o *outer)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·outer11x1Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	VXORPS Y8, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VXORPS Y10, Y10, Y10
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x08
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	VXORPS     Y5, Y5, Y5
+	VXORPS     Y6, Y6, Y6
+	VXORPS     Y7, Y7, Y7
+	VXORPS     Y8, Y8, Y8
+	VXORPS     Y9, Y9, Y9
+	VXORPS     Y10, Y10, Y10
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x08
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -40044,6 +42775,30 @@ fullloop:
 	RET
 
 partial:
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+
 parttap:
 	MOVQ (BX), R9
 	ADDQ 96(AX), R9
@@ -40143,29 +42898,54 @@ partloop:
 	RET
 
 // func outer12x1Y(o *outer)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·outer12x1Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	VXORPS Y8, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VXORPS Y10, Y10, Y10
-	VXORPS Y11, Y11, Y11
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x08
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	VXORPS     Y5, Y5, Y5
+	VXORPS     Y6, Y6, Y6
+	VXORPS     Y7, Y7, Y7
+	VXORPS     Y8, Y8, Y8
+	VXORPS     Y9, Y9, Y9
+	VXORPS     Y10, Y10, Y10
+	VXORPS     Y11, Y11, Y11
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x08
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -40252,6 +43032,32 @@ fullloop:
 	RET
 
 partial:
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+
 parttap:
 	MOVQ (BX), R9
 	ADDQ 96(AX), R9
@@ -40357,25 +43163,29 @@ partloop:
 	RET
 
 // func outer1x2Y(o *outer)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·outer1x2Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	VXORPS     Y5, Y5, Y5
+	VXORPS     Y6, Y6, Y6
+	VXORPS     Y7, Y7, Y7
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -40396,6 +43206,9 @@ fullturns:
 	VBROADCASTSS (R9), Y10
 	VFMADD231PS  Y8, Y10, Y0
 	VFMADD231PS  Y9, Y10, Y1
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	VMOVUPS      (DI), Y8
@@ -40403,6 +43216,9 @@ fullturns:
 	VBROADCASTSS (R9), Y10
 	VFMADD231PS  Y8, Y10, Y2
 	VFMADD231PS  Y9, Y10, Y3
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	VMOVUPS      (DI), Y8
@@ -40410,6 +43226,9 @@ fullturns:
 	VBROADCASTSS (R9), Y10
 	VFMADD231PS  Y8, Y10, Y4
 	VFMADD231PS  Y9, Y10, Y5
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	VMOVUPS      (DI), Y8
@@ -40417,6 +43236,9 @@ fullturns:
 	VBROADCASTSS (R9), Y10
 	VFMADD231PS  Y8, Y10, Y6
 	VFMADD231PS  Y9, Y10, Y7
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	SUBQ         $0x04, R8
@@ -40432,6 +43254,9 @@ fullloop:
 	VBROADCASTSS (R9), Y10
 	VFMADD231PS  Y8, Y10, Y0
 	VFMADD231PS  Y9, Y10, Y1
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -40457,6 +43282,11 @@ fullnext:
 	RET
 
 partial:
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+
 parttap:
 	MOVQ (BX), R9
 	ADDQ 96(AX), R9
@@ -40481,6 +43311,9 @@ partturns:
 	VBROADCASTSS (R9), Y10
 	VFMADD231PS  Y8, Y10, Y0
 	VFMADD231PS  Y9, Y10, Y1
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	VMOVUPS      (DI), Y8
@@ -40493,6 +43326,9 @@ partturns:
 	VBROADCASTSS (R9), Y10
 	VFMADD231PS  Y8, Y10, Y2
 	VFMADD231PS  Y9, Y10, Y3
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	VMOVUPS      (DI), Y8
@@ -40505,6 +43341,9 @@ partturns:
 	VBROADCASTSS (R9), Y10
 	VFMADD231PS  Y8, Y10, Y4
 	VFMADD231PS  Y9, Y10, Y5
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	VMOVUPS      (DI), Y8
@@ -40517,6 +43356,9 @@ partturns:
 	VBROADCASTSS (R9), Y10
 	VFMADD231PS  Y8, Y10, Y6
 	VFMADD231PS  Y9, Y10, Y7
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	SUBQ         $0x04, R8
@@ -40537,6 +43379,9 @@ partloop:
 	VBROADCASTSS (R9), Y10
 	VFMADD231PS  Y8, Y10, Y0
 	VFMADD231PS  Y9, Y10, Y1
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -40568,25 +43413,32 @@ partnext:
 	RET
 
 // func outer2x2Y(o *outer)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·outer2x2Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	VXORPS     Y5, Y5, Y5
+	VXORPS     Y6, Y6, Y6
+	VXORPS     Y7, Y7, Y7
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -40610,6 +43462,9 @@ fullturns:
 	VBROADCASTSS 4(R9), Y11
 	VFMADD231PS  Y8, Y11, Y2
 	VFMADD231PS  Y9, Y11, Y3
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	VMOVUPS      (DI), Y8
@@ -40620,6 +43475,9 @@ fullturns:
 	VBROADCASTSS 4(R9), Y11
 	VFMADD231PS  Y8, Y11, Y6
 	VFMADD231PS  Y9, Y11, Y7
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	SUBQ         $0x02, R8
@@ -40638,6 +43496,9 @@ fullloop:
 	VBROADCASTSS 4(R9), Y11
 	VFMADD231PS  Y8, Y11, Y2
 	VFMADD231PS  Y9, Y11, Y3
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -40666,6 +43527,14 @@ fullnext:
 	RET
 
 partial:
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+
 parttap:
 	MOVQ (BX), R9
 	ADDQ 96(AX), R9
@@ -40693,6 +43562,9 @@ partturns:
 	VBROADCASTSS 4(R9), Y11
 	VFMADD231PS  Y8, Y11, Y2
 	VFMADD231PS  Y9, Y11, Y3
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	VMOVUPS      (DI), Y8
@@ -40708,6 +43580,9 @@ partturns:
 	VBROADCASTSS 4(R9), Y11
 	VFMADD231PS  Y8, Y11, Y6
 	VFMADD231PS  Y9, Y11, Y7
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	SUBQ         $0x02, R8
@@ -40731,6 +43606,9 @@ partloop:
 	VBROADCASTSS 4(R9), Y11
 	VFMADD231PS  Y8, Y11, Y2
 	VFMADD231PS  Y9, Y11, Y3
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -40766,23 +43644,33 @@ partnext:
 	RET
 
 // func outer3x2Y(o *outer)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·outer3x2Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	VXORPS     Y5, Y5, Y5
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -40807,6 +43695,9 @@ fullloop:
 	VBROADCASTSS 8(R9), Y10
 	VFMADD231PS  Y6, Y10, Y4
 	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -40834,6 +43725,17 @@ fullloop:
 	RET
 
 partial:
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+
 parttap:
 	MOVQ (BX), R9
 	ADDQ 96(AX), R9
@@ -40862,6 +43764,9 @@ partloop:
 	VBROADCASTSS 8(R9), Y10
 	VFMADD231PS  Y6, Y10, Y4
 	VFMADD231PS  Y7, Y10, Y5
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -40897,25 +43802,38 @@ partloop:
 	RET
 
 // func outer4x2Y(o *outer)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·outer4x2Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	VXORPS     Y5, Y5, Y5
+	VXORPS     Y6, Y6, Y6
+	VXORPS     Y7, Y7, Y7
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -40943,6 +43861,9 @@ fullloop:
 	VBROADCASTSS 12(R9), Y13
 	VFMADD231PS  Y8, Y13, Y6
 	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -40975,6 +43896,20 @@ fullloop:
 	RET
 
 partial:
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+
 parttap:
 	MOVQ (BX), R9
 	ADDQ 96(AX), R9
@@ -41006,6 +43941,9 @@ partloop:
 	VBROADCASTSS 12(R9), Y13
 	VFMADD231PS  Y8, Y13, Y6
 	VFMADD231PS  Y9, Y13, Y7
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -41047,27 +43985,43 @@ partloop:
 	RET
 
 // func outer5x2Y(o *outer)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·outer5x2Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	VXORPS Y8, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	VXORPS     Y5, Y5, Y5
+	VXORPS     Y6, Y6, Y6
+	VXORPS     Y7, Y7, Y7
+	VXORPS     Y8, Y8, Y8
+	VXORPS     Y9, Y9, Y9
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -41098,6 +44052,9 @@ fullloop:
 	VBROADCASTSS 16(R9), Y12
 	VFMADD231PS  Y10, Y12, Y8
 	VFMADD231PS  Y11, Y12, Y9
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -41135,6 +44092,23 @@ fullloop:
 	RET
 
 partial:
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+
 parttap:
 	MOVQ (BX), R9
 	ADDQ 96(AX), R9
@@ -41169,6 +44143,9 @@ partloop:
 	VBROADCASTSS 16(R9), Y12
 	VFMADD231PS  Y10, Y12, Y8
 	VFMADD231PS  Y11, Y12, Y9
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -41216,29 +44193,48 @@ partloop:
 	RET
 
 // func outer6x2Y(o *outer)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·outer6x2Y(SB), NOSPLIT, $0-8
-	MOVQ   o+0(FP), AX
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	VXORPS Y8, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VXORPS Y10, Y10, Y10
-	VXORPS Y11, Y11, Y11
-	MOVQ   72(AX), BX
-	MOVQ   80(AX), CX
-	MOVQ   120(AX), DX
-	MOVQ   128(AX), SI
-	SHLQ   $0x02, DX
-	SHLQ   $0x02, SI
-	CMPQ   152(AX), $0x10
-	JNE    partial
+	MOVQ       o+0(FP), AX
+	VXORPS     Y0, Y0, Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	VXORPS     Y5, Y5, Y5
+	VXORPS     Y6, Y6, Y6
+	VXORPS     Y7, Y7, Y7
+	VXORPS     Y8, Y8, Y8
+	VXORPS     Y9, Y9, Y9
+	VXORPS     Y10, Y10, Y10
+	VXORPS     Y11, Y11, Y11
+	MOVQ       72(AX), BX
+	MOVQ       80(AX), CX
+	MOVQ       120(AX), DX
+	MOVQ       128(AX), SI
+	SHLQ       $0x02, DX
+	SHLQ       $0x02, SI
+	CMPQ       152(AX), $0x10
+	JNE        partial
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
 
 fulltap:
 	MOVQ (BX), R9
@@ -41272,6 +44268,9 @@ fullloop:
 	VBROADCASTSS 20(R9), Y15
 	VFMADD231PS  Y12, Y15, Y10
 	VFMADD231PS  Y13, Y15, Y11
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8
@@ -41314,6 +44313,26 @@ fullloop:
 	RET
 
 partial:
+	MOVQ       48(AX), R9
+	MOVQ       136(AX), DI
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(DI*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+
 parttap:
 	MOVQ (BX), R9
 	ADDQ 96(AX), R9
@@ -41351,6 +44370,9 @@ partloop:
 	VBROADCASTSS 20(R9), Y15
 	VFMADD231PS  Y12, Y15, Y10
 	VFMADD231PS  Y13, Y15, Y11
+	PREFETCHT0   (DI)(SI*8)
+	PREFETCHT0   32(DI)(SI*8)
+	PREFETCHT0   (R9)(DX*8)
 	ADDQ         DX, R9
 	ADDQ         SI, DI
 	DECQ         R8

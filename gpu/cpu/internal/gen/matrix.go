@@ -391,6 +391,17 @@ func (k *kernels) outer(m, nv int) {
 	k.SHLQ(op.Imm(2), ldb)
 
 	sum := func(prefix string, full bool) {
+		// Sums wait in L2: fetch them while the loop runs.
+		k.MOVQ(at(args, productC), aPtr)
+		k.MOVQ(at(args, outerLdc), bPtr)
+		for i := range m {
+			for v := range nv {
+				k.PREFETCHT0(at(aPtr, v*k.bytes))
+			}
+			if i < m-1 {
+				k.LEAQ(op.Mem{Base: aPtr, Index: bPtr, Scale: 4}, aPtr)
+			}
+		}
 		var t *tail
 		if !full && k.wide() {
 			t = makeTail()
@@ -427,6 +438,12 @@ func (k *kernels) outer(m, nv int) {
 				for v := range nv {
 					k.VFMADD231PS(b[v], x, acc(to, v))
 				}
+			}
+			if nv == 2 {
+				for v := range nv {
+					k.PREFETCHT0(op.Mem{Base: bPtr, Index: ldb, Scale: 8, Disp: v * k.bytes})
+				}
+				k.PREFETCHT0(op.Mem{Base: aPtr, Index: lda, Scale: 8})
 			}
 			k.ADDQ(lda, aPtr)
 			k.ADDQ(ldb, bPtr)
