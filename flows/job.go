@@ -150,7 +150,7 @@ func (j *Job) fitPatch(p *piece, t *tile.Options) error {
 	for a, n := range t.Patch {
 		if m := multiple[a]; n%m != 0 {
 			return p.file.Errorf("patch", "%d along %c is not a multiple of the model's downsampling %d; nearest are %d and %d",
-				n, "xyz"[a], m, max(1, n/m)*m, (n/m+1)*m)
+				n, "xyz"[a], m, max(1, n/m)*m, (max(1, n/m)+1)*m)
 		}
 	}
 	if err := t.CheckMultiple(multiple); err != nil {
@@ -180,7 +180,7 @@ func option[T any](j *Job) (*T, bool) {
 
 // The stages whose options set the stream of patches: two runs that agree on these see the same patches.
 type stream struct {
-	Seed     uint64            `json:"seed"`
+	Seed     uint64            `json:"run.seed"`
 	Window   [2]float64        `json:"read.window_hu"`
 	Frame    int               `json:"read.frame"`
 	Spacing  [3]float64        `json:"read.spacing"`

@@ -71,7 +71,11 @@ func (p *planner) scans() {
 	if g, err := t.Grid(big.Dims, p.multiple()); err == nil {
 		p.line("  its grid\t%d × %d × %d = %d tiles of %s", g.N[0], g.N[1], g.N[2], g.Len(), list(t.Patch))
 	}
-	p.line("  an epoch\t%d patches, %d steps of %d", d.perEpoch(), d.steps(1, b.Size), b.Size)
+	if b.Size > 0 {
+		p.line("  an epoch\t%d patches, %d steps of %d", d.perEpoch(), d.steps(1, b.Size), b.Size)
+	} else if n := d.perEpoch(); n > 0 {
+		p.line("  an epoch\t%d patches", n)
+	}
 }
 
 // model prints memory, work, disk and time.
