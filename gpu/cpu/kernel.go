@@ -38,7 +38,14 @@ type outer struct {
 	lda, ldb, ldc int
 	m, n          int
 	vecs          int
+	cStep         int // of outerSlide
 }
+
+// outerSlide is outer for three taps along a row at once, which meet neighbouring inputs and whose sums are cStep apart:
+//
+//	c[s*cStep + i*ldc + j] += Σ over taps t, Σ over k: a[a0 + t.a + (k+s)*lda + i] * b[b0 + t.b + k*ldb + j]
+//
+// with s < 3. Only assembly has it.
 
 // level is a set of kernels.
 type level struct {
@@ -51,7 +58,11 @@ type level struct {
 	slide       func(p *product)
 	slideRows   [3]int // most rows of slide, by vecs; 0 where there is none
 	outer       func(o *outer)
-	add         func(y, a, b []float32)
+
+	outerSlide     func(o *outer)
+	outerSlideRows [3]int
+
+	add func(y, a, b []float32)
 
 	rootMeanSquare  func(rstd, x []float32, eps float32)
 	channelNorm     func(y, x, rstd, gamma, beta []float32)

@@ -39,6 +39,7 @@ func TestOffsets(t *testing.T) {
 		{"outer.ldb", unsafe.Offsetof(o.ldb), 128},
 		{"outer.ldc", unsafe.Offsetof(o.ldc), 136},
 		{"outer.n", unsafe.Offsetof(o.n), 152},
+		{"outer.cStep", unsafe.Offsetof(o.cStep), 168},
 		{"normGrad.x", unsafe.Offsetof(n.x), 0},
 		{"normGrad.dy", unsafe.Offsetof(n.dy), 24},
 		{"normGrad.add", unsafe.Offsetof(n.add), 48},

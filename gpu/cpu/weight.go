@@ -134,18 +134,19 @@ func (g *weightPart) products(n, z, y0, y1, kz, ky int) {
 	if !c.Transposed {
 		// Neighbouring taps along x meet neighbouring inputs: they are rows of one product.
 		o.lda *= x.s
-		g.multiply(-x.lo, 0, x.out, c.K[2]*g.in.C, g.sums[base:])
+		g.multiply(-x.lo, 0, x.out, c.K[2]*g.in.C, g.sums[base:], c.K[2] == 3 && x.s == 1)
 		return
 	}
 	o.ldb *= x.s
 	for kx := range c.K[2] {
 		i0, o0, count := x.overlap(kx)
-		g.multiply(i0, o0, count, g.in.C, g.sums[base+kx*g.in.C*g.out.C:])
+		g.multiply(i0, o0, count, g.in.C, g.sums[base+kx*g.in.C*g.out.C:], false)
 	}
 }
 
 // multiply adds to sums [rows, Co] the products of k inputs from column i0 on, rows floats each, and outputs from column o0 on.
-func (g *weightPart) multiply(i0, o0, k, rows int, sums []float32) {
+// slide says that rows are those of three taps which meet neighbouring inputs.
+func (g *weightPart) multiply(i0, o0, k, rows int, sums []float32, slide bool) {
 	if k == 0 {
 		return
 	}
@@ -153,10 +154,15 @@ func (g *weightPart) multiply(i0, o0, k, rows int, sums []float32) {
 	o.k = k
 	for _, col := range g.cols {
 		o.n, o.vecs, o.b0 = col.n, col.vecs, o0*g.out.C+col.first
+		kernel, rows, limit := l.outer, rows, l.outerRows[col.vecs]
+		if n := l.outerSlideRows[col.vecs]; slide && n > 0 && g.in.C >= 4 {
+			kernel, rows, limit = l.outerSlide, g.in.C, n
+			o.cStep = rows * g.out.C
+		}
 		for first := 0; first < rows; first += o.m {
-			o.m = share(rows-first, l.outerRows[col.vecs])
+			o.m = share(rows-first, limit)
 			o.a0, o.c = i0*g.in.C+first, sums[first*g.out.C+col.first:]
-			l.outer(o)
+			kernel(o)
 		}
 	}
 }

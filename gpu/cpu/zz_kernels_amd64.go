@@ -659,6 +659,71 @@ func outer13x2Z(o *outer)
 //go:noescape
 func outer14x2Z(o *outer)
 
+// outerSlide1x1Z is outerSlide for m rows.
+//
+//go:noescape
+func outerSlide1x1Z(o *outer)
+
+// outerSlide2x1Z is outerSlide for m rows.
+//
+//go:noescape
+func outerSlide2x1Z(o *outer)
+
+// outerSlide3x1Z is outerSlide for m rows.
+//
+//go:noescape
+func outerSlide3x1Z(o *outer)
+
+// outerSlide4x1Z is outerSlide for m rows.
+//
+//go:noescape
+func outerSlide4x1Z(o *outer)
+
+// outerSlide5x1Z is outerSlide for m rows.
+//
+//go:noescape
+func outerSlide5x1Z(o *outer)
+
+// outerSlide6x1Z is outerSlide for m rows.
+//
+//go:noescape
+func outerSlide6x1Z(o *outer)
+
+// outerSlide7x1Z is outerSlide for m rows.
+//
+//go:noescape
+func outerSlide7x1Z(o *outer)
+
+// outerSlide8x1Z is outerSlide for m rows.
+//
+//go:noescape
+func outerSlide8x1Z(o *outer)
+
+// outerSlide9x1Z is outerSlide for m rows.
+//
+//go:noescape
+func outerSlide9x1Z(o *outer)
+
+// outerSlide1x2Z is outerSlide for m rows.
+//
+//go:noescape
+func outerSlide1x2Z(o *outer)
+
+// outerSlide2x2Z is outerSlide for m rows.
+//
+//go:noescape
+func outerSlide2x2Z(o *outer)
+
+// outerSlide3x2Z is outerSlide for m rows.
+//
+//go:noescape
+func outerSlide3x2Z(o *outer)
+
+// outerSlide4x2Z is outerSlide for m rows.
+//
+//go:noescape
+func outerSlide4x2Z(o *outer)
+
 // rootMeanSquareZ is rootMeanSquare; inverse is 1/C.
 //
 //go:noescape
@@ -1102,6 +1167,16 @@ var outersZ = [3][]func(*outer){
 	},
 }
 
+// outerSlidesZ is the outerSlide kernels by vectors and rows.
+var outerSlidesZ = [3][]func(*outer){
+	1: {
+		nil, outerSlide1x1Z, outerSlide2x1Z, outerSlide3x1Z, outerSlide4x1Z, outerSlide5x1Z, outerSlide6x1Z, outerSlide7x1Z, outerSlide8x1Z, outerSlide9x1Z,
+	},
+	2: {
+		nil, outerSlide1x2Z, outerSlide2x2Z, outerSlide3x2Z, outerSlide4x2Z,
+	},
+}
+
 // productsY is the product kernels by vectors and rows.
 var productsY = [3][]func(*product){
 	0: {
@@ -1131,3 +1206,6 @@ var outersY = [3][]func(*outer){
 		nil, outer1x2Y, outer2x2Y, outer3x2Y, outer4x2Y, outer5x2Y, outer6x2Y,
 	},
 }
+
+// outerSlidesY is the outerSlide kernels by vectors and rows.
+var outerSlidesY = [3][]func(*outer){}

@@ -32,6 +32,7 @@ const (
 	outerLdb  = 128
 	outerLdc  = 136
 	outerN    = 152
+	outerStep = 168
 )
 
 // rows is the most rows of a kernel with nv vectors: accumulators, nv vectors of b and a spare must fit the registers.
@@ -50,6 +51,14 @@ func (k *kernels) slideRows(nv int) int {
 	return [3]int{0, 12, 0}[nv]
 }
 
+// outerSlideRows is the most rows of an outerSlide kernel with nv vectors. AVX2 has too few registers for it to pay.
+func (k *kernels) outerSlideRows(nv int) int {
+	if k.wide() {
+		return [3]int{0, 9, 4}[nv]
+	}
+	return 0
+}
+
 // dotRows is the most rows of a kernel for one column.
 const dotRows = 8
 
@@ -60,10 +69,10 @@ func (k *kernels) matrices(tables io.Writer) {
 		least int
 		emit  func(m, nv int)
 		rows  func(nv int) int
-	}{{"product", 0, k.product, k.rows}, {"slide", 1, k.slide, k.slideRows}, {"outer", 1, k.outer, k.rows}} {
-		operand := f.name
-		if operand == "slide" {
-			operand = "product"
+	}{{"product", 0, k.product, k.rows}, {"slide", 1, k.slide, k.slideRows}, {"outer", 1, k.outer, k.rows}, {"outerSlide", 1, k.outerSlide, k.outerSlideRows}} {
+		operand := map[string]string{"slide": "product", "outerSlide": "outer"}[f.name]
+		if operand == "" {
+			operand = f.name
 		}
 		fmt.Fprintf(tables, "// %ss%s is the %s kernels by vectors and rows.\nvar %ss%s = [3][]func(*%s){\n", f.name, k.suffix, f.name, f.name, k.suffix, operand)
 		for nv := f.least; nv <= 2 && f.rows(nv) > 0; nv++ {
@@ -505,4 +514,122 @@ func (k *kernels) outer(m, nv int) {
 	sum("full", true)
 	k.Label("partial")
 	sum("part", false)
+}
+
+// outerSlide writes the kernel of m rows by nv vectors for three taps at once. At input x, b's vectors of three voxels are
+// at hand: tap s takes that of voxel x-s.
+func (k *kernels) outerSlide(m, nv int) {
+	k.function(fmt.Sprintf("outerSlide%dx%d", m, nv), "o *outer", "is outerSlide for m rows.")
+	acc := func(s, i, v int) reg.VecPhysical { return k.regs[(s*m+i)*nv+v] }
+	b := func(s, v int) reg.VecPhysical { return k.regs[3*m*nv+s*nv+v] }
+	spare := k.regs[3*m*nv+3*nv:]
+	aPtr, lda, ldb := reg.R9, reg.RDX, reg.RSI
+	k.Load(k.Param("o"), args)
+	k.zero(k.regs[:3*m*nv]...)
+	k.MOVQ(at(args, outerTaps), taps)
+	k.MOVQ(at(args, outerTaps+8), left)
+	k.MOVQ(at(args, outerLda), lda)
+	k.MOVQ(at(args, outerLdb), ldb)
+	k.SHLQ(op.Imm(2), lda)
+	k.SHLQ(op.Imm(2), ldb)
+	k.MOVQ(at(args, outerN), reg.R10)
+	if nv > 1 {
+		k.SUBQ(op.Imm(uint64((nv-1)*k.lanes())), reg.R10)
+	}
+	t := k.tailOf(reg.R10, reg.R11, spare[0])
+
+	// sums walks the rows of c, with the mask that each vector's loads and stores take.
+	c, ldc, next := reg.R10, reg.R11, reg.R12
+	sums := func(f func(s, i, v int, mem op.Mem, t *tail)) {
+		k.MOVQ(at(args, productC), next)
+		k.MOVQ(at(args, outerLdc), ldc)
+		k.MOVQ(at(args, outerStep), reg.R13)
+		for s := range 3 {
+			k.MOVQ(next, c)
+			for i := range m {
+				for v := range nv {
+					if v < nv-1 {
+						f(s, i, v, at(c, v*k.bytes), nil)
+					} else {
+						f(s, i, v, at(c, v*k.bytes), &t)
+					}
+				}
+				k.LEAQ(op.Mem{Base: c, Index: ldc, Scale: 4}, c)
+			}
+			k.LEAQ(op.Mem{Base: next, Index: reg.R13, Scale: 4}, next)
+		}
+	}
+	sums(func(_, _, _ int, mem op.Mem, _ *tail) { k.PREFETCHT0(mem) })
+
+	load := func() {
+		for v := range nv {
+			if v < nv-1 {
+				k.load(at(bPtr, v*k.bytes), b(0, v), nil)
+			} else {
+				k.load(at(bPtr, v*k.bytes), b(0, v), &t)
+			}
+		}
+		k.ADDQ(ldb, bPtr)
+	}
+	multiply := func(from, to int) { // by taps from ≤ s < to
+		for i := range m {
+			x := spare[i%len(spare)]
+			k.VBROADCASTSS(at(aPtr, 4*i), x)
+			for s := from; s < to; s++ {
+				for v := range nv {
+					k.VFMADD231PS(b(s, v), x, acc(s, i, v))
+				}
+			}
+		}
+		k.ADDQ(lda, aPtr)
+	}
+	shift := func() {
+		for v := range nv {
+			k.VMOVAPS(b(1, v), b(2, v))
+			k.VMOVAPS(b(0, v), b(1, v))
+		}
+	}
+	k.Label("tap")
+	k.MOVQ(at(taps, 0), aPtr)
+	k.ADDQ(at(args, outerA0), aPtr)
+	k.SHLQ(op.Imm(2), aPtr)
+	k.ADDQ(at(args, productA), aPtr)
+	k.MOVQ(at(taps, 8), bPtr)
+	k.ADDQ(at(args, outerB0), bPtr)
+	k.SHLQ(op.Imm(2), bPtr)
+	k.ADDQ(at(args, productB), bPtr)
+	k.MOVQ(at(args, outerK), kLeft)
+	for v := range nv {
+		k.zero(b(1, v))
+	}
+	load()
+	multiply(0, 1)
+	shift()
+	k.DECQ(kLeft)
+	k.JZ(op.LabelRef("last"))
+	k.Label("loop")
+	load()
+	for v := range nv {
+		k.PREFETCHT0(op.Mem{Base: bPtr, Index: ldb, Scale: 8, Disp: v * k.bytes})
+	}
+	k.PREFETCHT0(op.Mem{Base: aPtr, Index: lda, Scale: 8})
+	multiply(0, 3)
+	shift()
+	k.DECQ(kLeft)
+	k.JNZ(op.LabelRef("loop"))
+	k.Label("last")
+	multiply(1, 3)
+	shift()
+	multiply(2, 3)
+	k.ADDQ(op.Imm(16), taps)
+	k.DECQ(left)
+	k.JNZ(op.LabelRef("tap"))
+
+	sums(func(s, i, v int, mem op.Mem, t *tail) {
+		k.load(mem, b(0, 0), t)
+		k.VADDPS(b(0, 0), acc(s, i, v), acc(s, i, v))
+		k.store(acc(s, i, v), mem, t)
+	})
+	k.VZEROUPPER()
+	k.RET()
 }
