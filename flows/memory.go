@@ -40,22 +40,23 @@ func (j *Job) divide(d *data, arena, snapshot int64, batches int64) (memory, err
 		m.validation = most
 	}
 	m.scans = m.limit - m.engine - m.batches - m.snapshot - m.validation
-	window := 1
+	// The scan on its way, and the shuffles' windows: one that is larger than an epoch holds all of it until the next
+	// epoch's first scan comes.
+	held, windows := 1, int64(0)
 	for _, p := range j.pieces {
 		if o, ok := p.options.(*shuffle.Options); ok {
-			window += o.Volumes
+			held += min(o.Volumes, len(d.train))
+			windows++
 		}
 	}
 	big, most := largest(d.train, cost)
-	if need := int64(min(window, len(d.train))) * most; need > m.scans {
+	if need := int64(held) * most; need > m.scans {
 		hint := "raise run.memory"
-		if window > 1 && m.scans > 2*most {
-			hint = fmt.Sprintf("set shuffle.volumes to %d or less, or raise run.memory", m.scans/most-1)
-		} else if r.Cache == "" {
-			hint += ", or set read.cache so that scans stay on disk"
+		if room := m.scans/most - 1; windows > 0 && room >= windows {
+			hint = fmt.Sprintf("set shuffle.volumes to %d or less, or raise run.memory", room/windows)
 		}
 		return m, configErrorf("run.memory: too little: %s, but %d scans as large as %s (%s) are held at a time, %s: %s",
-			m, min(window, len(d.train)), big.ID, size(most), size(need), hint)
+			m, held, big.ID, size(most), size(need), hint)
 	}
 	return m, nil
 }
