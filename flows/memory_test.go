@@ -1,0 +1,142 @@
+package flows
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/flowrun/flowrun/stages/pipe"
+	"github.com/flowrun/flowrun/stages/read"
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+const mib = 1 << 20
+
+// sized are scans that cost so many MiB each to hold.
+func sized(each ...int64) []*volume.Scan {
+	scans := make([]*volume.Scan, len(each))
+	for i, n := range each {
+		scans[i] = &volume.Scan{ID: fmt.Sprintf("s%d", i), Dims: [3]int{1, int(n-4) * 512, 1024}} // 4 MiB are buffers
+	}
+	return scans
+}
+
+func TestDivide(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		limit       int64 // MiB
+		windows     []int // of the shuffles
+		train, held []int64
+		fixed       int64 // engine, batches and snapshot, a third each
+		scans       int64 // left for scans; 0: refused
+		hint        string
+	}{
+		{name: "one scan at a time", limit: 10, train: []int64{10, 10, 5}, scans: 10},
+		{name: "less than one scan", limit: 9, train: []int64{5, 10}, hint: "raise run.memory"},
+		{name: "what is fixed counts", limit: 39, train: []int64{10}, fixed: 30, hint: "raise run.memory"},
+		{name: "and leaves the rest", limit: 41, train: []int64{10}, fixed: 30, scans: 11},
+		{name: "more than there is", limit: 29, train: []int64{10}, fixed: 30, hint: "raise run.memory"},
+		{name: "the largest held-out scan counts", limit: 30, train: []int64{10}, held: []int64{5, 20, 6}, scans: 10},
+		{name: "the largest held-out scan is too much", limit: 29, train: []int64{10}, held: []int64{5, 20, 6}, hint: "raise run.memory"},
+		{name: "a window and the scan on its way", limit: 50, windows: []int{4}, train: []int64{10, 10, 10, 10, 10, 10}, scans: 50},
+		{name: "a window without the scan on its way", limit: 49, windows: []int{4}, train: []int64{10, 10, 10, 10, 10, 10}, hint: "set shuffle.volumes to 3 or less, or raise run.memory"},
+		{name: "a much too large window", limit: 49, windows: []int{40}, train: []int64{10, 10, 10, 10, 10, 10}, hint: "set shuffle.volumes to 3 or less, or raise run.memory"},
+		{name: "a window for which nothing is left", limit: 19, windows: []int{4}, train: []int64{10, 10, 10, 10, 10, 10}, hint: "raise run.memory"},
+		{name: "two windows", limit: 59, windows: []int{2, 3}, train: []int64{10, 10, 10, 10, 10, 10}, hint: "set shuffle.volumes to 2 or less, or raise run.memory"},
+		{name: "two windows fit", limit: 60, windows: []int{2, 3}, train: []int64{10, 10, 10, 10, 10, 10}, scans: 60},
+		// The window holds all scans of an epoch until the next epoch's first one comes.
+		{name: "fewer scans than the window", limit: 30, windows: []int{4}, train: []int64{10, 10}, scans: 30},
+		{name: "fewer scans than the window, no room for the next epoch's", limit: 29, windows: []int{4}, train: []int64{10, 10}, hint: "set shuffle.volumes to 1 or less, or raise run.memory"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			job := func(windows []int) *Job {
+				text := fmt.Sprintf("run: {memory: %dMiB}\nmodel: {downsample: [2, 2, 2]}\nflow:\n - read: {scans: [x]}\n - tile: {patch: [4, 4, 4]}\n", c.limit)
+				for _, n := range windows {
+					text += fmt.Sprintf(" - shuffle: {volumes: %d}\n", n)
+				}
+				return mustLoad(t, text)
+			}
+			d := &data{train: sized(c.train...), held: sized(c.held...)}
+			third := c.fixed * mib / 3
+			m, err := job(c.windows).divide(d, third, third, third)
+			if c.scans > 0 {
+				if err != nil || m.scans != c.scans*mib {
+					t.Errorf("%s for scans, want %d MiB: %v", size(m.scans), c.scans, err)
+				}
+				return
+			}
+			if err == nil || ExitCode(err) != ExitUsage || !strings.HasSuffix(err.Error(), ": "+c.hint) || !strings.HasPrefix(err.Error(), "run.memory: too little: ") {
+				t.Fatalf("got %v, want the hint: %s", err, c.hint)
+			}
+			// The hint must be true.
+			if number := regexp.MustCompile(`volumes to (\d+)`).FindStringSubmatch(c.hint); number != nil {
+				n, _ := strconv.Atoi(number[1])
+				smaller := make([]int, len(c.windows))
+				for i := range smaller {
+					smaller[i] = n
+				}
+				if _, err := job(smaller).divide(d, third, third, third); err != nil {
+					t.Errorf("with shuffle.volumes at %d: %v", n, err)
+				}
+			}
+		})
+	}
+}
+
+// TestDivideFlows runs graphs in the least memory that divide lets them have: they come to their end.
+func TestDivideFlows(t *testing.T) {
+	_, scans := scanFiles(t, [3]int{8, 8, 8}, [3]int{8, 8, 8}, [3]int{8, 8, 8}, [3]int{8, 8, 8}, [3]int{8, 8, 8})
+	for n := 1; n <= len(scans); n++ {
+		for _, windows := range [][]int{{}, {1}, {2}, {3}, {9}, {2, 2}, {9, 1}, {1, 9}, {2, 1, 2}} {
+			text := "model: {downsample: [2, 2, 2]}\nflow:\n - read: {scans: [x], ahead: 3}\n - tile: {mode: grid, patch: [4, 4, 4]}\n"
+			for _, v := range windows {
+				text += fmt.Sprintf(" - shuffle: {volumes: %d}\n", v)
+			}
+			job := mustLoad(t, text+" - batch: {size: 3}\n")
+			d, err := job.freeze(scans[:n], nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o, _ := option[read.Options](job)
+			each := read.Cost(scans[0], *o)
+			var m memory
+			for k := int64(1); ; k++ {
+				job.run.Memory = k * each
+				if m, err = job.divide(d, 0, 0, 0); err == nil {
+					break
+				}
+			}
+			ctx, cancel := context.WithTimeoutCause(t.Context(), 20*time.Second, errors.New("stands still"))
+			r := &run{job: job, data: d, log: zerolog.Nop(), warned: map[string]bool{}, budget: pipe.NewBudget(m.scans),
+				maker: job.maker([3]int{4, 4, 4}), epochs: 3}
+			if r.quarantine, err = read.OpenQuarantine(t.TempDir() + "/q"); err != nil {
+				t.Fatal(err)
+			}
+			g := pipe.New(ctx)
+			r.wire(g)
+			err = g.Wait()
+			cancel()
+			if err != nil || r.budget.InUse() != 0 {
+				t.Fatalf("%d scans through windows %v with room for %d: %v, %d bytes in use", n, windows, m.scans/each, err, r.budget.InUse())
+			}
+		}
+	}
+}
+
+func TestSize(t *testing.T) {
+	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1 KiB", 3 << 19: "2 MiB", 5 << 20: "5 MiB", 3 << 29: "1.5 GiB", -5 << 20: "-5 MiB"} {
+		if got := size(n); got != want {
+			t.Errorf("%d: got %s, want %s", n, got, want)
+		}
+	}
+	if n := hostMemory(); n < 64<<20 {
+		t.Errorf("the host has %s", size(n))
+	}
+}
