@@ -23,8 +23,11 @@ type data struct {
 func (j *Job) findScans(ctx context.Context) (*data, error) {
 	r, _ := option[read.Options](j)
 	scans, bad, err := read.List(ctx, *r)
-	if err != nil {
-		return nil, &DataError{err}
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case err != nil:
+		return nil, dataErrorf("read.%w", err)
 	}
 	return j.freeze(scans, bad)
 }
@@ -41,7 +44,7 @@ func (j *Job) freeze(scans []*volume.Scan, bad []read.Bad) (*data, error) {
 	}}
 	var err error
 	if d.train, d.held, err = train.Split(scans, tr.Validate); err != nil {
-		return nil, &ConfigError{err}
+		return nil, configErrorf("train.%w", err)
 	}
 	return d, nil
 }

@@ -53,7 +53,8 @@ func (r *run) report(s train.Step) {
 	r.progress.Step(rec, s.Total)
 }
 
-// validate measures the model on the held-out scans, records it and draws a picture.
+// validate measures the model on the held-out scans, records it and draws a picture. What can't be recorded or drawn
+// doesn't end the run: a disk without room does that when the checkpoint is written, and says what to do.
 func (r *run) validate(ctx context.Context, step int) (map[string]float64, error) {
 	values, pic, err := r.validator.measure(ctx)
 	r.progress.Status("")
@@ -61,10 +62,19 @@ func (r *run) validate(ctx context.Context, step int) (map[string]float64, error
 		return nil, err
 	}
 	v := observe.Val{Step: step, Epoch: r.loop.Cursor.Epoch, Metrics: values}
-	if err := r.metrics.Validation(v); err != nil {
-		return nil, err
+	if err := r.metrics.Validation(v); err != nil && r.metricsErr == nil {
+		r.metricsErr = err
 	}
 	r.progress.Validation(v)
+	r.values = values
+	if err := r.draw(step, pic, values); err != nil {
+		r.log.Warn().Err(err).Msg("no picture of this validation")
+	}
+	return values, nil
+}
+
+// draw writes the picture of a validation.
+func (r *run) draw(step int, pic *picture, values map[string]float64) error {
 	window := r.validator.read.WindowHU
 	weights, psnr := "raw", "val/psnr"
 	if r.validator.ema {
@@ -72,15 +82,14 @@ func (r *run) validate(ctx context.Context, step int) (map[string]float64, error
 	}
 	path := r.file("samples", fmt.Sprintf("step-%08d.png", step))
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
+		return err
 	}
-	err = pic.write(path, window, fmt.Sprintf("step %d, %s weights, held-out scan", step, weights),
+	err := pic.write(path, window, fmt.Sprintf("step %d, %s weights, held-out scan", step, weights),
 		fmt.Sprintf("validation PSNR %.2f dB, trilinear baseline %.2f dB, window %g to %g HU", values[psnr], values["val/psnr_trilinear"], window[0], window[1]))
-	if err != nil {
-		return nil, err
+	if err == nil {
+		r.sample = path
 	}
-	r.sample, r.values = path, values
-	return values, nil
+	return err
 }
 
 // done says how a run ended that got to its end.

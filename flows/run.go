@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -70,11 +71,11 @@ type run struct {
 // ctx ends it at once.
 func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) {
 	if err := os.MkdirAll(j.run.Dir, 0o755); err != nil {
-		return configErrorf("run.dir: %w", err)
+		return j.unwritable(err)
 	}
 	unlock, err := observe.LockRun(j.run.Dir)
 	if err != nil {
-		return configErrorf("run.dir: %w", err)
+		return j.unwritable(err)
 	}
 	defer unlock()
 	r := &run{job: j, warned: map[string]bool{}}
@@ -82,7 +83,7 @@ func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) 
 	defer func() { _ = r.progress.Close() }()
 	var closeLog func() error
 	if r.log, closeLog, err = observe.Logger(j.run.Dir, r.progress, ui.Terminal, ui.Quiet); err != nil {
-		return configErrorf("run.dir: %w", err)
+		return j.unwritable(err)
 	}
 	defer func() { err = errors.Join(err, closeLog()) }()
 	defer func() { err = errors.Join(err, r.close()) }()
@@ -90,6 +91,14 @@ func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) 
 		return err
 	}
 	return r.carryOut(ctx, soft)
+}
+
+// unwritable is an error of the run's folder.
+func (j *Job) unwritable(err error) error {
+	if path, ok := errors.AsType[*fs.PathError](err); ok {
+		return configErrorf("run.dir: %s: %w; choose a folder that can be written to", j.run.Dir, path.Err)
+	}
+	return configErrorf("run.dir: %w", err)
 }
 
 // file is a path in the run's folder.
@@ -141,7 +150,16 @@ func (r *run) prepare(ctx context.Context) error {
 	if r.left, err = j.replay(r.data, r.quarantine, r.start); err != nil {
 		return err
 	}
-	if err := os.WriteFile(r.file("config.yaml"), j.resolved, 0o644); err != nil {
+	if r.loop != nil {
+		if r.metrics, err = observe.OpenMetrics(j.run.Dir, r.loop.Step); err != nil {
+			return err
+		}
+	}
+	config := r.file("config.yaml")
+	if err := os.WriteFile(config+".tmp", j.resolved, 0o644); err != nil {
+		return errors.Join(err, os.Remove(config+".tmp"))
+	}
+	if err := os.Rename(config+".tmp", config); err != nil {
 		return err
 	}
 	r.log.Info().Str("event", "start").Int("train_scans", len(r.data.train)).Int("held_out_scans", len(r.data.held)).
@@ -315,9 +333,6 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options, t tile.Options) 
 		r.log.Warn().Msg("no scan is held out: nothing is validated, and no checkpoint can be called the best")
 	}
 	r.loop = l
-	if r.metrics, err = observe.OpenMetrics(j.run.Dir, l.Step); err != nil {
-		return err
-	}
 	return nil
 }
 
@@ -367,7 +382,7 @@ func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
 	var tooLarge *pipe.TooLargeError
 	switch {
 	case errors.As(err, &tooLarge):
-		return dataErrorf("%w; raise run.memory or set read.cache", err)
+		return dataErrorf("%w; raise run.memory", err)
 	case err != nil && ctx.Err() != nil:
 		return fmt.Errorf("%w at once; %s", ErrInterrupted, r.lastCheckpoint())
 	case err != nil:

@@ -59,7 +59,7 @@ func (f *found) add(spec string) error {
 	case errors.Is(err, fs.ErrNotExist) && strings.ContainsAny(spec, "*?[{"):
 		return f.glob(spec)
 	case errors.Is(err, fs.ErrNotExist):
-		return errors.New("no such file or folder")
+		return errors.New("no such file or folder (want a folder, a file, a pattern or a .txt list of scans)")
 	}
 	return reason(err)
 }
