@@ -87,11 +87,11 @@ func TestBadScansAreSetAside(t *testing.T) {
 	// The same faults, killed and resumed.
 	words := []string{"train.yaml", "run.dir=killed"}
 	for range 3 {
-		flowrun := p.start(words...)
+		r := p.start(words...)
 		goal := p.reached("killed") + 6
-		flowrun.until(func() bool { return p.reached("killed") >= goal })
-		flowrun.signal(syscall.SIGKILL)
-		flowrun.wait()
+		r.until(func() bool { return p.reached("killed") >= goal })
+		r.signal(syscall.SIGKILL)
+		r.wait()
 	}
 	p.must(words...)
 	p.sameRun("run", "killed")
@@ -115,19 +115,19 @@ func TestScanSpoiltBetweenKillAndResume(t *testing.T) {
 		p.write("scans/"+name+".nii", "no image")
 	}
 	words := []string{"train.yaml", "read.bad_share=0.39", "shuffle.volumes=3"} // 3 of 10, and one more
-	flowrun := p.start(words...)
-	if !flowrun.until(func() bool { return p.reached("run") >= 6 }) {
-		t.Fatalf("over too soon: %s", flowrun.stderr.String())
+	r := p.start(words...)
+	if !r.until(func() bool { return p.reached("run") >= 6 }) {
+		t.Fatalf("over too soon: %s", r.stderr.String())
 	}
-	flowrun.signal(syscall.SIGKILL)
-	flowrun.wait()
+	r.signal(syscall.SIGKILL)
+	r.wait()
 	p.spoil("phantom-0004.nii.gz")
 	for range 2 { // again: the cursor of a checkpoint written after the loss stays true
-		flowrun := p.start(words...)
+		r := p.start(words...)
 		goal := p.reached("run") + 5
-		flowrun.until(func() bool { return p.reached("run") >= goal })
-		flowrun.signal(syscall.SIGKILL)
-		flowrun.wait()
+		r.until(func() bool { return p.reached("run") >= goal })
+		r.signal(syscall.SIGKILL)
+		r.wait()
 		p.sound("run")
 	}
 	p.check(os.CopyFS(p.path("copy"), os.DirFS(p.path("run"))))
@@ -138,11 +138,11 @@ func TestScanSpoiltBetweenKillAndResume(t *testing.T) {
 	}
 	// From where it was lost, a kill more or less changes nothing.
 	words = append(words, "run.dir=copy")
-	flowrun = p.start(words...)
+	r = p.start(words...)
 	goal := p.reached("copy") + 7
-	flowrun.until(func() bool { return p.reached("copy") >= goal })
-	flowrun.signal(syscall.SIGKILL)
-	flowrun.wait()
+	r.until(func() bool { return p.reached("copy") >= goal })
+	r.signal(syscall.SIGKILL)
+	r.wait()
 	p.must(words...)
 	p.sameRun("run", "copy")
 }
@@ -155,15 +155,15 @@ func TestScanLostAheadOfItsEpoch(t *testing.T) {
 	p.must(append(words, "run.dir=first", "train.max_steps=1")...)
 	first := p.final("first").Tags[0].Scan
 	lost := func(dir string) *process {
-		flowrun := p.start(append(words, "run.dir="+dir)...)
-		if !flowrun.until(func() bool { return p.reached(dir) >= 1 }) {
-			t.Fatalf("over too soon: %s", flowrun.stderr.String())
+		r := p.start(append(words, "run.dir="+dir)...)
+		if !r.until(func() bool { return p.reached(dir) >= 1 }) {
+			t.Fatalf("over too soon: %s", r.stderr.String())
 		}
 		b := p.file("scans", first)
 		p.write(filepath.Join("scans", first), "spoilt")
-		flowrun.until(func() bool { return len(p.lines(dir, "quarantine.jsonl")) > 0 })
+		r.until(func() bool { return len(p.lines(dir, "quarantine.jsonl")) > 0 })
 		p.write(filepath.Join("scans", first), string(b)) // a new file, in any case: another time of modification
-		return flowrun
+		return r
 	}
 	if o := lost("whole").wait(); o.code != 0 {
 		t.Fatalf("exit %d: %s", o.code, o.said())
@@ -171,9 +171,9 @@ func TestScanLostAheadOfItsEpoch(t *testing.T) {
 	hit := false
 	for try := 0; try < 8 && !hit; try++ {
 		p.check(os.RemoveAll(p.path("run")))
-		flowrun := lost("run")
-		flowrun.signal(syscall.SIGKILL)
-		flowrun.wait()
+		r := lost("run")
+		r.signal(syscall.SIGKILL)
+		r.wait()
 		m := p.lines("run", "metrics.jsonl")
 		hit = m[len(m)-1]["epoch"].(float64) == 0
 		p.must(append(words, "run.dir=run")...)

@@ -43,18 +43,18 @@ func TestKilledAtRandomMoments(t *testing.T) {
 			p := newPlace(t)
 			words := append([]string{"train.yaml"}, strings.Fields(v.words)...)
 			p.untouched(words)
-			r := rand.New(rand.NewPCG(*seed, uint64(round)))
+			random := rand.New(rand.NewPCG(*seed, uint64(round)))
 			for kills := 0; ; kills++ {
 				args := append(words, strings.Fields(v.resumed[kills%len(v.resumed)])...)
 				if kills == 6 {
 					p.must(args...)
 					break
 				}
-				flowrun := p.start(args...)
-				goal := p.reached("run") + r.IntN(12)
-				flowrun.until(func() bool { return p.reached("run") >= goal })
-				wait := time.After(time.Duration(r.IntN(30)) * time.Millisecond)
-				flowrun.until(func() bool {
+				r := p.start(args...)
+				goal := p.reached("run") + random.IntN(12)
+				r.until(func() bool { return p.reached("run") >= goal })
+				wait := time.After(time.Duration(random.IntN(30)) * time.Millisecond)
+				r.until(func() bool {
 					select {
 					case <-wait:
 						return true
@@ -62,8 +62,8 @@ func TestKilledAtRandomMoments(t *testing.T) {
 						return false
 					}
 				})
-				flowrun.signal(syscall.SIGKILL)
-				if o := flowrun.wait(); o.code == 0 {
+				r.signal(syscall.SIGKILL)
+				if o := r.wait(); o.code == 0 {
 					break
 				} else if o.code != -1 {
 					t.Fatalf("exit %d: %s", o.code, o.said())
@@ -137,11 +137,11 @@ func TestKilledIn(t *testing.T) {
 			for try := 0; try < 8 && hits == 0; try++ {
 				p.check(os.RemoveAll(p.path("run")))
 				for kills := 0; kills < 4; kills++ {
-					flowrun := p.start(words...)
+					r := p.start(words...)
 					before := last(p).step()
-					flowrun.until(func() bool { return (aim.soon || last(p).step() > before) && aim.hit(p) })
-					flowrun.signal(syscall.SIGKILL)
-					if o := flowrun.wait(); o.code == 0 {
+					r.until(func() bool { return (aim.soon || last(p).step() > before) && aim.hit(p) })
+					r.signal(syscall.SIGKILL)
+					if o := r.wait(); o.code == 0 {
 						break
 					} else if o.code != -1 {
 						t.Fatalf("exit %d: %s", o.code, o.said())

@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 		}
 		defer func() { _ = os.RemoveAll(dir) }()
 		built = dir
-		build := exec.Command("go", "build", "-o", command(), "../cmd/flowrun")
+		build := exec.Command("go", "build", "-o", flowrun(), "../cmd/flowrun")
 		if out, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "%s%v\n", out, err)
 			return 1
@@ -44,13 +44,13 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-func command() string { return filepath.Join(built, "flowrun") }
+func flowrun() string { return filepath.Join(built, "flowrun") }
 
 // phantoms makes the scans that tests share: five of one size, one larger, one smaller than a patch.
 var phantoms = sync.OnceValues(func() (string, error) {
 	dir := filepath.Join(built, "scans")
 	for _, words := range []string{"--count 5 --size 32,24,16 --gz", "--count 1 --seed 6 --size 42,28,16", "--count 1 --seed 7 --size 14,20,18 --gz"} {
-		c := exec.Command(command(), append([]string{"phantom", dir}, strings.Fields(words)...)...)
+		c := exec.Command(flowrun(), append([]string{"phantom", dir}, strings.Fields(words)...)...)
 		if out, err := c.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("phantom %s: %w: %s", words, err, out)
 		}
@@ -142,9 +142,14 @@ const limit = 3 * time.Minute
 
 func (p *place) start(args ...string) *process {
 	p.Helper()
+	return p.exec(flowrun(), args...)
+}
+
+func (p *place) exec(name string, args ...string) *process {
+	p.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	p.Cleanup(cancel)
-	r := &process{place: p, cmd: exec.CommandContext(ctx, command(), args...), over: make(chan struct{})}
+	r := &process{place: p, cmd: exec.CommandContext(ctx, name, args...), over: make(chan struct{})}
 	r.cmd.Dir, r.cmd.Stdout, r.cmd.Stderr = p.dir, &r.stdout, &r.stderr
 	p.check(r.cmd.Start())
 	go func() {

@@ -14,13 +14,13 @@ func TestSignalsStopWithACheckpoint(t *testing.T) {
 	words := []string{"train.yaml", "train.epochs=1", "shuffle.volumes=3", "checkpoint.every=1000"}
 	p.must(append(words, "run.dir=whole")...)
 	for i, s := range []os.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
-		flowrun := p.start(words...)
+		r := p.start(words...)
 		goal := p.reached("run") + 3 + i
-		if !flowrun.until(func() bool { return p.reached("run") >= goal }) {
-			t.Fatalf("over before step %d: %s", goal, flowrun.stderr.String())
+		if !r.until(func() bool { return p.reached("run") >= goal }) {
+			t.Fatalf("over before step %d: %s", goal, r.stderr.String())
 		}
-		flowrun.signal(s)
-		o := flowrun.wait()
+		r.signal(s)
+		o := r.wait()
 		p.tells(o, 75, "interrupted", "run/checkpoints/step-", "the same command goes on from there")
 		end := p.final("run")
 		if steps, _ := p.steps("run"); end.Step != len(steps) || end.Reason != "stop" {
@@ -39,18 +39,18 @@ func TestTheSecondSignalStopsAtOnce(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	p.must("phantom", "held", "--size", "256,256,128", "--count", "1")
-	flowrun := p.start(slow...)
-	if !flowrun.until(func() bool { return p.reached("run") == 1 }) {
-		t.Fatalf("over before it could be stopped: %s", flowrun.stderr.String())
+	r := p.start(slow...)
+	if !r.until(func() bool { return p.reached("run") == 1 }) {
+		t.Fatalf("over before it could be stopped: %s", r.stderr.String())
 	}
-	flowrun.signal(syscall.SIGTERM)
+	r.signal(syscall.SIGTERM)
 	select {
-	case <-flowrun.over:
+	case <-r.over:
 		t.Fatal("the first signal didn't let the step's validation end")
 	case <-time.After(300 * time.Millisecond):
 	}
-	flowrun.signal(syscall.SIGTERM)
-	p.tells(flowrun.wait(), 75, "interrupted at once; no checkpoint was written: the same command begins anew")
+	r.signal(syscall.SIGTERM)
+	p.tells(r.wait(), 75, "interrupted at once; no checkpoint was written: the same command begins anew")
 	if _, validations := p.steps("run"); len(validations) > 0 {
 		t.Error("the validation ran to its end")
 	}
@@ -62,16 +62,16 @@ func TestTheSecondSignalDoesNotWaitForALongStep(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	p.must("phantom", "scans", "--size", "128,128,64", "--count", "1", "--seed", "9")
-	flowrun := p.start("train.yaml", "read.scans=scans/phantom-0009.nii", "model.hidden=32", "model.groups=8", "tile.patch=[128, 128, 64]", "batch.size=1",
+	r := p.start("train.yaml", "read.scans=scans/phantom-0009.nii", "model.hidden=32", "model.groups=8", "tile.patch=[128, 128, 64]", "batch.size=1",
 		"train.validate.scans=[]", "train.validate.share=0", "augment.flip=[]")
-	if !flowrun.until(func() bool { return len(p.events("run", "start")) == 1 }) {
-		t.Fatalf("over before it could be stopped: %s", flowrun.stderr.String())
+	if !r.until(func() bool { return len(p.events("run", "start")) == 1 }) {
+		t.Fatalf("over before it could be stopped: %s", r.stderr.String())
 	}
 	time.Sleep(time.Second) // now it is in its first step
-	flowrun.signal(syscall.SIGINT)
+	r.signal(syscall.SIGINT)
 	time.Sleep(50 * time.Millisecond)
-	flowrun.signal(syscall.SIGINT)
-	p.tells(flowrun.wait(), 75, "stopped at once")
+	r.signal(syscall.SIGINT)
+	p.tells(r.wait(), 75, "stopped at once")
 	if n := p.reached("run"); n > 0 {
 		t.Errorf("%d steps were taken", n)
 	}
@@ -81,12 +81,12 @@ func TestTheSecondSignalDoesNotWaitForALongStep(t *testing.T) {
 func TestStoppedBeforeTheFirstStep(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
-	flowrun := p.start("train.yaml")
-	if !flowrun.until(func() bool { _, err := os.Stat(p.path("run", ".lock")); return err == nil }) {
+	r := p.start("train.yaml")
+	if !r.until(func() bool { _, err := os.Stat(p.path("run", ".lock")); return err == nil }) {
 		t.Fatal("it is over before it began")
 	}
-	flowrun.signal(syscall.SIGTERM)
-	o := flowrun.wait()
+	r.signal(syscall.SIGTERM)
+	o := r.wait()
 	p.tells(o, 75, "interrupted")
 	p.must("train.yaml")
 	p.must("train.yaml", "run.dir=whole")
