@@ -78,7 +78,7 @@ func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) 
 		return j.unwritable(err)
 	}
 	defer unlock()
-	r := &run{job: j, warned: map[string]bool{}}
+	r := &run{job: j, epochs: 1, warned: map[string]bool{}}
 	r.progress = observe.NewProgress(ui.Err, observe.ProgressOptions{Terminal: ui.Terminal, Quiet: ui.Quiet})
 	defer func() { _ = r.progress.Close() }()
 	var closeLog func() error
