@@ -80,8 +80,11 @@ func (v *validator) measure(ctx context.Context) (map[string]float64, *picture, 
 		base = &metrics.Meter{Window: v.read.WindowHU, Workers: v.workers}
 	}
 	var shown *picture
-	patches, scans := 0, 0
+	patches, scans, due := 0, 0, 0
 	for i, scan := range v.held {
+		if due += v.share(i); v.limit > 0 && due == 0 {
+			continue
+		}
 		if err := ctx.Err(); err != nil {
 			return nil, nil, context.Cause(ctx)
 		}
@@ -104,13 +107,14 @@ func (v *validator) measure(ctx context.Context) (map[string]float64, *picture, 
 			shown = pic
 		}
 		v.status(fmt.Sprintf("validating %d/%d", i+1, len(v.held)))
-		n, err := v.scan(ctx, vol, v.share(i), passes, base, pic)
+		n, err := v.scan(ctx, vol, due, passes, base, pic)
 		vol.Release()
 		if err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", scan.ID, err)
 		}
 		patches += n
 		scans++
+		due = 0
 	}
 	if scans == 0 {
 		return nil, nil, dataErrorf("none of the %d held-out scans can be read", len(v.held))
@@ -144,13 +148,12 @@ func (v *validator) measure(ctx context.Context) (map[string]float64, *picture, 
 	return values, shown, nil
 }
 
-// share is how many patches of the i-th scan a pass may measure; 0 is all.
+// share is how many of the limit's patches fall to the i-th scan, the first one's above all. What falls to a scan that
+// can't be read goes to the next.
 func (v *validator) share(i int) int {
-	if v.limit == 0 {
-		return 0
-	}
 	n := len(v.held)
-	return max(1, (i+1)*v.limit/n-i*v.limit/n)
+	until := func(i int) int { return (i*v.limit + n - 1) / n }
+	return until(i+1) - until(i)
 }
 
 // scan measures one scan and returns the number of patches measured.
