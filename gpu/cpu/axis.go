@@ -74,27 +74,38 @@ func (a axis) forward(o int) []pair {
 }
 
 // backward gives the pairs (output, tap) of input i: what padding copied from i counts as i. Gradients beyond the ends
-// are zeros: they are left out, or read from a halo.
+// are zeros: they are left out or, where they are stored, read. There what padding copied is left to folded.
 func (a axis) backward(i int) []pair {
-	from, to := i, i
-	if a.pad == gpu.Replicate {
-		if i == 0 {
-			from = -a.k
-		}
-		if i == a.in-1 {
-			to = a.in + a.k
-		}
+	ps := a.meet(i, a.halo)
+	if a.halo == 0 {
+		ps = append(ps, a.folded(i)...)
 	}
-	halo := a.halo
-	if from < to {
-		halo = 0
+	return ps
+}
+
+// folded gives the pairs of the padding that was copied from input i.
+func (a axis) folded(i int) []pair {
+	if a.pad != gpu.Replicate {
+		return nil
 	}
 	var ps []pair
-	for j := from; j <= to; j++ {
-		for _, k := range a.order(!a.transposed) {
-			if o, ok := a.output(j, k); ok && o >= -halo && o < a.out+halo {
-				ps = append(ps, pair{o, k})
-			}
+	for j := 1; j <= a.k; j++ {
+		if i == 0 {
+			ps = append(ps, a.meet(-j, 0)...)
+		}
+		if i == a.in-1 {
+			ps = append(ps, a.meet(i+j, 0)...)
+		}
+	}
+	return ps
+}
+
+// meet gives the pairs of input i before padding folds anything.
+func (a axis) meet(i, halo int) []pair {
+	var ps []pair
+	for _, k := range a.order(!a.transposed) {
+		if o, ok := a.output(i, k); ok && o >= -halo && o < a.out+halo {
+			ps = append(ps, pair{o, k})
 		}
 	}
 	return ps
@@ -149,6 +160,11 @@ func (a axis) forwardSpans() []span { return a.spans(a.out, a.transposed, a.forw
 
 // backwardSpans covers the inputs.
 func (a axis) backwardSpans() []span { return a.spans(a.in, !a.transposed, a.backward) }
+
+// foldedSpans covers the inputs that padding copied.
+func (a axis) foldedSpans() []span {
+	return slices.DeleteFunc(a.spans(a.in, !a.transposed, a.folded), func(s span) bool { return len(s.pairs) == 0 })
+}
 
 // packOrder says where each tap lies among the packed weights, such that taps which meet neighbouring sources lie side by
 // side: products over them and their channels are then one run.

@@ -113,10 +113,11 @@ type box struct {
 // item is a share of a box: lines of it.
 type item struct{ box, from, to int }
 
-// plan is how one pass of a convolution is cut into boxes and items.
+// plan is how one pass of a convolution is cut into boxes and items. What padding copied along x is added afterwards, to
+// the columns at the ends: so the rows before it are all alike.
 type plan struct {
-	boxes []box
-	items []item
+	boxes        []box
+	items, after []item
 }
 
 type planKey struct {
@@ -140,12 +141,22 @@ func (e *Engine) plan(c gpu.Conv, src, dst grid, forward bool) *plan {
 		}
 	}
 	p := new(plan)
-	for _, z := range spans[0] {
-		for _, y := range spans[1] {
-			for _, x := range spans[2] {
-				p.add(newBox(c, src, [3]span{z, y, x}, axisOf(c, 2).packOrder(forward), e.level))
+	along := axisOf(c, 2)
+	boxes := func(xs []span) (items []item) {
+		for _, z := range spans[0] {
+			for _, y := range spans[1] {
+				for _, x := range xs {
+					b := newBox(c, src, [3]span{z, y, x}, along.packOrder(forward), e.level)
+					items = append(items, b.items(len(p.boxes))...)
+					p.boxes = append(p.boxes, b)
+				}
 			}
 		}
+		return items
+	}
+	p.items = boxes(spans[2])
+	if !forward && along.halo > 0 {
+		p.after = boxes(along.foldedSpans())
 	}
 	e.plans[key] = p
 	return p
@@ -190,13 +201,15 @@ func newBox(c gpu.Conv, src grid, s [3]span, order []int, l *level) box {
 // itemTargets is about how many voxels one item computes.
 const itemTargets = 256
 
-func (p *plan) add(b box) {
+// items shares out the lines of box number i.
+func (b *box) items(i int) []item {
+	var items []item
 	lines := b.count[0] * b.count[1] * b.count[2] / b.count[b.walk]
 	per := max(1, itemTargets/b.count[b.walk])
 	for from := 0; from < lines; from += per {
-		p.items = append(p.items, item{len(p.boxes), from, min(from+per, lines)})
+		items = append(items, item{i, from, min(from+per, lines)})
 	}
-	p.boxes = append(p.boxes, b)
+	return items
 }
 
 // line gives the first target of line i and its source.
@@ -248,45 +261,64 @@ func (e *Engine) multiply(c gpu.Conv, from gpu.Tensor, packed gpu.Ptr, bias []fl
 		bias = make([]float32, dst.C)
 	}
 	p := e.plan(c, src, dst, forward)
-	blocks := l.columns(dst.C)
+	m := multiplier{e: e, plan: p, src: src, dst: dst, add: extra, w: w, bias: bias, taps: taps, blocks: l.columns(dst.C)}
 	e.pool.runOn(dst.N*len(p.items), func(thread, i int) {
-		q := &e.scratch[thread].product
-		n, it := i/len(p.items), p.items[i%len(p.items)]
-		b := &p.boxes[it.box]
-		count := b.count[b.walk]
-		for _, col := range blocks {
-			*q = product{
-				a: src.v, b: w[col.at*taps*src.C:][:taps*src.C*l.width(col.vecs)], bias: bias[col.first:], taps: b.taps[col.vecs],
-				k: b.k, n: col.n, vecs: col.vecs,
-				lda: b.srcStep[b.walk] * src.strides()[b.walk], ldc: b.step[b.walk] * dst.strides()[b.walk],
+		m.run(&e.scratch[thread].product, i/len(p.items), p.items[i%len(p.items)])
+	})
+	if len(p.after) > 0 {
+		m.add, m.bias = dst, make([]float32, dst.C)
+		e.pool.runOn(dst.N*len(p.after), func(thread, i int) {
+			m.run(&e.scratch[thread].product, i/len(p.after), p.after[i%len(p.after)])
+		})
+	}
+	e.fillHalo(dst)
+}
+
+// multiplier runs the items of one pass.
+type multiplier struct {
+	e             *Engine
+	plan          *plan
+	src, dst, add grid // add.v may be nil
+	w, bias       []float32
+	taps          int
+	blocks        []column
+}
+
+func (m *multiplier) run(q *product, n int, it item) {
+	l, src, dst := m.e.level, m.src, m.dst
+	b := &m.plan.boxes[it.box]
+	count := b.count[b.walk]
+	for _, col := range m.blocks {
+		*q = product{
+			a: src.v, b: m.w[col.at*m.taps*src.C:][:m.taps*src.C*l.width(col.vecs)], bias: m.bias[col.first:], taps: b.taps[col.vecs],
+			k: b.k, n: col.n, vecs: col.vecs,
+			lda: b.srcStep[b.walk] * src.strides()[b.walk], ldc: b.step[b.walk] * dst.strides()[b.walk],
+		}
+		kernel, rows := l.product, l.rows[col.vecs]
+		if b.slide && l.slideRows[col.vecs] > 0 {
+			kernel, rows = l.slide, l.slideRows[col.vecs]
+			q.k, q.bStep = src.C, src.C*l.width(col.vecs)
+		}
+		if m.add.v != nil {
+			q.ldadd = b.step[b.walk] * m.add.strides()[b.walk]
+		}
+		for line := it.from; line < it.to; line++ {
+			t, s := b.line(line)
+			a0, c0, add0 := src.at(n, s[0], s[1], s[2]), dst.at(n, t[0], t[1], t[2])+col.first, 0
+			if m.add.v != nil {
+				add0 = m.add.at(n, t[0], t[1], t[2]) + col.first
 			}
-			kernel, rows := l.product, l.rows[col.vecs]
-			if b.slide && l.slideRows[col.vecs] > 0 {
-				kernel, rows = l.slide, l.slideRows[col.vecs]
-				q.k, q.bStep = src.C, src.C*l.width(col.vecs)
-			}
-			if add != nil {
-				q.ldadd = b.step[b.walk] * extra.strides()[b.walk]
-			}
-			for line := it.from; line < it.to; line++ {
-				t, s := b.line(line)
-				a0, c0, add0 := src.at(n, s[0], s[1], s[2]), dst.at(n, t[0], t[1], t[2])+col.first, 0
-				if add != nil {
-					add0 = extra.at(n, t[0], t[1], t[2]) + col.first
+			for done := 0; done < count; done += q.m {
+				q.m = share(count-done, rows)
+				q.a0 = a0 + done*q.lda
+				q.c = dst.v[c0+done*q.ldc:]
+				if m.add.v != nil {
+					q.add = m.add.v[add0+done*q.ldadd:]
 				}
-				for done := 0; done < count; done += q.m {
-					q.m = share(count-done, rows)
-					q.a0 = a0 + done*q.lda
-					q.c = dst.v[c0+done*q.ldc:]
-					if add != nil {
-						q.add = extra.v[add0+done*q.ldadd:]
-					}
-					kernel(q)
-				}
+				kernel(q)
 			}
 		}
-	})
-	e.fillHalo(dst)
+	}
 }
 
 // share splits n into equal parts of at most limit and gives the next one's size.
