@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -28,7 +29,10 @@ func Phantoms(ctx context.Context, dir string, o PhantomOptions) error {
 		return configErrorf("phantom: count %d (want at least 1)", o.Count)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return configErrorf("phantom: %w", err)
+		if path, ok := errors.AsType[*fs.PathError](err); ok {
+			err = path.Err
+		}
+		return configErrorf("phantom: %s: %w; choose a folder that can be written to", dir, err)
 	}
 	ext := ".nii"
 	if o.Gzip {
