@@ -1,8 +1,9 @@
 # flowrun. `make demo` and `make test` need Go, gcc and make, nothing else.
 GO ?= go
 FUZZTIME ?= 30s
+ROUNDS ?= 200
 
-.PHONY: build demo test race lint fuzz bench generate generated clean
+.PHONY: build demo test race lint fuzz chaos bench generate generated clean
 
 build: ## the program, in bin/
 	$(GO) build -trimpath -o bin/flowrun ./cmd/flowrun
@@ -24,6 +25,9 @@ fuzz: ## each fuzz target for FUZZTIME
 		for f in $$(grep -rhoE '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | cut -c6-); do \
 			echo "== $$dir $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$dir; \
 		done; done
+
+chaos: ## kill a run at random moments, resume it, compare every bit; ROUNDS runs
+	$(GO) test ./integration -run '^TestKilledAtRandomMoments30887' -count 1 -timeout 12h -v -rounds $(ROUNDS) -seed $$(date +%s)
 
 bench: ## every benchmark, ten times, for benchstat
 	$(GO) test -run '^$$' -bench . -count 10 ./...
