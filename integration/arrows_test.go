@@ -24,6 +24,8 @@ var house = []struct{ room, may string }{
 	{"cmd", "flows configs"},
 	{"flows", "configs stages/* gpu gpu/cpu gpu/cuda gpu/nn gpu/optim gpu/vqgan"},
 	{"configs", ""},
+	{"stages/checkpoint", "stages/safetensors stages/volume"},
+	{"stages/codes", "stages/safetensors stages/volume"},
 	{"stages/observe", "stages/pipe stages/volume"},
 	{"stages/pipe", ""},
 	{"stages/read", "stages/nifti stages/volume"},

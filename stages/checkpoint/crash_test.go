@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flowrun/flowrun/stages/safetensors"
 	"github.com/flowrun/flowrun/stages/volume"
 	"pgregory.net/rapid"
 )
@@ -42,6 +43,9 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(m.Run())
 }
+
+// chunk is the size of the buffers between arrays and files.
+const chunk = 1 << 18
 
 // big is a snapshot of more than a few chunks.
 func big(step int) *volume.Snapshot {
@@ -151,7 +155,7 @@ func refused(t *testing.T, path string, b []byte, what string) {
 
 // full is a file that fails once so many bytes were written, or at a step after that.
 type full struct {
-	file
+	safetensors.File
 	room int
 	at   string
 	err  error
@@ -159,45 +163,45 @@ type full struct {
 
 func (f *full) Write(b []byte) (int, error) {
 	if f.at == "write" && len(b) > f.room {
-		n, _ := f.file.Write(b[:f.room])
+		n, _ := f.File.Write(b[:f.room])
 		f.room = 0
 		return n, f.err
 	}
 	f.room -= len(b)
-	return f.file.Write(b)
+	return f.File.Write(b)
 }
 
 func (f *full) WriteAt(b []byte, off int64) (int, error) {
 	if f.at == "seal" {
 		return 0, f.err
 	}
-	return f.file.WriteAt(b, off)
+	return f.File.WriteAt(b, off)
 }
 
 func (f *full) Sync() error {
 	if f.at == "sync" {
 		return f.err
 	}
-	return f.file.Sync()
+	return f.File.Sync()
 }
 
 func (f *full) Close() error {
-	if err := f.file.Close(); f.at != "close" {
+	if err := f.File.Close(); f.at != "close" {
 		return err
 	}
 	return f.err
 }
 
 func failing(d disk, room int, at string, err error) disk {
-	create, rename := d.create, d.rename
-	d.create = func(path string) (file, error) {
+	create, rename := d.Create, d.Rename
+	d.Create = func(path string) (safetensors.File, error) {
 		if at == "create" {
 			return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 		}
 		f, e := create(path)
 		return &full{f, room, at, &fs.PathError{Op: "write", Path: path, Err: err}}, e
 	}
-	d.rename = func(from, to string) error {
+	d.Rename = func(from, to string) error {
 		if at == "rename" {
 			return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
 		}
@@ -211,13 +215,12 @@ func TestAFailedSaveChangesNothing(t *testing.T) {
 	s := open1(t, dir, 1, "psnr")
 	save(t, s, snap(1, 33), snap(2, 31), snap(3, 32))
 	before := list(t, dir)
-	h, err := newHeader(big(4).Arrays, nil, false)
-	check(t, err)
+	room := int(safetensors.Bytes(big(4).Arrays))
 	rapid.Check(t, func(t *rapid.T) {
 		s := *s
 		at := rapid.SampledFrom([]string{"create", "write", "seal", "sync", "close", "rename"}).Draw(t, "at")
 		step := rapid.IntRange(1, 4).Draw(t, "step")
-		s.disk = failing(local(), rapid.IntRange(0, int(h.bytes())).Draw(t, "room"), at, syscall.EIO)
+		s.disk = failing(local(), rapid.IntRange(0, room).Draw(t, "room"), at, syscall.EIO)
 		path, err := s.Save(context.Background(), big(step))
 		if !errors.Is(err, syscall.EIO) || path != "" {
 			t.Fatalf("saved %q, %v", path, err)
@@ -290,8 +293,8 @@ func TestCancelledSave(t *testing.T) {
 	s := open1(t, dir, 1, "psnr")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	why := errors.New("second signal")
-	create := s.disk.create
-	s.disk.create = func(path string) (file, error) {
+	create := s.disk.Create
+	s.disk.Create = func(path string) (safetensors.File, error) {
 		cancel(why) // while it saves
 		return create(path)
 	}

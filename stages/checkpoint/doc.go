@@ -2,9 +2,9 @@
 // it is whole and durable, and is checked again when it is read.
 //
 // A checkpoint is one safetensors file, readable by any safetensors library: weights under their state-dict names,
-// the rest of the state beside them, and what isn't a tensor as JSON strings in the header's __metadata__. The first
-// metadata entry, sha256, seals the file: it is the SHA-256 of the whole file with its own 64 hex digits read as '0'.
+// the rest of the state beside them, and what isn't a tensor as JSON strings in the header's __metadata__. It is sealed
+// by its SHA-256 (package safetensors).
 //
 // Reading order: options.go (the keys of the stage), store.go (save, retention, links), load.go (what is read back),
-// meta.go (a Snapshot's place in the header), safetensors.go (tensors out and in), header.go (the format's header).
+// meta.go (a Snapshot's place in the header).
 package checkpoint

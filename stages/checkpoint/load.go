@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 
+	"github.com/flowrun/flowrun/stages/safetensors"
 	"github.com/flowrun/flowrun/stages/volume"
 )
 
@@ -13,11 +14,11 @@ import (
 // start with the path.
 func Load(path string) (*volume.Snapshot, error) {
 	var s *volume.Snapshot
-	_, err := scan(path, func(r io.Reader, h *header) (err error) {
+	_, err := safetensors.Open(path, func(r io.Reader, h *safetensors.Header) (err error) {
 		if s, err = trusted(h); err != nil {
 			return err
 		}
-		s.Arrays, err = readArrays(r, h)
+		s.Arrays, err = h.Arrays(r)
 		return err
 	})
 	if err != nil {
@@ -28,14 +29,14 @@ func Load(path string) (*volume.Snapshot, error) {
 
 // Verify reads a checkpoint as Load does, and keeps nothing of it.
 func Verify(path string) error {
-	_, err := scan(path, func(r io.Reader, h *header) error {
+	_, err := safetensors.Open(path, func(r io.Reader, h *safetensors.Header) error {
 		if _, err := trusted(h); err != nil {
 			return err
 		}
-		if n, err := io.Copy(io.Discard, r); err != nil {
-			return err
-		} else if n != h.bytes()-int64(8+len(h.raw)) {
-			return io.ErrUnexpectedEOF
+		for _, t := range h.Tensors {
+			if err := t.Skip(r); err != nil {
+				return err
+			}
 		}
 		return nil
 	})
@@ -43,9 +44,9 @@ func Verify(path string) error {
 }
 
 // trusted is the snapshot, without arrays, of a header that has a seal.
-func trusted(h *header) (*volume.Snapshot, error) {
-	s, err := decodeMeta(h.meta)
-	if err == nil && h.seal == "" {
+func trusted(h *safetensors.Header) (*volume.Snapshot, error) {
+	s, err := decodeMeta(h.Meta)
+	if err == nil && h.Seal == "" {
 		err = errors.New("no checksum: not written by flowrun, or damaged")
 	}
 	return s, err
@@ -56,7 +57,7 @@ type Info struct {
 	Path       string
 	Bytes      int64
 	SHA256     string // the seal, hex, as stated (see Verify); "" if it has none
-	Tensors    []Tensor
+	Tensors    []safetensors.Tensor
 	Meta       map[string]string
 	Checkpoint bool // the rest is known: flowrun wrote it
 	Step       int
@@ -68,20 +69,15 @@ type Info struct {
 
 // Peek reads only the header of a safetensors file, a checkpoint or not. Errors start with the path.
 func Peek(path string) (Info, error) {
-	f, size, err := open(path)
+	h, err := safetensors.Peek(path)
 	if err != nil {
 		return Info{}, err
 	}
-	defer func() { _ = f.Close() }()
-	h, err := readHeader(f, size)
-	if err != nil {
-		return Info{}, fmt.Errorf("%s: %w", path, err)
-	}
-	info := Info{Path: path, Bytes: size, SHA256: h.seal, Tensors: h.tensors, Meta: h.meta}
-	if _, ok := h.meta[stateKey]; !ok {
+	info := Info{Path: path, Bytes: h.Bytes(), SHA256: h.Seal, Tensors: h.Tensors, Meta: h.Meta}
+	if _, ok := h.Meta[stateKey]; !ok {
 		return info, nil
 	}
-	s, err := decodeMeta(h.meta)
+	s, err := decodeMeta(h.Meta)
 	if err != nil {
 		return Info{}, fmt.Errorf("%s: %w", path, err)
 	}

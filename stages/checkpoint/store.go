@@ -2,11 +2,8 @@ package checkpoint
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/flowrun/flowrun/stages/safetensors"
 	"github.com/flowrun/flowrun/stages/volume"
 )
 
@@ -24,8 +22,6 @@ const (
 	LastName = "last.safetensors"
 	BestName = "best.safetensors"
 )
-
-const temporary = ".tmp"
 
 var stepName = regexp.MustCompile(`^step-(\d{8,18})\.safetensors$`)
 
@@ -54,7 +50,7 @@ func Open(dir string, o Options) (*Store, error) {
 		return nil, s.explain(dir, 0, err)
 	}
 	for _, e := range entries {
-		name, ok := strings.CutSuffix(e.Name(), temporary)
+		name, ok := strings.CutSuffix(e.Name(), safetensors.Temporary)
 		if ok && (stepName.MatchString(name) || name == LastName || name == BestName) {
 			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
 				return nil, s.explain(filepath.Join(dir, e.Name()), 0, err)
@@ -99,67 +95,18 @@ func (s *Store) Save(ctx context.Context, snapshot *volume.Snapshot) (string, er
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", path, err)
 	}
-	h, err := newHeader(snapshot.Arrays, meta, true)
+	arrays := safetensors.Floats(snapshot.Arrays)
+	h, err := safetensors.NewHeader(arrays, meta, true)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", path, err)
 	}
-	if err := s.commit(path, func(f file) error { return seal(ctx, f, h, snapshot.Arrays) }); err != nil {
-		return "", s.explain(path, h.bytes(), err)
+	if err := s.disk.Save(ctx, path, h, arrays); err != nil {
+		return "", s.explain(path, h.Bytes(), err)
 	}
 	s.saved, s.metrics = snapshot.Step, snapshot.Metrics
 	delete(s.damaged, snapshot.Step)
 	s.tidy()
 	return path, nil
-}
-
-// commit has fill write a temporary file beside path and gives it path's name once it is durable.
-func (s *Store) commit(path string, fill func(file) error) (err error) {
-	f, err := s.disk.create(path + temporary)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(path + temporary)
-		}
-	}()
-	err = fill(f)
-	if err == nil {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = s.disk.rename(path+temporary, path)
-	}
-	if err != nil {
-		return err
-	}
-	return s.disk.syncDir(s.dir)
-}
-
-// seal writes a file while hashing it, then puts the hash where the header left room for it.
-func seal(ctx context.Context, f file, h *header, arrays []volume.Array) error {
-	sum := sha256.New()
-	if err := write(io.MultiWriter(until{ctx, f}, sum), h, arrays); err != nil {
-		return err
-	}
-	_, err := f.WriteAt([]byte(hex.EncodeToString(sum.Sum(nil))), int64(8+len(sealPrefix)))
-	return err
-}
-
-// until is a writer that fails once its context is done.
-type until struct {
-	ctx context.Context
-	w   io.Writer
-}
-
-func (u until) Write(b []byte) (int, error) {
-	if u.ctx.Err() != nil {
-		return 0, context.Cause(u.ctx)
-	}
-	return u.w.Write(b)
 }
 
 // SetAside renames the checkpoints after a step, damaged ones included, so that a run that goes on from that step
@@ -275,12 +222,12 @@ func (s *Store) link(name string, step int) {
 	if to, err := os.Readlink(path); err == nil && to == Name(step) {
 		return
 	}
-	_ = os.Remove(path + temporary)
-	if os.Symlink(Name(step), path+temporary) != nil {
+	_ = os.Remove(path + safetensors.Temporary)
+	if os.Symlink(Name(step), path+safetensors.Temporary) != nil {
 		return
 	}
-	if os.Rename(path+temporary, path) != nil {
-		_ = os.Remove(path + temporary)
+	if os.Rename(path+safetensors.Temporary, path) != nil {
+		_ = os.Remove(path + safetensors.Temporary)
 	}
 }
 

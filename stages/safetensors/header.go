@@ -1,4 +1,4 @@
-package checkpoint
+package safetensors
 
 import (
 	"bytes"
@@ -13,8 +13,6 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
-
-	"github.com/flowrun/flowrun/stages/volume"
 )
 
 // The format (github.com/huggingface/safetensors): 8 bytes little endian N, N bytes of JSON, the tensors' bytes.
@@ -25,9 +23,11 @@ const (
 	unsealed  = "0000000000000000000000000000000000000000000000000000000000000000"
 
 	metadata   = "__metadata__"
-	sealKey    = "sha256"
-	sealPrefix = `{"` + metadata + `":{"` + sealKey + `":"` // how the header of a sealed file starts
+	sealPrefix = `{"` + metadata + `":{"` + SealKey + `":"` // how the header of a sealed file starts
 )
+
+// SealKey is the metadata entry that holds the seal: a file's SHA-256.
+const SealKey = "sha256"
 
 // Tensor describes a tensor of a file.
 type Tensor struct {
@@ -37,45 +37,47 @@ type Tensor struct {
 	Bytes int64
 }
 
-// header is a file's header. The tensors' bytes follow each other in the order of tensors, without holes.
-type header struct {
-	raw     []byte // the JSON, padding included
-	tensors []Tensor
-	meta    map[string]string
-	seal    string // hex SHA-256, or "" for a file without a seal
+// Header is a file's header. The tensors' bytes follow each other in the order of Tensors, without holes.
+type Header struct {
+	Tensors []Tensor
+	Meta    map[string]string // without the seal
+	Seal    string            // hex SHA-256, as stated; "" for a file without a seal
+
+	raw []byte // the JSON, padding included
 }
 
-func (h *header) bytes() int64 {
+// Bytes is the size of the whole file.
+func (h *Header) Bytes() int64 {
 	n := int64(8 + len(h.raw))
-	for _, t := range h.tensors {
+	for _, t := range h.Tensors {
 		n += t.Bytes
 	}
 	return n
 }
 
 // unsealedRaw is the header as it was hashed: with zeros for the seal.
-func (h *header) unsealedRaw() []byte {
-	if h.seal == "" {
+func (h *Header) unsealedRaw() []byte {
+	if h.Seal == "" {
 		return h.raw
 	}
 	return slices.Concat(h.raw[:len(sealPrefix)], []byte(unsealed), h.raw[len(sealPrefix)+digits:])
 }
 
-// newHeader lays out arrays in the order given, as F32, with meta in the order of its keys. With sealed, zeros hold
-// the place of the seal, at 8+len(sealPrefix) of the file.
-func newHeader(arrays []volume.Array, meta map[string]string, sealed bool) (*header, error) {
-	h := &header{meta: meta}
+// NewHeader lays out arrays in the order given, with meta in the order of its keys. With sealed, zeros hold the place of
+// the seal, at 8+len(sealPrefix) of the file; else the key sha256 is still not free.
+func NewHeader(arrays []Array, meta map[string]string, sealed bool) (*Header, error) {
+	h := &Header{Meta: meta}
 	var b bytes.Buffer
 	b.WriteByte('{')
 	if sealed || len(meta) > 0 {
 		entries := make([]string, 0, len(meta)+1)
 		long := 0
 		if sealed {
-			h.seal = unsealed
-			entries = append(entries, `"`+sealKey+`":"`+unsealed+`"`)
+			h.Seal = unsealed
+			entries = append(entries, `"`+SealKey+`":"`+unsealed+`"`)
 		}
 		for _, k := range slices.Sorted(maps.Keys(meta)) {
-			if k == sealKey {
+			if k == SealKey {
 				return nil, fmt.Errorf("metadata %q: the name is taken", k)
 			}
 			if !utf8.ValidString(k) || !utf8.ValidString(meta[k]) {
@@ -92,6 +94,7 @@ func newHeader(arrays []volume.Array, meta map[string]string, sealed bool) (*hea
 	offset := int64(0)
 	for _, a := range arrays {
 		n, err := elements(a.Shape)
+		dtype, size := a.Values.kind()
 		switch {
 		case a.Name == metadata || names[a.Name]:
 			return nil, fmt.Errorf("tensor %q: the name is taken", a.Name)
@@ -99,7 +102,7 @@ func newHeader(arrays []volume.Array, meta map[string]string, sealed bool) (*hea
 			return nil, fmt.Errorf("tensor %q: the name is not UTF-8", a.Name)
 		case err != nil:
 			return nil, fmt.Errorf("tensor %q: %w", a.Name, err)
-		case n > (math.MaxInt64-offset)/4:
+		case n > (math.MaxInt64-offset)/size:
 			return nil, fmt.Errorf("tensor %q: more than 2^63 bytes", a.Name)
 		}
 		names[a.Name] = true
@@ -107,9 +110,9 @@ func newHeader(arrays []volume.Array, meta map[string]string, sealed bool) (*hea
 			b.WriteByte(',')
 		}
 		shape := strings.ReplaceAll(fmt.Sprint(a.Shape), " ", ",")
-		fmt.Fprintf(&b, `%s:{"dtype":"F32","shape":%s,"data_offsets":[%d,%d]}`, quote(a.Name), shape, offset, offset+4*n)
-		offset += 4 * n
-		h.tensors = append(h.tensors, Tensor{a.Name, "F32", a.Shape, 4 * n})
+		fmt.Fprintf(&b, `%s:{"dtype":%q,"shape":%s,"data_offsets":[%d,%d]}`, quote(a.Name), dtype, shape, offset, offset+size*n)
+		offset += size * n
+		h.Tensors = append(h.Tensors, Tensor{a.Name, dtype, a.Shape, size * n})
 	}
 	b.WriteByte('}')
 	for b.Len()%align != 0 {
@@ -124,7 +127,7 @@ func newHeader(arrays []volume.Array, meta map[string]string, sealed bool) (*hea
 
 // readHeader reads and checks the header of a file of size bytes. What it returns holds: names are unique, every
 // dtype is known, and the tensors cover the rest of the file without holes or overlaps.
-func readHeader(r io.Reader, size int64) (*header, error) {
+func readHeader(r io.Reader, size int64) (*Header, error) {
 	var word [8]byte
 	if _, err := io.ReadFull(r, word[:]); err != nil {
 		return nil, fmt.Errorf("header: %w", torn(err))
@@ -144,20 +147,20 @@ func readHeader(r io.Reader, size int64) (*header, error) {
 	if err != nil {
 		return nil, fmt.Errorf("header: %w", err)
 	}
-	if want := h.bytes(); want != size {
+	if want := h.Bytes(); want != size {
 		return nil, fmt.Errorf("file of %d bytes (want %d): torn or damaged", size, want)
 	}
 	return h, nil
 }
 
-func parseHeader(raw []byte) (*header, error) {
+func parseHeader(raw []byte) (*Header, error) {
 	if len(raw) == 0 || raw[0] != '{' {
 		return nil, errors.New("not a JSON object")
 	}
 	if !utf8.Valid(raw) {
 		return nil, errors.New("not UTF-8")
 	}
-	h := &header{raw: raw}
+	h := &Header{raw: raw}
 	type entry struct {
 		DType   string  `json:"dtype"`
 		Shape   *[]int  `json:"shape"`
@@ -172,9 +175,9 @@ func parseHeader(raw []byte) (*header, error) {
 		}
 		names[name] = true
 		if name == metadata {
-			h.meta = make(map[string]string)
+			h.Meta = make(map[string]string)
 			return object(d, func(key string) error {
-				if _, ok := h.meta[key]; ok {
+				if _, ok := h.Meta[key]; ok {
 					return fmt.Errorf("metadata %q: twice", key)
 				}
 				tok, err := d.Token()
@@ -185,7 +188,7 @@ func parseHeader(raw []byte) (*header, error) {
 				if !ok {
 					return fmt.Errorf("metadata %q: not a string", key)
 				}
-				h.meta[key] = value
+				h.Meta[key] = value
 				return nil
 			})
 		}
@@ -208,7 +211,7 @@ func parseHeader(raw []byte) (*header, error) {
 		if count > math.MaxInt64/int64(kind.size) || begin < 0 || end < begin || end-begin != count*int64(kind.size) {
 			return fmt.Errorf("tensor %q: bytes %d to %d don't hold shape %v of %s", name, begin, end, *e.Shape, e.DType)
 		}
-		h.tensors = append(h.tensors, Tensor{name, e.DType, *e.Shape, end - begin})
+		h.Tensors = append(h.Tensors, Tensor{name, e.DType, *e.Shape, end - begin})
 		begins = append(begins, begin)
 		return nil
 	})
@@ -226,7 +229,7 @@ func parseHeader(raw []byte) (*header, error) {
 }
 
 // sort puts the tensors in the order of their bytes, which must follow each other.
-func (h *header) sort(begins []int64) error {
+func (h *Header) sort(begins []int64) error {
 	order := make([]int, len(begins))
 	for i := range order {
 		order[i] = i
@@ -236,12 +239,12 @@ func (h *header) sort(begins []int64) error {
 		if c := begins[a] - begins[b]; c != 0 {
 			return sign(c)
 		}
-		return sign(h.tensors[a].Bytes - h.tensors[b].Bytes)
+		return sign(h.Tensors[a].Bytes - h.Tensors[b].Bytes)
 	})
 	sorted := make([]Tensor, len(order))
 	end := int64(0)
 	for i, j := range order {
-		sorted[i] = h.tensors[j]
+		sorted[i] = h.Tensors[j]
 		if begins[j] != end {
 			return fmt.Errorf("tensor %q: starts at byte %d (want %d: no holes, no overlaps)", sorted[i].Name, begins[j], end)
 		}
@@ -249,12 +252,12 @@ func (h *header) sort(begins []int64) error {
 			return errors.New("more than 2^63 bytes")
 		}
 	}
-	h.tensors = sorted
+	h.Tensors = sorted
 	return nil
 }
 
 // takeSeal moves the seal out of the metadata, where the header starts as that of a sealed file.
-func (h *header) takeSeal() {
+func (h *Header) takeSeal() {
 	rest, ok := bytes.CutPrefix(h.raw, []byte(sealPrefix))
 	if !ok || len(rest) <= digits || rest[digits] != '"' {
 		return
@@ -264,8 +267,8 @@ func (h *header) takeSeal() {
 			return
 		}
 	}
-	h.seal = string(rest[:digits])
-	delete(h.meta, sealKey)
+	h.Seal = string(rest[:digits])
+	delete(h.Meta, SealKey)
 }
 
 // object reads a JSON object from d; value is called where the value of each key starts, and reads it.

@@ -1,4 +1,4 @@
-package checkpoint
+package safetensors
 
 import (
 	"bytes"
@@ -36,7 +36,7 @@ func putBytes(t testing.TB, b []byte) string {
 func TestWriteIsTheFormatByteForByte(t *testing.T) {
 	var b bytes.Buffer
 	arrays := []volume.Array{{Name: "b", Shape: []int{2}, Data: []float32{1, -2}}, {Name: "a", Shape: nil, Data: []float32{0.5}}}
-	if err := Write(&b, arrays, map[string]string{"k": "<v>"}); err != nil {
+	if err := Write(&b, Floats(arrays), map[string]string{"k": "<v>"}); err != nil {
 		t.Fatal(err)
 	}
 	header := `{"__metadata__":{"k":"<v>"},"b":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[],"data_offsets":[8,12]}}`
@@ -74,9 +74,9 @@ func TestWriteThenReadIsIdentity(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		arrays := arrayGen().Draw(t, "arrays")
 		meta := rapid.MapOf(rapid.String(), rapid.String()).Draw(t, "meta")
-		delete(meta, sealKey)
+		delete(meta, SealKey)
 		var b bytes.Buffer
-		if err := Write(&b, arrays, meta); err != nil {
+		if err := Write(&b, Floats(arrays), meta); err != nil {
 			t.Fatal(err)
 		}
 		if len(meta) == 0 && Bytes(arrays) != int64(b.Len()) {
@@ -134,11 +134,11 @@ func TestWriteRefuses(t *testing.T) {
 		`tensor "b": more than 2^63 bytes`: {
 			{Name: "a", Shape: []int{1 << 60}}, {Name: "b", Shape: []int{1 << 60}}},
 	} {
-		if err := Write(&bytes.Buffer{}, arrays, nil); err == nil || err.Error() != want {
+		if err := Write(&bytes.Buffer{}, Floats(arrays), nil); err == nil || err.Error() != want {
 			t.Errorf("got %v\nwant %s", err, want)
 		}
 	}
-	if err := Write(&bytes.Buffer{}, nil, map[string]string{sealKey: unsealed}); err == nil {
+	if err := Write(&bytes.Buffer{}, nil, map[string]string{SealKey: unsealed}); err == nil {
 		t.Error("a seal that nobody checked was written")
 	}
 	if err := Write(&bytes.Buffer{}, nil, map[string]string{"k": "\xff"}); err == nil {
@@ -164,6 +164,9 @@ func TestReadConvertsEveryType(t *testing.T) {
 		{"I32", "\xfe\xff\xff\xff", []float32{-2}},
 		{"I16", "\xfe\xff\x01\x00", []float32{-2, 1}},
 		{"I8", "\xfe\x01", []float32{-2, 1}},
+		{"U64", "\xfe\x00\x00\x00\x00\x00\x00\x80", []float32{0x1p63}},
+		{"U32", "\xfe\x00\x00\x80", []float32{0x1p31 + 254}},
+		{"U16", "\xfe\xff\x01\x00", []float32{65534, 1}},
 		{"U8", "\xfe\x01", []float32{254, 1}},
 		{"BOOL", "\x00\x01", []float32{0, 1}},
 	} {
@@ -261,26 +264,25 @@ func FuzzRead(f *testing.F) {
 	add(`{"a":{"dtype":"F32","shape":[0,9],"data_offsets":[0,0]}}  `, "")
 	add(sealPrefix+unsealed+`"}}`, "")
 	var b bytes.Buffer
-	_ = Write(&b, []volume.Array{{Name: "w", Shape: []int{1, 2}, Data: []float32{1, 2}}}, map[string]string{stateKey: `{"version":1}`})
+	_ = Write(&b, []Array{{"w", []int{1, 2}, F32{1, 2}}, {"i", []int{1}, I32{-1}}, {"u", nil, U16{65535}}}, map[string]string{"k": `{"version":1}`})
 	f.Add(b.Bytes())
 	readAll := func(b []byte) (arrays []volume.Array, meta map[string]string, err error) {
-		h, err := decode(bytes.NewReader(b), int64(len(b)), func(r io.Reader, h *header) (err error) {
-			_, _ = trusted(h)
-			arrays, err = readArrays(r, h)
+		h, err := Decode(bytes.NewReader(b), int64(len(b)), func(r io.Reader, h *Header) (err error) {
+			arrays, err = h.Arrays(r)
 			return err
 		})
 		if err != nil {
 			return nil, nil, err
 		}
-		return arrays, h.meta, nil
+		return arrays, h.Meta, nil
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		arrays, meta, err := readAll(b)
-		if _, ok := meta[sealKey]; err != nil || ok {
+		if _, ok := meta[SealKey]; err != nil || ok {
 			return
 		}
 		var again bytes.Buffer
-		if err := Write(&again, arrays, meta); err != nil {
+		if err := Write(&again, Floats(arrays), meta); err != nil {
 			t.Fatal(err)
 		}
 		got, gotMeta, err := readAll(again.Bytes())
