@@ -26,20 +26,27 @@ func (u *Usage) Add(codes []int32) error {
 	return nil
 }
 
+// Entropy is -Σ p·log2(p) over the shares p of the codes, in bits a code: what a code costs at least when codes are
+// stored one by one. It is 0 before any code was added.
+func (u *Usage) Entropy() float64 { return u.nats() / math.Ln2 }
+
 // Perplexity is exp(-Σ p·ln p) over the shares p of the codes: how many codes, used evenly, would say as much. It is
 // between 1 and the size of the codebook, and 0 before any code was added.
 func (u *Usage) Perplexity() float64 {
 	if u.total == 0 {
 		return 0
 	}
-	var entropy float64
+	return math.Exp(u.nats())
+}
+
+func (u *Usage) nats() (entropy float64) {
 	for _, n := range u.counts {
 		if n > 0 {
 			p := float64(n) / float64(u.total)
 			entropy -= p * math.Log(p)
 		}
 	}
-	return math.Exp(entropy)
+	return entropy
 }
 
 // Share is the part of the codebook that was used at least once, in [0, 1].
@@ -55,6 +62,14 @@ func (u *Usage) Share() float64 {
 
 // Total is the number of codes added.
 func (u *Usage) Total() int64 { return u.total }
+
+// Join adds the codes of another histogram of a codebook of the same size.
+func (u *Usage) Join(o *Usage) {
+	for c, n := range o.counts {
+		u.counts[c] += n
+	}
+	u.total += o.total
+}
 
 // Reset forgets all codes.
 func (u *Usage) Reset() {

@@ -1,0 +1,543 @@
+package metrics
+
+import (
+	"bytes"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/flowrun/flowrun/stages/volume"
+	"pgregory.net/rapid"
+)
+
+// made returns a volume of samples in HU, and counts it in held until it is released.
+func made(id string, dims [3]int, samples []int16, window [2]float64, held *int) *volume.Volume {
+	*held++
+	v := &volume.Volume{Scan: &volume.Scan{ID: id}, Dims: dims, Window: window, Slope: 1}
+	return v.Own(&volume.Memory{Data: samples, Dims: dims}, func() { *held-- })
+}
+
+// slabs cuts a merged volume into slabs of so many slices, and releases v.
+func slabs(v *volume.Volume, recon []float32, each int) iter.Seq[*volume.Slab] {
+	return func(yield func(*volume.Slab) bool) {
+		defer v.Release()
+		plane := v.Dims[0] * v.Dims[1]
+		for z := 0; z < v.Dims[2]; z += each {
+			to := min(z+each, v.Dims[2])
+			if !yield(&volume.Slab{Volume: v.Retain(), Z0: z, Z1: to, Voxels: recon[z*plane : to*plane]}) {
+				return
+			}
+		}
+	}
+}
+
+// both gives slabs of one sequence and of the other in turn.
+func both(a, b iter.Seq[*volume.Slab]) iter.Seq[*volume.Slab] {
+	return func(yield func(*volume.Slab) bool) {
+		next, stop := iter.Pull(b)
+		defer stop()
+		for s := range a {
+			if !yield(s) {
+				return
+			}
+			if s, ok := next(); ok && !yield(s) {
+				return
+			}
+		}
+		for s, ok := next(); ok; s, ok = next() {
+			if !yield(s) {
+				return
+			}
+		}
+	}
+}
+
+// drain takes all slabs, and returns their number and the error.
+func drain(in iter.Seq[*volume.Slab], s *Study) (n int, err error) {
+	for slab, err := range Measure(in, s) {
+		if err != nil {
+			return n, err
+		}
+		n++
+		slab.Release()
+	}
+	return n, nil
+}
+
+// unit is HU in [-1, 1] of a window, not clipped.
+func unit(hu float64, window [2]float64) float32 {
+	return float32(2*(hu-window[0])/(window[1]-window[0]) - 1)
+}
+
+var wide = [2]float64{-1000, 1000}
+
+func TestMeasureByHand(t *testing.T) {
+	// Two voxels along each of x and z, one along y; tiles met in the middle of z. The reconstruction is off by 10, 20, 0
+	// and 40 HU in air, lung, soft tissue and bone.
+	held := 0
+	dims := [3]int{2, 1, 2}
+	v := made("a", dims, []int16{-1020, -700, 0, 300}, wide, &held)
+	recon := []float32{unit(-990, wide), unit(-680, wide), unit(0, wide), unit(260, wide)}
+	s := &Study{Codebook: 4, Borders: func(*volume.Volume) [3][]int { return [3][]int{{1}, nil, {0, 2}} }}
+	check(t, s.Codes("a", []int32{0, 0, 1, 1}))
+	check(t, s.Codes("b", []int32{3}))
+	n, err := drain(slabs(v, recon, 1), s)
+	check(t, err)
+	if n != 2 || held != 0 {
+		t.Errorf("%d slabs, %d volumes held", n, held)
+	}
+	sum := s.Summary()
+	r := sum.Scans[0]
+	near(t, "PSNR", r.PSNR, 10*math.Log10(2000*2000/((100.0+400+1600)/4)), 1e-3)
+	near(t, "PSNR body", r.PSNRBody, 10*math.Log10(2000*2000/(1600.0/2)), 1e-3)
+	near(t, "MAE", r.MAEHU, 17.5, 1e-3)
+	for i, hu := range []float64{10, 20, 0, 40} { // -1020 HU was clipped to -1000
+		near(t, Tissue(i).String(), r.TissueHU[i], hu, 1e-3)
+	}
+	if r.TissueVoxels != [4]int64{1, 1, 1, 1} || r.BodyVoxels != 2 || r.Dims != dims || r.ID != "a" {
+		t.Errorf("%+v", r)
+	}
+	if !math.IsNaN(r.Seam) { // every voxel touches the border at x=1
+		t.Errorf("seam %v", r.Seam)
+	}
+	near(t, "bits", r.Code.Bits, 4*2.0/4, 0) // 4 codes of 2 bits for 4 voxels
+	near(t, "entropy", r.Code.Entropy, 4*1.0/4, 1e-12)
+	near(t, "perplexity", r.Code.Perplexity, 2, 1e-12)
+	near(t, "usage", r.Code.Share, 0.5, 0)
+	if !math.IsNaN(r.Trilinear.PSNR) || r.Trilinear.Voxels != 0 {
+		t.Errorf("baseline %+v", r.Trilinear)
+	}
+	if sum.Window != wide || fmt.Sprint(sum.Pooled.Measures) != fmt.Sprint(r.Measures) {
+		t.Errorf("%+v", sum)
+	}
+}
+
+func TestThresholdsBelongToTheTissueBelow(t *testing.T) {
+	held := 0
+	samples := []int16{-951, -950, -500, -499, 200, 201}
+	v := made("a", [3]int{6, 1, 1}, samples, [2]float64{-160, 240}, &held) // a window doesn't matter to them
+	s := &Study{}
+	_, err := drain(slabs(v, make([]float32, 6), 1), s)
+	check(t, err)
+	if n := s.Summary().Pooled.TissueVoxels; n != [4]int64{1, 2, 2, 1} {
+		t.Errorf("%v", n)
+	}
+}
+
+func TestSeamIndexByHand(t *testing.T) {
+	// 5 × 4 × 3 voxels; borders at x=2 and z=1. Next to them: columns 1 and 2, slices 0 and 1. The error is 30 HU there and
+	// 20 elsewhere.
+	held := 0
+	size := [3]int{5, 4, 3}
+	orig := make([]int16, 60)
+	recon := make([]float32, 60)
+	beside := 0
+	for i := range recon {
+		x, z := i%5, i/20
+		recon[i] = 0.02
+		if x == 1 || x == 2 || z < 2 {
+			recon[i] = -0.03
+			beside++
+		}
+	}
+	s := &Study{Borders: func(*volume.Volume) [3][]int { return [3][]int{{2}, {4}, {1}} }}
+	_, err := drain(slabs(made("a", size, orig, wide, &held), recon, 2), s)
+	check(t, err)
+	near(t, "seam", s.Summary().Scans[0].Seam, 1.5, 1e-6)
+	near(t, "MAE", s.Summary().Scans[0].MAEHU, (30*float64(beside)+20*float64(60-beside))/60, 1e-4)
+	if got := Borders([3]int{10, 8, 9}, [3]int{4, 8, 4}, [3][]int{{0, 3, 6}, {0}, {0, 4, 8}}); !slices.Equal(got[0], []int{3, 4, 6, 7}) ||
+		got[1] != nil || !slices.Equal(got[2], []int{4, 8}) {
+		t.Errorf("borders %v", got)
+	}
+}
+
+func TestSeamsRunsCoverEveryVoxelOnce(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		size := drawSize(t, 7)
+		var planes [3][]int
+		for a := range 3 {
+			planes[a] = rapid.SliceOfN(rapid.IntRange(-1, 8), 0, 3).Draw(t, "planes")
+		}
+		s := newSeams(size, planes)
+		for z := range size[2] {
+			at := 0
+			for r := range s.runs(z) {
+				if r.from != at || r.to <= at {
+					t.Fatalf("slice %d: run %v after %d", z, r, at)
+				}
+				for i := r.from; i < r.to; i++ {
+					want := 0
+					for a, x := range []int{i % size[0], i / size[0], z} {
+						for _, b := range planes[a] {
+							if 0 < b && b < size[a] && (x == b || x == b-1) {
+								want = 1
+							}
+						}
+					}
+					if r.seam != want {
+						t.Fatalf("slice %d voxel %d: %d, want %d (planes %v)", z, i, r.seam, want, planes)
+					}
+				}
+				at = r.to
+			}
+			if at != size[0]*size[1] {
+				t.Fatalf("slice %d ends at %d", z, at)
+			}
+		}
+	})
+}
+
+// whole is Trilinear as it was before it streamed: the small volume is held.
+func whole(src []float32, size, factor [3]int) []float32 {
+	var low [3]int
+	for a := range 3 {
+		low[a] = max(1, size[a]/factor[a])
+	}
+	resize := func(src []float32, from, to [3]int) (dst []float32) {
+		xs, ys, zs := lerps(from[0], to[0]), lerps(from[1], to[1]), lerps(from[2], to[2])
+		at := func(x, y, z int) float32 { return src[(z*from[1]+y)*from[0]+x] }
+		for _, z := range zs {
+			for _, y := range ys {
+				for _, x := range xs {
+					depth := func(x, y int) float32 { return (1-z.w)*at(x, y, z.a) + z.w*at(x, y, z.b) }
+					row := func(x int) float32 { return (1-y.w)*depth(x, y.a) + y.w*depth(x, y.b) }
+					dst = append(dst, (1-x.w)*row(x.a)+x.w*row(x.b))
+				}
+			}
+		}
+		return dst
+	}
+	return resize(resize(src, size, low), low, size)
+}
+
+func TestBaselineStreamsTrilinear(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		size, factor := drawSize(t, 12), drawSize(t, 9)
+		size[2] = rapid.IntRange(1, 40).Draw(t, "nz")
+		v := image(size, 0)
+		b, err := NewBaseline(size, factor)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plane := size[0] * size[1]
+		var got []float32
+		for z := range size[2] {
+			if err := b.Add(v[z*plane:][:plane], func(at int, vox []float32) error {
+				if at*plane != len(got) || at > z {
+					t.Fatalf("slice %d after %d, at %d of the original", at, len(got)/plane, z)
+				}
+				got = append(got, vox...)
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if late := z + 1 - len(got)/plane; late > 2*factor[2]+2 {
+				t.Fatalf("%d slices late, factor %d", late, factor[2])
+			}
+		}
+		if want := whole(v, size, factor); !slices.Equal(got, want) {
+			t.Fatalf("size %v factor %v: differs", size, factor)
+		}
+		if b.Add(v[:plane], nil) == nil {
+			t.Fatal("one slice more was taken")
+		}
+	})
+}
+
+// TestMeasureIsTheMeterOfTheWholeVolumes: several scans among each other, any slabs, windows and workers.
+func TestMeasureIsTheMeterOfTheWholeVolumes(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		read := [2]float64{-1000, 600}
+		window := rapid.SampledFrom([][2]float64{{}, read, {-160, 240}, {-1000, 0}}).Draw(t, "window")
+		factor := drawSize(t, 4)
+		s := &Study{Options: Options{WindowHU: window, Trilinear: true}, Factor: factor, Workers: rapid.IntRange(0, 2).Draw(t, "workers")}
+		if window == [2]float64{} {
+			window = read
+		}
+		model, base := &Meter{Window: window}, &Meter{Window: window}
+		held := 0
+		var streams []iter.Seq[*volume.Slab]
+		for i := range 2 {
+			size := drawSize(t, 14)
+			samples := make([]int16, size[0]*size[1]*size[2])
+			orig, input, recon := make([]float32, len(samples)), make([]float32, len(samples)), image(size, i+1)
+			measured := make([]float32, len(samples))
+			for j, x := range image(size, i) {
+				samples[j] = int16(1000 * x)
+				hu := float64(samples[j])
+				orig[j], input[j] = unit(hu, window), clip(unit(hu, read))
+				recon[j] = clip(recon[j])
+				measured[j] = unit(read[0]+(float64(recon[j])+1)*800, window)
+			}
+			id := fmt.Sprint(i)
+			v := made(id, size, samples, read, &held)
+			v.Scan.Index = i
+			streams = append(streams, slabs(v, recon, rapid.IntRange(1, 5).Draw(t, "slab")))
+			low := make([]float32, len(input))
+			if err := Trilinear(low, input, size, factor); err != nil {
+				t.Fatal(err)
+			}
+			for j, x := range low {
+				low[j] = unit(read[0]+(float64(x)+1)*800, window)
+			}
+			for m, recon := range map[*Meter][]float32{model: measured, base: low} {
+				m.BeginScan(id)
+				if err := m.Add(orig, recon, size); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if _, err := drain(both(streams[1], streams[0]), s); err != nil || held != 0 {
+			t.Fatal(err, held)
+		}
+		sum := s.Summary()
+		same := func(name string, got, want Measures) {
+			g, w := got.fields(), want.fields()
+			for i := range g {
+				if x, ok := g[i].value.(float64); ok && !(math.Abs(x-w[i].value.(float64)) <= 2e-4*max(1, math.Abs(x))) && !math.IsNaN(x) || !ok && g[i] != w[i] {
+					t.Fatalf("%s %s: %v, want %v", name, g[i].key, g[i].value, w[i].value)
+				}
+			}
+		}
+		m, b := model.Result(), base.Result()
+		for i, r := range sum.Scans {
+			same(r.ID, r.Measures, m.Scans[i].Measures)
+			same(r.ID+" trilinear", r.Trilinear, b.Scans[i].Measures)
+		}
+		same("pooled", sum.Pooled.Measures, m.Measures)
+		same("pooled trilinear", sum.Pooled.Trilinear, b.Measures)
+		if math.Abs(sum.Mean.PSNR-m.PSNRMean) > 1e-3 || math.Abs(sum.Mean.SSIM-m.SSIMMean) > 1e-3 {
+			t.Fatalf("mean %v %v", sum.Mean, m)
+		}
+	})
+}
+
+func TestMeasureOfTheOriginalIsPerfect(t *testing.T) {
+	for _, window := range [][2]float64{{}, {-160, 240}} {
+		held := 0
+		size := [3]int{13, 12, 14}
+		samples, recon := make([]int16, 13*12*14), make([]float32, 13*12*14)
+		for i, x := range image(size, 0) {
+			samples[i] = int16(1500 * x)
+			recon[i] = clip(unit(float64(samples[i]), wide))
+		}
+		s := &Study{Options: Options{WindowHU: window}}
+		_, err := drain(slabs(made("a", size, samples, wide, &held), recon, 3), s)
+		check(t, err)
+		if r := s.Summary().Pooled; r.PSNR != MaxPSNR || r.PSNRBody != MaxPSNR || r.SSIM < 1-1e-6 || r.MAEHU > 1e-3 {
+			t.Errorf("window %v: %+v", window, r)
+		}
+	}
+}
+
+func TestMeasureRefuses(t *testing.T) {
+	size := [3]int{2, 2, 4}
+	samples, recon := make([]int16, 16), make([]float32, 16)
+	for text, spoil := range map[string]func(i int, s *volume.Slab, st *Study){
+		"a: slices 3 to 4: want those from 2": func(i int, s *volume.Slab, _ *Study) {
+			if i == 2 {
+				s.Z0, s.Z1 = 3, 4
+			}
+		},
+		"slices 0 to 1: 3 voxels (want 4)":                    func(i int, s *volume.Slab, _ *Study) { s.Voxels = s.Voxels[:3] },
+		"slices 0 to 5: want those from 0, up to 4":           func(i int, s *volume.Slab, _ *Study) { s.Z1 = 5 },
+		"window_hu: [-2000 0] reaches beyond [-1000 1000]":    func(_ int, _ *volume.Slab, st *Study) { st.Options.WindowHU = [2]float64{-2000, 0} },
+		"trilinear: size [2 2 4], factor [0 0 0] (want at le": func(_ int, _ *volume.Slab, st *Study) { st.Options.Trilinear = true },
+		"watched": func(_ int, _ *volume.Slab, st *Study) {
+			st.Watch = func(_ *volume.Volume, z int, _, _ []float32) error {
+				if z == 1 {
+					return errors.New("watched")
+				}
+				return nil
+			}
+		},
+		"done": func(_ int, _ *volume.Slab, st *Study) {
+			st.Done = func(*volume.Volume, Row) error { return errors.New("done") }
+		},
+	} {
+		held, i, st := 0, 0, new(Study)
+		in := func(yield func(*volume.Slab) bool) {
+			for s := range slabs(made("a", size, samples, wide, &held), recon, 1) {
+				spoil(i, s, st)
+				i++
+				if !yield(s) {
+					return
+				}
+			}
+		}
+		_, err := drain(in, st)
+		refuse(t, text, err)
+		if held != 0 {
+			t.Errorf("%s: %d volumes held", text, held)
+		}
+		if n := len(st.Summary().Scans); n != 0 && text != "done" {
+			t.Errorf("%s: %d scans", text, n)
+		}
+	}
+
+	held, s := 0, new(Study)
+	a := slabs(made("a", size, samples, wide, &held), recon, 1)
+	b := slabs(made("b", size, samples, [2]float64{-1000, 600}, &held), recon, 1)
+	_, err := drain(both(a, b), s)
+	refuse(t, "b: window [-1000 600] differs from [-1000 1000]", err)
+	if held != 0 {
+		t.Errorf("%d volumes held", held)
+	}
+	refuse(t, "a: code 0 of 1 is 4 (want 0..3)", (&Study{Codebook: 4}).Codes("a", []int32{4}))
+	refuse(t, "window_hu: [1 0] is empty", (&Options{WindowHU: [2]float64{1, 0}}).Check())
+	check(t, (&Options{}).Check())
+}
+
+func TestAScanCutShortIsNotInTheResults(t *testing.T) {
+	held := 0
+	size := [3]int{2, 2, 4}
+	v := made("a", size, make([]int16, 16), wide, &held)
+	s := new(Study)
+	var n int
+	for slab, err := range Measure(slabs(v, make([]float32, 16), 1), s) {
+		check(t, err)
+		slab.Release()
+		if n++; n == 3 {
+			break
+		}
+	}
+	if held != 0 || len(s.Summary().Scans) != 0 {
+		t.Errorf("%d volumes held, %v", held, s.Summary().Scans)
+	}
+	data, err := json.Marshal(s.Summary())
+	check(t, err)
+	if !strings.Contains(string(data), `"scans":[]`) || !strings.Contains(string(data), `"psnr":null`) {
+		t.Errorf("%s", data)
+	}
+}
+
+// measured is a study of two scans, one without body or codes.
+func measured(t *testing.T) *Study {
+	held := 0
+	size := [3]int{4, 3, 2}
+	s := &Study{Codebook: 16, Factor: [3]int{2, 2, 2}, Options: Options{Trilinear: true}, Borders: func(*volume.Volume) [3][]int { return [3][]int{{1}} }}
+	body, air, recon := make([]int16, 24), make([]int16, 24), make([]float32, 24)
+	for i := range body {
+		body[i], air[i], recon[i] = int16(30*i-400), -1000, float32(i)/24-0.5
+	}
+	check(t, s.Codes("b", []int32{0, 1, 2, 3, 0, 1, 2, 3}))
+	second := made("b", size, body, wide, &held)
+	second.Scan.Index = 1
+	for _, v := range []*volume.Volume{second, made("patients/0001/series with a long name, a.nii.gz", size, air, wide, &held)} {
+		_, err := drain(slabs(v, recon, 1), s)
+		check(t, err)
+	}
+	return s
+}
+
+func TestSummaryIsWritten(t *testing.T) {
+	sum := measured(t).Summary()
+	dir := filepath.Join(t.TempDir(), "out")
+	for range 2 { // the second replaces the first
+		check(t, sum.Write(dir))
+	}
+	entries, err := os.ReadDir(dir)
+	check(t, err)
+	if len(entries) != 2 {
+		t.Errorf("folder holds %v", entries)
+	}
+
+	text, err := os.ReadFile(filepath.Join(dir, "measures.json"))
+	check(t, err)
+	var got struct {
+		WindowHU     [2]float64 `json:"window_hu"`
+		Pooled, Mean map[string]any
+		Scans        []map[string]any
+	}
+	check(t, json.Unmarshal(text, &got))
+	if got.WindowHU != wide || len(got.Scans) != 2 || got.Scans[1]["id"] != "b" {
+		t.Errorf("%s", text)
+	}
+	for key, want := range map[string]float64{"mae_hu": sum.Scans[1].MAEHU, "bits_per_voxel": 8 * 4.0 / 24, "trilinear_psnr": sum.Scans[1].Trilinear.PSNR, "body_voxels": 24} {
+		if got.Scans[1][key] != want {
+			t.Errorf("%s: %v, want %v", key, got.Scans[1][key], want)
+		}
+	}
+	if got.Scans[0]["psnr_body"] != nil || got.Pooled["bits_per_voxel"] != 8*4.0/24 || got.Mean["psnr"] != (sum.Scans[0].PSNR+sum.Scans[1].PSNR)/2 {
+		t.Errorf("%s", text)
+	}
+
+	f, err := os.Open(filepath.Join(dir, "measures.csv"))
+	check(t, err)
+	records, err := csv.NewReader(f).ReadAll()
+	check(t, errors.Join(err, f.Close()))
+	var rows []string
+	for _, r := range records {
+		rows = append(rows, r[0])
+		for i, key := range records[0] {
+			if r[0] == "scan" && i > 6 && r[1] == "b" && r[i] != "" && r[i] != fmt.Sprint(got.Scans[1][key]) {
+				t.Errorf("%s: %s, in JSON %v", key, r[i], got.Scans[1][key])
+			}
+		}
+	}
+	if !slices.Equal(rows, []string{"row", "scan", "scan", "pooled", "mean"}) {
+		t.Errorf("rows %v", rows)
+	}
+	refuse(t, "not a directory", sum.Write(filepath.Join(dir, "measures.csv", "x")))
+	blocked := t.TempDir()
+	check(t, os.Mkdir(filepath.Join(blocked, "measures.json"), 0o777))
+	refuse(t, "measures.json", sum.Write(blocked))
+}
+
+func TestTableIsNarrow(t *testing.T) {
+	var b bytes.Buffer
+	sum := measured(t).Summary()
+	check(t, sum.Table(&b))
+	t.Log("\n" + b.String())
+	lines := strings.Split(strings.TrimRight(b.String(), "\n"), "\n")
+	for _, l := range lines {
+		if n := utf8.RuneCountInString(l); n > 100 {
+			t.Errorf("%d columns: %s", n, l)
+		}
+	}
+	for _, want := range []string{"…", "a.nii.gz", "–", "dB", "HU", "pooled", "mean", "tri.", "/vox"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in\n%s", want, b.String())
+		}
+	}
+	b.Reset()
+	s := new(Study)
+	held := 0
+	_, err := drain(slabs(made("a", [3]int{1, 1, 1}, []int16{0}, wide, &held), []float32{0}, 1), s)
+	check(t, err)
+	check(t, s.Summary().Table(&b))
+	if strings.Contains(b.String(), "/vox") || strings.Contains(b.String(), "tri") || !strings.Contains(b.String(), "100") {
+		t.Errorf("columns without values in\n%s", b.String())
+	}
+}
+
+func BenchmarkMeasure(b *testing.B) {
+	size := [3]int{256, 256, 40}
+	held := 0
+	samples := make([]int16, 256*256*40)
+	recon := image(size, 1)
+	for i, x := range image(size, 0) {
+		samples[i] = int16(1000 * x)
+	}
+	for _, trilinear := range []bool{false, true} {
+		b.Run(fmt.Sprintf("trilinear=%t", trilinear), func(b *testing.B) {
+			for b.Loop() {
+				s := &Study{Options: Options{Trilinear: trilinear}, Factor: [3]int{4, 4, 4}, Workers: 2,
+					Borders: func(*volume.Volume) [3][]int { return [3][]int{{100, 150}, {100, 150}, {20}} }}
+				if _, err := drain(slabs(made("a", size, samples, wide, &held), recon, 1), s); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(len(samples))*float64(b.N)/b.Elapsed().Seconds(), "voxels/s")
+		})
+	}
+}
