@@ -184,10 +184,14 @@ func (s *SSIM) chunk(b *rowScratch, z, lo, hi int) {
 		first := y - (taps - 1)
 		for f := range fields {
 			row := b.y[f]
-			clear(row)
-			for k, w := range s.weights {
-				for i, v := range b.z[(first+k)%taps][f] {
-					row[i] += w * v
+			at := func(k int) []float64 { return b.z[(first+k)%taps][f][:len(row)] }
+			for i, v := range at(radius) {
+				row[i] = s.weights[radius] * v
+			}
+			for k, w := range s.weights[:radius] {
+				low, high := at(k), at(taps-1-k)
+				for i := range row {
+					row[i] += w * (low[i] + high[i])
 				}
 			}
 		}
@@ -195,22 +199,29 @@ func (s *SSIM) chunk(b *rowScratch, z, lo, hi int) {
 	}
 }
 
+// filterZ gives row y filtered along z, from the middle tap outwards: the weights are symmetric.
 func (s *SSIM) filterZ(rows *[fields][]float64, z, y int) {
 	width := len(s.x)
 	mx, my, sq, xy := rows[0][:width], rows[1][:width], rows[2][:width], rows[3][:width]
-	for _, r := range rows {
-		clear(r)
-	}
-	for k, w := range s.weights {
+	at := func(k int) (o, r []float32) {
 		slot := s.ring[source(z+k, s.in[2])%len(s.ring)]
-		o, r := slot[0][y*width:][:width], slot[1][y*width:][:width]
-		for i := range o {
-			a, b := float64(o[i]), float64(r[i])
-			wa, wb := w*a, w*b
-			mx[i] += wa
-			my[i] += wb
-			sq[i] += wa*a + wb*b
-			xy[i] += wa * b
+		return slot[0][y*width:][:width], slot[1][y*width:][:width]
+	}
+	o, r := at(radius)
+	w := s.weights[radius]
+	for i := range o {
+		a, b := float64(o[i]), float64(r[i])
+		mx[i], my[i], sq[i], xy[i] = w*a, w*b, w*(a*a+b*b), w*(a*b)
+	}
+	for k, w := range s.weights[:radius] {
+		lowO, lowR := at(k)
+		highO, highR := at(taps - 1 - k)
+		for i := range lowO {
+			a, b, c, d := float64(lowO[i]), float64(lowR[i]), float64(highO[i]), float64(highR[i])
+			mx[i] += w * (a + c)
+			my[i] += w * (b + d)
+			sq[i] += w * (a*a + b*b + (c*c + d*d))
+			xy[i] += w * (a*b + c*d)
 		}
 	}
 }
