@@ -422,7 +422,7 @@ func TestPanic(t *testing.T) {
 }
 
 func TestNothingGivesNothing(t *testing.T) {
-	for range Merge(func(func(*volume.Output) bool) {}, Options{Window: Hann}, nil, nil) {
-		t.Error("something")
+	for s, err := range Merge(func(func(*volume.Output) bool) {}, Options{Window: Hann}, nil, nil) {
+		t.Error(s, err)
 	}
 }

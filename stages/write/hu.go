@@ -1,5 +1,7 @@
 package write
 
+import "math"
+
 // scale turns voxels in [-1, 1] into HU = half·x + middle.
 type scale struct{ half, middle float64 }
 
@@ -37,11 +39,12 @@ func (s scale) float32s(dst []float32, src []float32) {
 // clean gives src if its voxels lie in [-1, 1], as elements promise but a resampling may miss by a rounding; else what
 // they are clipped to, in tmp. It is false if one isn't a number.
 func clean(src, tmp []float32) ([]float32, bool) {
-	inside := true
+	const one, sign = 0x3f800000, uint32(1) << 31 // bits of 1; those of larger numbers, Inf and NaN are above
+	inside := int32(0)                            // negative once one isn't
 	for _, v := range src {
-		inside = inside && v >= -1 && v <= 1
+		inside |= one - int32(math.Float32bits(v)&^sign)
 	}
-	if inside {
+	if inside >= 0 {
 		return src, true
 	}
 	for i, v := range src {

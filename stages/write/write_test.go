@@ -329,8 +329,11 @@ func TestStopsLeaveNoPartialFiles(t *testing.T) {
 		if got := files(t, dir); len(written) != len(want) || !slices.Equal(got, want) || !*freed[0] || !*freed[1] {
 			t.Errorf("stopped after %d slabs: wrote %v, left %v", n, written, got)
 		}
-		for range Write(in, Options{}, map[string]string{"a": names["a"] + "2.nii", "b": names["b"]}, nil, nil) {
-			break // after a
+		for w, err := range Write(in, Options{}, map[string]string{"a": names["a"] + "2.nii", "b": names["b"]}, nil, nil) {
+			if w.Scan != "a" || err != nil {
+				t.Error(w, err)
+			}
+			break
 		}
 		if got := files(t, dir); len(got) != len(want)+1 || !*freed[0] {
 			t.Errorf("broken off: left %v", got)
