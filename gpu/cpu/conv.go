@@ -2,7 +2,6 @@ package cpu
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/flowrun/flowrun/gpu"
 )
@@ -104,10 +103,17 @@ func (e *Engine) pack(c gpu.Conv, w []float32, packed gpu.Ptr, forward bool) {
 type box struct {
 	count, first, step [3]int // targets first + step*j, j < count
 	srcStep            [3]int
-	walk               int      // the axis that the micro-kernel walks
-	k                  int      // products of each tap
-	slide              bool     // a tap is three neighbours along x
+	walk               int // the axis that the micro-kernel walks
+	k                  int // products of each tap
+	slide              slide
 	taps               [3][]tap // by vecs of a column; a is relative to the sample's voxel 0, 0, 0
+}
+
+// slide is how a box's taps along x fall into runs for the slide kernel: those of a run meet sources srcStep apart and lie
+// bStep input channels' weights apart. taps is 0 where they don't.
+type slide struct {
+	taps, bStep int
+	list        [3][]tap // by vecs of a column: each run's first
 }
 
 // item is a share of a box: lines of it.
@@ -168,34 +174,71 @@ func newBox(c gpu.Conv, src grid, s [3]span, order []int, l *level) box {
 		b.count[i], b.first[i], b.step[i], b.srcStep[i] = s.count, s.first, s.step, s.srcStep
 	}
 	// Where neighbouring sources meet neighbouring packed taps all along x, each row is one long run of products.
+	xs := s[2].pairs
 	merge := 1
-	if x := s[2].pairs; len(x) > 0 && !slices.ContainsFunc(x[1:], func(p pair) bool {
-		i := slices.Index(x, p)
-		return p.src != x[i-1].src+1 || order[p.k] != order[x[i-1].k]+1
-	}) {
-		merge = len(x)
+	if len(xs) > 0 && evenly(xs, order, 1, 1) {
+		merge = len(xs)
 	}
 	b.k *= merge
-	b.slide = merge == 3 && b.step[2] == 1 && b.srcStep[2] == 1
-	for i, n := range b.count {
-		if !b.slide && n > b.count[b.walk] && b.count[b.walk] < 8 {
-			b.walk = i
+	stride := src.strides()
+	var first []int
+	b.slide.taps, b.slide.bStep, first = slides(s[2], order)
+	b.slide.bStep *= src.C
+	if b.slide.taps == 0 {
+		for i, n := range b.count {
+			if n > b.count[b.walk] && b.count[b.walk] < 8 {
+				b.walk = i
+			}
 		}
 	}
-	stride := src.strides()
 	for _, z := range s[0].pairs {
 		for _, y := range s[1].pairs {
-			for i := 0; i < len(s[2].pairs); i += merge {
-				x := s[2].pairs[i]
-				a := z.src*stride[0] + y.src*stride[1] + x.src*stride[2]
-				at := ((z.k*c.K[1]+y.k)*c.K[2] + order[x.k]) * src.C
-				for vecs := range b.taps {
-					b.taps[vecs] = append(b.taps[vecs], tap{a, at * l.width(vecs)})
+			place := func(x pair, vecs int) tap {
+				return tap{
+					z.src*stride[0] + y.src*stride[1] + x.src*stride[2],
+					((z.k*c.K[1]+y.k)*c.K[2] + order[x.k]) * src.C * l.width(vecs),
+				}
+			}
+			for vecs := range b.taps {
+				for i := 0; i < len(xs); i += merge {
+					b.taps[vecs] = append(b.taps[vecs], place(xs[i], vecs))
+				}
+				for _, i := range first {
+					b.slide.list[vecs] = append(b.slide.list[vecs], place(xs[i], vecs))
 				}
 			}
 		}
 	}
 	return b
+}
+
+// evenly says that sources are step apart and their packed taps at apart, all along.
+func evenly(ps []pair, order []int, step, at int) bool {
+	for i := 1; i < len(ps); i++ {
+		if ps[i].src-ps[i-1].src != step || order[ps[i].k]-order[ps[i-1].k] != at {
+			return false
+		}
+	}
+	return true
+}
+
+// slides says how the taps of a span fall into runs: how many taps a run has, how far apart they are packed, which is the first
+// of each.
+func slides(x span, order []int) (taps, bStep int, first []int) {
+	if !evenly(x.pairs, order, 1, 1) {
+		return 0, 0, nil
+	}
+	switch n := len(x.pairs); {
+	case n == 2 && x.srcStep == 1:
+		return 2, 1, []int{0}
+	case n == 3 && x.srcStep == 1:
+		return 3, 1, []int{0}
+	case n == 4 && x.srcStep == 1:
+		return 2, 1, []int{0, 2}
+	case n == 4 && x.srcStep == 2:
+		return 2, 2, []int{0, 1}
+	}
+	return 0, 0, nil
 }
 
 // itemTargets is about how many voxels one item computes.
@@ -295,9 +338,9 @@ func (m *multiplier) run(q *product, n int, it item) {
 			lda: b.srcStep[b.walk] * src.strides()[b.walk], ldc: b.step[b.walk] * dst.strides()[b.walk],
 		}
 		kernel, rows := l.product, l.rows[col.vecs]
-		if b.slide && l.slideRows[col.vecs] > 0 {
-			kernel, rows = l.slide, l.slideRows[col.vecs]
-			q.k, q.bStep = src.C, src.C*l.width(col.vecs)
+		if n := l.slideRows[b.slide.taps][col.vecs]; n > 0 {
+			kernel, rows = l.slide, n
+			q.k, q.slide, q.bStep, q.taps = src.C, b.slide.taps, b.slide.bStep*l.width(col.vecs), b.slide.list[col.vecs]
 		}
 		if m.add.v != nil {
 			q.ldadd = b.step[b.walk] * m.add.strides()[b.walk]

@@ -18,14 +18,14 @@ type product struct {
 	lda, ldc, ldadd    int
 	m, n               int
 	vecs               int
-	bStep              int // of slide
+	bStep, slide       int // of slide
 }
 
-// slide is product for three taps along a row at once, whose sources are neighbours and whose weights are bStep apart:
+// slide is product for p.slide taps along a row at once, 2 or 3, whose sources are lda apart and whose weights are bStep apart:
 //
-//	c[i*ldc + j] = bias[j] + Σ over taps t, Σ over k, Σ s < 3: a[a0 + t.a + (i+s)*lda + k] * b[t.b + s*bStep + k*width + j]  (+ add[i*ldadd + j])
+//	c[i*ldc + j] = bias[j] + Σ over taps t, Σ over k, Σ s < slide: a[a0 + t.a + (i+s)*lda + k] * b[t.b + s*bStep + k*width + j]  (+ add[i*ldadd + j])
 //
-// One load of a serves three rows. Only assembly has it.
+// One load of a serves as many rows. Only assembly has it.
 
 // outer is a micro-kernel's work for weight gradients: m rows by n columns,
 //
@@ -38,14 +38,14 @@ type outer struct {
 	lda, ldb, ldc int
 	m, n          int
 	vecs          int
-	cStep         int // of outerSlide
+	cStep, slide  int // of outerSlide
 }
 
-// outerSlide is outer for three taps along a row at once, which meet neighbouring inputs and whose sums are cStep apart:
+// outerSlide is outer for o.slide taps along a row at once, 2 or 3, which meet inputs lda apart and whose sums are cStep apart:
 //
 //	c[s*cStep + i*ldc + j] += Σ over taps t, Σ over k: a[a0 + t.a + (k+s)*lda + i] * b[b0 + t.b + k*ldb + j]
 //
-// with s < 3. Only assembly has it.
+// with s < slide; cStep may be negative. Only assembly has it.
 
 // level is a set of kernels.
 type level struct {
@@ -56,11 +56,11 @@ type level struct {
 	outerRows   [3]int // most rows of outer, by vecs
 	product     func(p *product)
 	slide       func(p *product)
-	slideRows   [3]int // most rows of slide, by vecs; 0 where there is none
+	slideRows   [4][3]int // most rows of slide, by taps and vecs; 0 where there is none
 	outer       func(o *outer)
 
 	outerSlide     func(o *outer)
-	outerSlideRows [3]int
+	outerSlideRows [4][3]int
 
 	add func(y, a, b []float32)
 

@@ -23,9 +23,9 @@ func levels() []*level {
 type kernels struct {
 	lanes           int
 	products        *[3][]func(*product)
-	slides          *[3][]func(*product)
+	slides          [4]*[3][]func(*product) // by taps
 	outers          *[3][]func(*outer)
-	outerSlides     *[3][]func(*outer)
+	outerSlides     [4]*[3][]func(*outer)
 	add             func(y, a, b *float32, vectors int)
 	rootMeanSquare  func(rstd, x *float32, voxels, blocks int, eps, inverse float32)
 	channelNorm     func(y, x, rstd, gamma, beta *float32, voxels, blocks int)
@@ -43,14 +43,14 @@ type kernels struct {
 }
 
 var kernelsAVX512 = kernels{
-	lanes: 16, products: &productsZ, slides: &slidesZ, outers: &outersZ, outerSlides: &outerSlidesZ,
+	lanes: 16, products: &productsZ, slides: [4]*[3][]func(*product){2: &slide2sZ, 3: &slide3sZ}, outers: &outersZ, outerSlides: [4]*[3][]func(*outer){2: &outerSlide2sZ, 3: &outerSlide3sZ},
 	add: addZ, rootMeanSquare: rootMeanSquareZ, channelNorm: channelNormZ, channelNormGrad: channelNormGradZ, moments: momentsZ,
 	affineSiLU: affineSiLUZ, groupGradSums: groupGradSumsZ, groupGrad: groupGradZ,
 	loss: lossZ, sumSquares: sumSquaresZ, adam: adamZ, nearestRows: 8, nearest: nearest8Z, nearest1: nearest1Z,
 }
 
 var kernelsAVX2 = kernels{
-	lanes: 8, products: &productsY, slides: &slidesY, outers: &outersY, outerSlides: &outerSlidesY,
+	lanes: 8, products: &productsY, slides: [4]*[3][]func(*product){2: &slide2sY, 3: &slide3sY}, outers: &outersY, outerSlides: [4]*[3][]func(*outer){2: &outerSlide2sY, 3: &outerSlide3sY},
 	add: addY, rootMeanSquare: rootMeanSquareY, channelNorm: channelNormY, channelNormGrad: channelNormGradY, moments: momentsY,
 	affineSiLU: affineSiLUY, groupGradSums: groupGradSumsY, groupGrad: groupGradY,
 	loss: lossY, sumSquares: sumSquaresY, adam: adamY, nearestRows: 4, nearest: nearest4Y, nearest1: nearest1Y,
@@ -61,16 +61,20 @@ var kernelsAVX2 = kernels{
 func (k *kernels) level(name, title string, ok bool, below *level) *level {
 	l := &level{
 		name: name, title: title, ok: ok, lanes: k.lanes,
-		rows:           [3]int{len(k.products[0]) - 1, len(k.products[1]) - 1, len(k.products[2]) - 1},
-		outerRows:      [3]int{0, len(k.outers[1]) - 1, len(k.outers[2]) - 1},
-		outerSlideRows: [3]int{0, max(0, len(k.outerSlides[1])-1), max(0, len(k.outerSlides[2])-1)},
-		slideRows:      [3]int{0, max(0, len(k.slides[1])-1), max(0, len(k.slides[2])-1)},
-		codeLanes:      k.lanes,
+		rows:      [3]int{len(k.products[0]) - 1, len(k.products[1]) - 1, len(k.products[2]) - 1},
+		outerRows: [3]int{0, len(k.outers[1]) - 1, len(k.outers[2]) - 1},
+		codeLanes: k.lanes,
+	}
+	for taps := 2; taps <= 3; taps++ {
+		for vecs := 1; vecs <= 2; vecs++ {
+			l.slideRows[taps][vecs] = max(0, len(k.slides[taps][vecs])-1)
+			l.outerSlideRows[taps][vecs] = max(0, len(k.outerSlides[taps][vecs])-1)
+		}
 	}
 	l.product = func(p *product) { k.products[p.vecs][p.m](p) }
-	l.slide = func(p *product) { k.slides[p.vecs][p.m](p) }
+	l.slide = func(p *product) { k.slides[p.slide][p.vecs][p.m](p) }
 	l.outer = func(o *outer) { k.outers[o.vecs][o.m](o) }
-	l.outerSlide = func(o *outer) { k.outerSlides[o.vecs][o.m](o) }
+	l.outerSlide = func(o *outer) { k.outerSlides[o.slide][o.vecs][o.m](o) }
 	l.add = func(y, a, b []float32) {
 		n := len(y) / k.lanes
 		if n > 0 {

@@ -53,6 +53,7 @@ func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace 
 		part, group := i/s.groups, i%s.groups
 		sums := work[part*s.size : (part+1)*s.size]
 		g := weightPart{e: e, scratch: &e.scratch[thread], c: c, in: in, out: out, axes: [3]axis{axisOf(c, 0), axisOf(c, 1), axisOf(c, 2)}, cols: e.level.blocks(out.C), inCols: e.level.blocks(c.K[2] * in.C), sums: sums}
+		g.slide, g.first = g.axes[2].slide()
 		zy := c.K[0] * c.K[1]
 		from, to := group*zy/s.groups, (group+1)*zy/s.groups
 		each := c.K[2] * c.In.C * c.Out.C
@@ -97,6 +98,8 @@ type weightPart struct {
 	axes    [3]axis
 	cols    []column // of the output's channels
 	inCols  []column // of a row of taps and the input's channels
+	slide   int      // taps that the outerSlide kernel takes at once
+	first   []int    // of each run of them
 	sums    []float32
 }
 
@@ -131,39 +134,63 @@ func (g *weightPart) products(n, z, y0, y1, kz, ky int) {
 		return
 	}
 	*o = outer{a: g.in.v, b: g.out.v, taps: g.taps, lda: g.in.C, ldb: g.out.C, ldc: g.out.C}
-	if !c.Transposed {
-		// Neighbouring taps along x meet neighbouring inputs: they are rows of one product.
+	if c.Transposed {
+		o.ldb *= x.s
+	} else {
 		o.lda *= x.s
-		g.multiply(-x.lo, 0, x.out, c.K[2]*g.in.C, g.sums[base:], c.K[2] == 3 && x.s == 1)
-		return
 	}
-	o.ldb *= x.s
-	for kx := range c.K[2] {
-		i0, o0, count := x.overlap(kx)
-		g.multiply(i0, o0, count, g.in.C, g.sums[base+kx*g.in.C*g.out.C:], false)
+	l := g.e.level
+	for _, col := range g.cols {
+		switch rows := l.outerSlideRows[g.slide][col.vecs]; {
+		case rows > 0 && g.in.C >= 4:
+			o.slide, o.cStep = g.slide, x.s*g.in.C*g.out.C
+			if c.Transposed {
+				o.cStep = -o.cStep
+			}
+			for _, kx := range g.first {
+				g.multiply(col, l.outerSlide, rows, kx, g.in.C, base)
+			}
+		case c.Transposed:
+			for kx := range c.K[2] {
+				g.multiply(col, l.outer, l.outerRows[col.vecs], kx, g.in.C, base)
+			}
+		default: // neighbouring taps meet neighbouring inputs: they are rows of one product
+			g.multiply(col, l.outer, l.outerRows[col.vecs], 0, c.K[2]*g.in.C, base)
+		}
 	}
 }
 
-// multiply adds to sums [rows, Co] the products of k inputs from column i0 on, rows floats each, and outputs from column o0 on.
-// slide says that rows are those of three taps which meet neighbouring inputs.
-func (g *weightPart) multiply(i0, o0, k, rows int, sums []float32, slide bool) {
-	if k == 0 {
+// slide says how many taps along x the outerSlide kernel takes at once, and which is the first of each run. Inputs
+// ascend by a stride from tap to tap: forwards among taps of a convolution, backwards among those of a transposed one.
+func (a axis) slide() (taps int, first []int) {
+	switch {
+	case a.k == 3 && a.s == 1 && !a.transposed:
+		return 3, []int{0}
+	case a.k == 4 && a.s == 1 && !a.transposed:
+		return 2, []int{0, 2}
+	case a.k == 4 && a.s == 2 && !a.transposed:
+		return 2, []int{0, 1}
+	case a.k == 4 && a.s == 1:
+		return 2, []int{1, 3}
+	case a.k == 4 && a.s == 2:
+		return 2, []int{2, 3}
+	}
+	return 0, nil
+}
+
+// multiply adds the products of tap kx's inputs and outputs to the sums of one block of columns; rows of them begin at tap kx.
+func (g *weightPart) multiply(col column, kernel func(*outer), limit, kx, rows, base int) {
+	o := &g.outer
+	i0, o0, count := g.axes[2].overlap(kx)
+	if count == 0 {
 		return
 	}
-	o, l := &g.outer, g.e.level
-	o.k = k
-	for _, col := range g.cols {
-		o.n, o.vecs, o.b0 = col.n, col.vecs, o0*g.out.C+col.first
-		kernel, rows, limit := l.outer, rows, l.outerRows[col.vecs]
-		if n := l.outerSlideRows[col.vecs]; slide && n > 0 && g.in.C >= 4 {
-			kernel, rows, limit = l.outerSlide, g.in.C, n
-			o.cStep = rows * g.out.C
-		}
-		for first := 0; first < rows; first += o.m {
-			o.m = share(rows-first, limit)
-			o.a0, o.c = i0*g.in.C+first, sums[first*g.out.C+col.first:]
-			kernel(o)
-		}
+	o.k, o.n, o.vecs, o.b0 = count, col.n, col.vecs, o0*g.out.C+col.first
+	base += kx*g.in.C*g.out.C + col.first
+	for first := 0; first < rows; first += o.m {
+		o.m = share(rows-first, limit)
+		o.a0, o.c = i0*g.in.C+first, g.sums[base+first*g.out.C:]
+		kernel(o)
 	}
 }
 
@@ -180,9 +207,12 @@ func (g *weightPart) row(ax, o, k int) (i int, ok bool) {
 	return i, i >= 0 && i < a.in
 }
 
-// overlap gives the inputs (the first may lie in the halo) and outputs that a tap of a transposed convolution joins along x: from
-// which input and which output on, and how many.
+// overlap gives the inputs (they may begin and end in the halo) and outputs that a tap joins along x: from which input and
+// which output on, and how many.
 func (a axis) overlap(k int) (in, out, count int) {
+	if !a.transposed {
+		return k - a.lo, 0, a.out
+	}
 	in = -floorDiv(k-a.lo, a.s) // out = in*s - lo + k with 0 ≤ out < a.out
 	out = in*a.s - a.lo + k
 	return in, out, chunks(max(a.out-out, 0), a.s)

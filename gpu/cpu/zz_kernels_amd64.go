@@ -254,201 +254,6 @@ func product13x2Z(p *product)
 //go:noescape
 func product14x2Z(p *product)
 
-// slide1x1Z is slide for m rows.
-//
-//go:noescape
-func slide1x1Z(p *product)
-
-// slide2x1Z is slide for m rows.
-//
-//go:noescape
-func slide2x1Z(p *product)
-
-// slide3x1Z is slide for m rows.
-//
-//go:noescape
-func slide3x1Z(p *product)
-
-// slide4x1Z is slide for m rows.
-//
-//go:noescape
-func slide4x1Z(p *product)
-
-// slide5x1Z is slide for m rows.
-//
-//go:noescape
-func slide5x1Z(p *product)
-
-// slide6x1Z is slide for m rows.
-//
-//go:noescape
-func slide6x1Z(p *product)
-
-// slide7x1Z is slide for m rows.
-//
-//go:noescape
-func slide7x1Z(p *product)
-
-// slide8x1Z is slide for m rows.
-//
-//go:noescape
-func slide8x1Z(p *product)
-
-// slide9x1Z is slide for m rows.
-//
-//go:noescape
-func slide9x1Z(p *product)
-
-// slide10x1Z is slide for m rows.
-//
-//go:noescape
-func slide10x1Z(p *product)
-
-// slide11x1Z is slide for m rows.
-//
-//go:noescape
-func slide11x1Z(p *product)
-
-// slide12x1Z is slide for m rows.
-//
-//go:noescape
-func slide12x1Z(p *product)
-
-// slide13x1Z is slide for m rows.
-//
-//go:noescape
-func slide13x1Z(p *product)
-
-// slide14x1Z is slide for m rows.
-//
-//go:noescape
-func slide14x1Z(p *product)
-
-// slide15x1Z is slide for m rows.
-//
-//go:noescape
-func slide15x1Z(p *product)
-
-// slide16x1Z is slide for m rows.
-//
-//go:noescape
-func slide16x1Z(p *product)
-
-// slide17x1Z is slide for m rows.
-//
-//go:noescape
-func slide17x1Z(p *product)
-
-// slide18x1Z is slide for m rows.
-//
-//go:noescape
-func slide18x1Z(p *product)
-
-// slide19x1Z is slide for m rows.
-//
-//go:noescape
-func slide19x1Z(p *product)
-
-// slide20x1Z is slide for m rows.
-//
-//go:noescape
-func slide20x1Z(p *product)
-
-// slide21x1Z is slide for m rows.
-//
-//go:noescape
-func slide21x1Z(p *product)
-
-// slide22x1Z is slide for m rows.
-//
-//go:noescape
-func slide22x1Z(p *product)
-
-// slide23x1Z is slide for m rows.
-//
-//go:noescape
-func slide23x1Z(p *product)
-
-// slide24x1Z is slide for m rows.
-//
-//go:noescape
-func slide24x1Z(p *product)
-
-// slide25x1Z is slide for m rows.
-//
-//go:noescape
-func slide25x1Z(p *product)
-
-// slide26x1Z is slide for m rows.
-//
-//go:noescape
-func slide26x1Z(p *product)
-
-// slide27x1Z is slide for m rows.
-//
-//go:noescape
-func slide27x1Z(p *product)
-
-// slide1x2Z is slide for m rows.
-//
-//go:noescape
-func slide1x2Z(p *product)
-
-// slide2x2Z is slide for m rows.
-//
-//go:noescape
-func slide2x2Z(p *product)
-
-// slide3x2Z is slide for m rows.
-//
-//go:noescape
-func slide3x2Z(p *product)
-
-// slide4x2Z is slide for m rows.
-//
-//go:noescape
-func slide4x2Z(p *product)
-
-// slide5x2Z is slide for m rows.
-//
-//go:noescape
-func slide5x2Z(p *product)
-
-// slide6x2Z is slide for m rows.
-//
-//go:noescape
-func slide6x2Z(p *product)
-
-// slide7x2Z is slide for m rows.
-//
-//go:noescape
-func slide7x2Z(p *product)
-
-// slide8x2Z is slide for m rows.
-//
-//go:noescape
-func slide8x2Z(p *product)
-
-// slide9x2Z is slide for m rows.
-//
-//go:noescape
-func slide9x2Z(p *product)
-
-// slide10x2Z is slide for m rows.
-//
-//go:noescape
-func slide10x2Z(p *product)
-
-// slide11x2Z is slide for m rows.
-//
-//go:noescape
-func slide11x2Z(p *product)
-
-// slide12x2Z is slide for m rows.
-//
-//go:noescape
-func slide12x2Z(p *product)
-
 // outer1x1Z is outer for m rows.
 //
 //go:noescape
@@ -659,70 +464,570 @@ func outer13x2Z(o *outer)
 //go:noescape
 func outer14x2Z(o *outer)
 
-// outerSlide1x1Z is outerSlide for m rows.
+// slide21x1Z is slide for m rows and 2 taps.
 //
 //go:noescape
-func outerSlide1x1Z(o *outer)
+func slide21x1Z(p *product)
 
-// outerSlide2x1Z is outerSlide for m rows.
+// slide22x1Z is slide for m rows and 2 taps.
 //
 //go:noescape
-func outerSlide2x1Z(o *outer)
+func slide22x1Z(p *product)
 
-// outerSlide3x1Z is outerSlide for m rows.
+// slide23x1Z is slide for m rows and 2 taps.
 //
 //go:noescape
-func outerSlide3x1Z(o *outer)
+func slide23x1Z(p *product)
 
-// outerSlide4x1Z is outerSlide for m rows.
+// slide24x1Z is slide for m rows and 2 taps.
 //
 //go:noescape
-func outerSlide4x1Z(o *outer)
+func slide24x1Z(p *product)
 
-// outerSlide5x1Z is outerSlide for m rows.
+// slide25x1Z is slide for m rows and 2 taps.
 //
 //go:noescape
-func outerSlide5x1Z(o *outer)
+func slide25x1Z(p *product)
 
-// outerSlide6x1Z is outerSlide for m rows.
+// slide26x1Z is slide for m rows and 2 taps.
 //
 //go:noescape
-func outerSlide6x1Z(o *outer)
+func slide26x1Z(p *product)
 
-// outerSlide7x1Z is outerSlide for m rows.
+// slide27x1Z is slide for m rows and 2 taps.
 //
 //go:noescape
-func outerSlide7x1Z(o *outer)
+func slide27x1Z(p *product)
 
-// outerSlide8x1Z is outerSlide for m rows.
+// slide28x1Z is slide for m rows and 2 taps.
 //
 //go:noescape
-func outerSlide8x1Z(o *outer)
+func slide28x1Z(p *product)
 
-// outerSlide9x1Z is outerSlide for m rows.
+// slide29x1Z is slide for m rows and 2 taps.
 //
 //go:noescape
-func outerSlide9x1Z(o *outer)
+func slide29x1Z(p *product)
 
-// outerSlide1x2Z is outerSlide for m rows.
+// slide210x1Z is slide for m rows and 2 taps.
 //
 //go:noescape
-func outerSlide1x2Z(o *outer)
+func slide210x1Z(p *product)
 
-// outerSlide2x2Z is outerSlide for m rows.
+// slide211x1Z is slide for m rows and 2 taps.
 //
 //go:noescape
-func outerSlide2x2Z(o *outer)
+func slide211x1Z(p *product)
 
-// outerSlide3x2Z is outerSlide for m rows.
+// slide212x1Z is slide for m rows and 2 taps.
 //
 //go:noescape
-func outerSlide3x2Z(o *outer)
+func slide212x1Z(p *product)
 
-// outerSlide4x2Z is outerSlide for m rows.
+// slide213x1Z is slide for m rows and 2 taps.
 //
 //go:noescape
-func outerSlide4x2Z(o *outer)
+func slide213x1Z(p *product)
+
+// slide214x1Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide214x1Z(p *product)
+
+// slide215x1Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide215x1Z(p *product)
+
+// slide216x1Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide216x1Z(p *product)
+
+// slide217x1Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide217x1Z(p *product)
+
+// slide218x1Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide218x1Z(p *product)
+
+// slide219x1Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide219x1Z(p *product)
+
+// slide220x1Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide220x1Z(p *product)
+
+// slide221x1Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide221x1Z(p *product)
+
+// slide222x1Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide222x1Z(p *product)
+
+// slide223x1Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide223x1Z(p *product)
+
+// slide224x1Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide224x1Z(p *product)
+
+// slide225x1Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide225x1Z(p *product)
+
+// slide226x1Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide226x1Z(p *product)
+
+// slide227x1Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide227x1Z(p *product)
+
+// slide228x1Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide228x1Z(p *product)
+
+// slide21x2Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide21x2Z(p *product)
+
+// slide22x2Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide22x2Z(p *product)
+
+// slide23x2Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide23x2Z(p *product)
+
+// slide24x2Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide24x2Z(p *product)
+
+// slide25x2Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide25x2Z(p *product)
+
+// slide26x2Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide26x2Z(p *product)
+
+// slide27x2Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide27x2Z(p *product)
+
+// slide28x2Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide28x2Z(p *product)
+
+// slide29x2Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide29x2Z(p *product)
+
+// slide210x2Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide210x2Z(p *product)
+
+// slide211x2Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide211x2Z(p *product)
+
+// slide212x2Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide212x2Z(p *product)
+
+// slide213x2Z is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide213x2Z(p *product)
+
+// slide31x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide31x1Z(p *product)
+
+// slide32x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide32x1Z(p *product)
+
+// slide33x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide33x1Z(p *product)
+
+// slide34x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide34x1Z(p *product)
+
+// slide35x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide35x1Z(p *product)
+
+// slide36x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide36x1Z(p *product)
+
+// slide37x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide37x1Z(p *product)
+
+// slide38x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide38x1Z(p *product)
+
+// slide39x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide39x1Z(p *product)
+
+// slide310x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide310x1Z(p *product)
+
+// slide311x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide311x1Z(p *product)
+
+// slide312x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide312x1Z(p *product)
+
+// slide313x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide313x1Z(p *product)
+
+// slide314x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide314x1Z(p *product)
+
+// slide315x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide315x1Z(p *product)
+
+// slide316x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide316x1Z(p *product)
+
+// slide317x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide317x1Z(p *product)
+
+// slide318x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide318x1Z(p *product)
+
+// slide319x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide319x1Z(p *product)
+
+// slide320x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide320x1Z(p *product)
+
+// slide321x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide321x1Z(p *product)
+
+// slide322x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide322x1Z(p *product)
+
+// slide323x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide323x1Z(p *product)
+
+// slide324x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide324x1Z(p *product)
+
+// slide325x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide325x1Z(p *product)
+
+// slide326x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide326x1Z(p *product)
+
+// slide327x1Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide327x1Z(p *product)
+
+// slide31x2Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide31x2Z(p *product)
+
+// slide32x2Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide32x2Z(p *product)
+
+// slide33x2Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide33x2Z(p *product)
+
+// slide34x2Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide34x2Z(p *product)
+
+// slide35x2Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide35x2Z(p *product)
+
+// slide36x2Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide36x2Z(p *product)
+
+// slide37x2Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide37x2Z(p *product)
+
+// slide38x2Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide38x2Z(p *product)
+
+// slide39x2Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide39x2Z(p *product)
+
+// slide310x2Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide310x2Z(p *product)
+
+// slide311x2Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide311x2Z(p *product)
+
+// slide312x2Z is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide312x2Z(p *product)
+
+// outerSlide21x1Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide21x1Z(o *outer)
+
+// outerSlide22x1Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide22x1Z(o *outer)
+
+// outerSlide23x1Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide23x1Z(o *outer)
+
+// outerSlide24x1Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide24x1Z(o *outer)
+
+// outerSlide25x1Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide25x1Z(o *outer)
+
+// outerSlide26x1Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide26x1Z(o *outer)
+
+// outerSlide27x1Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide27x1Z(o *outer)
+
+// outerSlide28x1Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide28x1Z(o *outer)
+
+// outerSlide29x1Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide29x1Z(o *outer)
+
+// outerSlide210x1Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide210x1Z(o *outer)
+
+// outerSlide211x1Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide211x1Z(o *outer)
+
+// outerSlide212x1Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide212x1Z(o *outer)
+
+// outerSlide213x1Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide213x1Z(o *outer)
+
+// outerSlide214x1Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide214x1Z(o *outer)
+
+// outerSlide21x2Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide21x2Z(o *outer)
+
+// outerSlide22x2Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide22x2Z(o *outer)
+
+// outerSlide23x2Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide23x2Z(o *outer)
+
+// outerSlide24x2Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide24x2Z(o *outer)
+
+// outerSlide25x2Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide25x2Z(o *outer)
+
+// outerSlide26x2Z is outerSlide for m rows and 2 taps.
+//
+//go:noescape
+func outerSlide26x2Z(o *outer)
+
+// outerSlide31x1Z is outerSlide for m rows and 3 taps.
+//
+//go:noescape
+func outerSlide31x1Z(o *outer)
+
+// outerSlide32x1Z is outerSlide for m rows and 3 taps.
+//
+//go:noescape
+func outerSlide32x1Z(o *outer)
+
+// outerSlide33x1Z is outerSlide for m rows and 3 taps.
+//
+//go:noescape
+func outerSlide33x1Z(o *outer)
+
+// outerSlide34x1Z is outerSlide for m rows and 3 taps.
+//
+//go:noescape
+func outerSlide34x1Z(o *outer)
+
+// outerSlide35x1Z is outerSlide for m rows and 3 taps.
+//
+//go:noescape
+func outerSlide35x1Z(o *outer)
+
+// outerSlide36x1Z is outerSlide for m rows and 3 taps.
+//
+//go:noescape
+func outerSlide36x1Z(o *outer)
+
+// outerSlide37x1Z is outerSlide for m rows and 3 taps.
+//
+//go:noescape
+func outerSlide37x1Z(o *outer)
+
+// outerSlide38x1Z is outerSlide for m rows and 3 taps.
+//
+//go:noescape
+func outerSlide38x1Z(o *outer)
+
+// outerSlide39x1Z is outerSlide for m rows and 3 taps.
+//
+//go:noescape
+func outerSlide39x1Z(o *outer)
+
+// outerSlide31x2Z is outerSlide for m rows and 3 taps.
+//
+//go:noescape
+func outerSlide31x2Z(o *outer)
+
+// outerSlide32x2Z is outerSlide for m rows and 3 taps.
+//
+//go:noescape
+func outerSlide32x2Z(o *outer)
+
+// outerSlide33x2Z is outerSlide for m rows and 3 taps.
+//
+//go:noescape
+func outerSlide33x2Z(o *outer)
+
+// outerSlide34x2Z is outerSlide for m rows and 3 taps.
+//
+//go:noescape
+func outerSlide34x2Z(o *outer)
 
 // rootMeanSquareZ is rootMeanSquare; inverse is 1/C.
 //
@@ -919,66 +1224,6 @@ func product5x2Y(p *product)
 //go:noescape
 func product6x2Y(p *product)
 
-// slide1x1Y is slide for m rows.
-//
-//go:noescape
-func slide1x1Y(p *product)
-
-// slide2x1Y is slide for m rows.
-//
-//go:noescape
-func slide2x1Y(p *product)
-
-// slide3x1Y is slide for m rows.
-//
-//go:noescape
-func slide3x1Y(p *product)
-
-// slide4x1Y is slide for m rows.
-//
-//go:noescape
-func slide4x1Y(p *product)
-
-// slide5x1Y is slide for m rows.
-//
-//go:noescape
-func slide5x1Y(p *product)
-
-// slide6x1Y is slide for m rows.
-//
-//go:noescape
-func slide6x1Y(p *product)
-
-// slide7x1Y is slide for m rows.
-//
-//go:noescape
-func slide7x1Y(p *product)
-
-// slide8x1Y is slide for m rows.
-//
-//go:noescape
-func slide8x1Y(p *product)
-
-// slide9x1Y is slide for m rows.
-//
-//go:noescape
-func slide9x1Y(p *product)
-
-// slide10x1Y is slide for m rows.
-//
-//go:noescape
-func slide10x1Y(p *product)
-
-// slide11x1Y is slide for m rows.
-//
-//go:noescape
-func slide11x1Y(p *product)
-
-// slide12x1Y is slide for m rows.
-//
-//go:noescape
-func slide12x1Y(p *product)
-
 // outer1x1Y is outer for m rows.
 //
 //go:noescape
@@ -1069,6 +1314,121 @@ func outer5x2Y(o *outer)
 //go:noescape
 func outer6x2Y(o *outer)
 
+// slide21x1Y is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide21x1Y(p *product)
+
+// slide22x1Y is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide22x1Y(p *product)
+
+// slide23x1Y is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide23x1Y(p *product)
+
+// slide24x1Y is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide24x1Y(p *product)
+
+// slide25x1Y is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide25x1Y(p *product)
+
+// slide26x1Y is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide26x1Y(p *product)
+
+// slide27x1Y is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide27x1Y(p *product)
+
+// slide28x1Y is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide28x1Y(p *product)
+
+// slide29x1Y is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide29x1Y(p *product)
+
+// slide210x1Y is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide210x1Y(p *product)
+
+// slide211x1Y is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide211x1Y(p *product)
+
+// slide212x1Y is slide for m rows and 2 taps.
+//
+//go:noescape
+func slide212x1Y(p *product)
+
+// slide31x1Y is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide31x1Y(p *product)
+
+// slide32x1Y is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide32x1Y(p *product)
+
+// slide33x1Y is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide33x1Y(p *product)
+
+// slide34x1Y is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide34x1Y(p *product)
+
+// slide35x1Y is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide35x1Y(p *product)
+
+// slide36x1Y is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide36x1Y(p *product)
+
+// slide37x1Y is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide37x1Y(p *product)
+
+// slide38x1Y is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide38x1Y(p *product)
+
+// slide39x1Y is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide39x1Y(p *product)
+
+// slide310x1Y is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide310x1Y(p *product)
+
+// slide311x1Y is slide for m rows and 3 taps.
+//
+//go:noescape
+func slide311x1Y(p *product)
+
 // rootMeanSquareY is rootMeanSquare; inverse is 1/C.
 //
 //go:noescape
@@ -1147,16 +1507,6 @@ var productsZ = [3][]func(*product){
 	},
 }
 
-// slidesZ is the slide kernels by vectors and rows.
-var slidesZ = [3][]func(*product){
-	1: {
-		nil, slide1x1Z, slide2x1Z, slide3x1Z, slide4x1Z, slide5x1Z, slide6x1Z, slide7x1Z, slide8x1Z, slide9x1Z, slide10x1Z, slide11x1Z, slide12x1Z, slide13x1Z, slide14x1Z, slide15x1Z, slide16x1Z, slide17x1Z, slide18x1Z, slide19x1Z, slide20x1Z, slide21x1Z, slide22x1Z, slide23x1Z, slide24x1Z, slide25x1Z, slide26x1Z, slide27x1Z,
-	},
-	2: {
-		nil, slide1x2Z, slide2x2Z, slide3x2Z, slide4x2Z, slide5x2Z, slide6x2Z, slide7x2Z, slide8x2Z, slide9x2Z, slide10x2Z, slide11x2Z, slide12x2Z,
-	},
-}
-
 // outersZ is the outer kernels by vectors and rows.
 var outersZ = [3][]func(*outer){
 	1: {
@@ -1167,13 +1517,43 @@ var outersZ = [3][]func(*outer){
 	},
 }
 
-// outerSlidesZ is the outerSlide kernels by vectors and rows.
-var outerSlidesZ = [3][]func(*outer){
+// slide2sZ is the slide2 kernels by vectors and rows.
+var slide2sZ = [3][]func(*product){
 	1: {
-		nil, outerSlide1x1Z, outerSlide2x1Z, outerSlide3x1Z, outerSlide4x1Z, outerSlide5x1Z, outerSlide6x1Z, outerSlide7x1Z, outerSlide8x1Z, outerSlide9x1Z,
+		nil, slide21x1Z, slide22x1Z, slide23x1Z, slide24x1Z, slide25x1Z, slide26x1Z, slide27x1Z, slide28x1Z, slide29x1Z, slide210x1Z, slide211x1Z, slide212x1Z, slide213x1Z, slide214x1Z, slide215x1Z, slide216x1Z, slide217x1Z, slide218x1Z, slide219x1Z, slide220x1Z, slide221x1Z, slide222x1Z, slide223x1Z, slide224x1Z, slide225x1Z, slide226x1Z, slide227x1Z, slide228x1Z,
 	},
 	2: {
-		nil, outerSlide1x2Z, outerSlide2x2Z, outerSlide3x2Z, outerSlide4x2Z,
+		nil, slide21x2Z, slide22x2Z, slide23x2Z, slide24x2Z, slide25x2Z, slide26x2Z, slide27x2Z, slide28x2Z, slide29x2Z, slide210x2Z, slide211x2Z, slide212x2Z, slide213x2Z,
+	},
+}
+
+// slide3sZ is the slide3 kernels by vectors and rows.
+var slide3sZ = [3][]func(*product){
+	1: {
+		nil, slide31x1Z, slide32x1Z, slide33x1Z, slide34x1Z, slide35x1Z, slide36x1Z, slide37x1Z, slide38x1Z, slide39x1Z, slide310x1Z, slide311x1Z, slide312x1Z, slide313x1Z, slide314x1Z, slide315x1Z, slide316x1Z, slide317x1Z, slide318x1Z, slide319x1Z, slide320x1Z, slide321x1Z, slide322x1Z, slide323x1Z, slide324x1Z, slide325x1Z, slide326x1Z, slide327x1Z,
+	},
+	2: {
+		nil, slide31x2Z, slide32x2Z, slide33x2Z, slide34x2Z, slide35x2Z, slide36x2Z, slide37x2Z, slide38x2Z, slide39x2Z, slide310x2Z, slide311x2Z, slide312x2Z,
+	},
+}
+
+// outerSlide2sZ is the outerSlide2 kernels by vectors and rows.
+var outerSlide2sZ = [3][]func(*outer){
+	1: {
+		nil, outerSlide21x1Z, outerSlide22x1Z, outerSlide23x1Z, outerSlide24x1Z, outerSlide25x1Z, outerSlide26x1Z, outerSlide27x1Z, outerSlide28x1Z, outerSlide29x1Z, outerSlide210x1Z, outerSlide211x1Z, outerSlide212x1Z, outerSlide213x1Z, outerSlide214x1Z,
+	},
+	2: {
+		nil, outerSlide21x2Z, outerSlide22x2Z, outerSlide23x2Z, outerSlide24x2Z, outerSlide25x2Z, outerSlide26x2Z,
+	},
+}
+
+// outerSlide3sZ is the outerSlide3 kernels by vectors and rows.
+var outerSlide3sZ = [3][]func(*outer){
+	1: {
+		nil, outerSlide31x1Z, outerSlide32x1Z, outerSlide33x1Z, outerSlide34x1Z, outerSlide35x1Z, outerSlide36x1Z, outerSlide37x1Z, outerSlide38x1Z, outerSlide39x1Z,
+	},
+	2: {
+		nil, outerSlide31x2Z, outerSlide32x2Z, outerSlide33x2Z, outerSlide34x2Z,
 	},
 }
 
@@ -1190,13 +1570,6 @@ var productsY = [3][]func(*product){
 	},
 }
 
-// slidesY is the slide kernels by vectors and rows.
-var slidesY = [3][]func(*product){
-	1: {
-		nil, slide1x1Y, slide2x1Y, slide3x1Y, slide4x1Y, slide5x1Y, slide6x1Y, slide7x1Y, slide8x1Y, slide9x1Y, slide10x1Y, slide11x1Y, slide12x1Y,
-	},
-}
-
 // outersY is the outer kernels by vectors and rows.
 var outersY = [3][]func(*outer){
 	1: {
@@ -1207,5 +1580,22 @@ var outersY = [3][]func(*outer){
 	},
 }
 
-// outerSlidesY is the outerSlide kernels by vectors and rows.
-var outerSlidesY = [3][]func(*outer){}
+// slide2sY is the slide2 kernels by vectors and rows.
+var slide2sY = [3][]func(*product){
+	1: {
+		nil, slide21x1Y, slide22x1Y, slide23x1Y, slide24x1Y, slide25x1Y, slide26x1Y, slide27x1Y, slide28x1Y, slide29x1Y, slide210x1Y, slide211x1Y, slide212x1Y,
+	},
+}
+
+// slide3sY is the slide3 kernels by vectors and rows.
+var slide3sY = [3][]func(*product){
+	1: {
+		nil, slide31x1Y, slide32x1Y, slide33x1Y, slide34x1Y, slide35x1Y, slide36x1Y, slide37x1Y, slide38x1Y, slide39x1Y, slide310x1Y, slide311x1Y,
+	},
+}
+
+// outerSlide2sY is the outerSlide2 kernels by vectors and rows.
+var outerSlide2sY = [3][]func(*outer){}
+
+// outerSlide3sY is the outerSlide3 kernels by vectors and rows.
+var outerSlide3sY = [3][]func(*outer){}

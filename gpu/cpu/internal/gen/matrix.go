@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 
 	op "github.com/mmcloughlin/avo/operand"
 	"github.com/mmcloughlin/avo/reg"
@@ -43,20 +44,24 @@ func (k *kernels) rows(nv int) int {
 	return [3]int{dotRows, 12, 6}[nv]
 }
 
-// slideRows is the most rows of a slide kernel with nv vectors.
-func (k *kernels) slideRows(nv int) int {
-	if k.wide() {
-		return [3]int{0, 27, 12}[nv]
+// slideRows is the most rows of a slide kernel with nv vectors: sums, nv vectors of each tap and two spares must fit.
+func (k *kernels) slideRows(taps int) func(nv int) int {
+	return func(nv int) int {
+		if !k.wide() && nv == 2 {
+			return 0 // too few to pay
+		}
+		return min((len(k.regs)-2)/nv-taps, 5*len(bases)-taps+1)
 	}
-	return [3]int{0, 12, 0}[nv]
 }
 
 // outerSlideRows is the most rows of an outerSlide kernel with nv vectors. AVX2 has too few registers for it to pay.
-func (k *kernels) outerSlideRows(nv int) int {
-	if k.wide() {
-		return [3]int{0, 9, 4}[nv]
+func (k *kernels) outerSlideRows(taps int) func(nv int) int {
+	return func(nv int) int {
+		if !k.wide() {
+			return 0
+		}
+		return ((len(k.regs)-2)/nv - taps) / taps
 	}
-	return 0
 }
 
 // dotRows is the most rows of a kernel for one column.
@@ -69,10 +74,14 @@ func (k *kernels) matrices(tables io.Writer) {
 		least int
 		emit  func(m, nv int)
 		rows  func(nv int) int
-	}{{"product", 0, k.product, k.rows}, {"slide", 1, k.slide, k.slideRows}, {"outer", 1, k.outer, k.rows}, {"outerSlide", 1, k.outerSlide, k.outerSlideRows}} {
-		operand := map[string]string{"slide": "product", "outerSlide": "outer"}[f.name]
-		if operand == "" {
-			operand = f.name
+	}{
+		{"product", 0, k.product, k.rows}, {"outer", 1, k.outer, k.rows},
+		{"slide2", 1, k.slide(2), k.slideRows(2)}, {"slide3", 1, k.slide(3), k.slideRows(3)},
+		{"outerSlide2", 1, k.outerSlide(2), k.outerSlideRows(2)}, {"outerSlide3", 1, k.outerSlide(3), k.outerSlideRows(3)},
+	} {
+		operand := "product"
+		if strings.HasPrefix(f.name, "outer") {
+			operand = "outer"
 		}
 		fmt.Fprintf(tables, "// %ss%s is the %s kernels by vectors and rows.\nvar %ss%s = [3][]func(*%s){\n", f.name, k.suffix, f.name, f.name, k.suffix, operand)
 		for nv := f.least; nv <= 2 && f.rows(nv) > 0; nv++ {
@@ -128,32 +137,34 @@ func (k *kernels) product(m, nv int) {
 	})
 }
 
-// slide writes the kernel of m rows by nv vectors that takes three taps at once.
-func (k *kernels) slide(m, nv int) {
-	k.function(fmt.Sprintf("slide%dx%d", m, nv), "p *product", "is slide for m rows.")
-	b, spare := k.regs[m*nv:m*nv+3*nv], k.regs[m*nv+3*nv:]
-	k.frame(m, m+2, nv, spare[0], b[0], func(bases []reg.GPPhysical, u int) {
-		for t := range 3 {
-			for v := range nv {
-				mem := at(bPtr, k.bytes*(nv*u+v))
-				if t > 0 {
-					mem.Index, mem.Scale = bStep, uint8(t)
+// slide writes kernels of m rows by nv vectors that take some taps at once.
+func (k *kernels) slide(taps int) func(m, nv int) {
+	return func(m, nv int) {
+		k.function(fmt.Sprintf("slide%d%dx%d", taps, m, nv), "p *product", fmt.Sprintf("is slide for m rows and %d taps.", taps))
+		b, spare := k.regs[m*nv:(m+taps)*nv], k.regs[(m+taps)*nv:]
+		k.frame(m, m+taps-1, nv, spare[0], b[0], func(bases []reg.GPPhysical, u int) {
+			for t := range taps {
+				for v := range nv {
+					mem := at(bPtr, k.bytes*(nv*u+v))
+					if t > 0 {
+						mem.Index, mem.Scale = bStep, uint8(t)
+					}
+					k.VMOVUPS(mem, b[t*nv+v])
 				}
-				k.VMOVUPS(mem, b[t*nv+v])
 			}
-		}
-		for x := range m + 2 {
-			a := spare[x%len(spare)]
-			k.VBROADCASTSS(row(bases, x, u), a)
-			for t := range 3 {
-				if i := x - t; i >= 0 && i < m {
-					for v := range nv {
-						k.VFMADD231PS(b[t*nv+v], a, k.regs[i*nv+v])
+			for x := range m + taps - 1 {
+				a := spare[x%len(spare)]
+				k.VBROADCASTSS(row(bases, x, u), a)
+				for t := range taps {
+					if i := x - t; i >= 0 && i < m {
+						for v := range nv {
+							k.VFMADD231PS(b[t*nv+v], a, k.regs[i*nv+v])
+						}
 					}
 				}
 			}
-		}
-	})
+		})
+	}
 }
 
 // frame writes what product kernels share: sums start at the bias, body adds the products of k + u, a's rows at bases; in
@@ -516,16 +527,20 @@ func (k *kernels) outer(m, nv int) {
 	sum("part", false)
 }
 
-// outerSlide writes the kernel of m rows by nv vectors for three taps at once. At input x, b's vectors of three voxels are
-// at hand: tap s takes that of voxel x-s.
-func (k *kernels) outerSlide(m, nv int) {
-	k.function(fmt.Sprintf("outerSlide%dx%d", m, nv), "o *outer", "is outerSlide for m rows.")
+// outerSlide writes kernels of m rows by nv vectors for some taps at once. At input x, b's vectors of as many voxels are at
+// hand: tap s takes that of voxel x-s.
+func (k *kernels) outerSlide(slide int) func(m, nv int) {
+	return func(m, nv int) { k.outerSlideKernel(slide, m, nv) }
+}
+
+func (k *kernels) outerSlideKernel(slide, m, nv int) {
+	k.function(fmt.Sprintf("outerSlide%d%dx%d", slide, m, nv), "o *outer", fmt.Sprintf("is outerSlide for m rows and %d taps.", slide))
 	acc := func(s, i, v int) reg.VecPhysical { return k.regs[(s*m+i)*nv+v] }
-	b := func(s, v int) reg.VecPhysical { return k.regs[3*m*nv+s*nv+v] }
-	spare := k.regs[3*m*nv+3*nv:]
+	b := func(s, v int) reg.VecPhysical { return k.regs[(slide*m+s)*nv+v] }
+	spare := k.regs[slide*(m+1)*nv:]
 	aPtr, lda, ldb := reg.R9, reg.RDX, reg.RSI
 	k.Load(k.Param("o"), args)
-	k.zero(k.regs[:3*m*nv]...)
+	k.zero(k.regs[:slide*m*nv]...)
 	k.MOVQ(at(args, outerTaps), taps)
 	k.MOVQ(at(args, outerTaps+8), left)
 	k.MOVQ(at(args, outerLda), lda)
@@ -544,7 +559,7 @@ func (k *kernels) outerSlide(m, nv int) {
 		k.MOVQ(at(args, productC), next)
 		k.MOVQ(at(args, outerLdc), ldc)
 		k.MOVQ(at(args, outerStep), reg.R13)
-		for s := range 3 {
+		for s := range slide {
 			k.MOVQ(next, c)
 			for i := range m {
 				for v := range nv {
@@ -584,9 +599,10 @@ func (k *kernels) outerSlide(m, nv int) {
 		k.ADDQ(lda, aPtr)
 	}
 	shift := func() {
-		for v := range nv {
-			k.VMOVAPS(b(1, v), b(2, v))
-			k.VMOVAPS(b(0, v), b(1, v))
+		for s := slide - 1; s > 0; s-- {
+			for v := range nv {
+				k.VMOVAPS(b(s-1, v), b(s, v))
+			}
 		}
 	}
 	k.Label("tap")
@@ -599,8 +615,10 @@ func (k *kernels) outerSlide(m, nv int) {
 	k.SHLQ(op.Imm(2), bPtr)
 	k.ADDQ(at(args, productB), bPtr)
 	k.MOVQ(at(args, outerK), kLeft)
-	for v := range nv {
-		k.zero(b(1, v))
+	for s := 1; s < slide; s++ {
+		for v := range nv {
+			k.zero(b(s, v))
+		}
 	}
 	load()
 	multiply(0, 1)
@@ -613,14 +631,17 @@ func (k *kernels) outerSlide(m, nv int) {
 		k.PREFETCHT0(op.Mem{Base: bPtr, Index: ldb, Scale: 8, Disp: v * k.bytes})
 	}
 	k.PREFETCHT0(op.Mem{Base: aPtr, Index: lda, Scale: 8})
-	multiply(0, 3)
+	multiply(0, slide)
 	shift()
 	k.DECQ(kLeft)
 	k.JNZ(op.LabelRef("loop"))
 	k.Label("last")
-	multiply(1, 3)
-	shift()
-	multiply(2, 3)
+	for s := 1; s < slide; s++ {
+		multiply(s, slide)
+		if s < slide-1 {
+			shift()
+		}
+	}
 	k.ADDQ(op.Imm(16), taps)
 	k.DECQ(left)
 	k.JNZ(op.LabelRef("tap"))
