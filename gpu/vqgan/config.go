@@ -68,6 +68,16 @@ func (c *Config) Latents(patch [3]int) [3]int {
 	return patch
 }
 
+// checkSize says whether voxels of a size become whole latents.
+func (c *Config) checkSize(what string, size [3]int) error {
+	for a, n := range size {
+		if f := c.Downsample[a]; n < 1 || n%f != 0 {
+			return fmt.Errorf("%s: %d along %c isn't a multiple of the downsampling %d", what, n, "xyz"[a], f)
+		}
+	}
+	return nil
+}
+
 // JSON is the shape as a checkpoint keeps it, without the name of the preset that it came from.
 func (c *Config) JSON() (string, error) {
 	b, err := json.Marshal(c)

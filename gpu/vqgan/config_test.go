@@ -260,17 +260,13 @@ func make1(n int) []float32 {
 
 // TestFieldsAreWhatIsSeen changes one voxel (or latent) at a time and looks which latents (or voxels) change.
 func TestFieldsAreWhatIsSeen(t *testing.T) {
-	for _, down := range [][3]int{{2, 2, 2}, {4, 2, 1}, {8, 2, 1}} {
-		c := Config{Hidden: 4, Downsample: down, Embedding: 2, Codes: 4, Norm: "channel", Padding: "zero", Decoder: "lean"}
-		size := [3]int{144, 48, 48}
+	for i, down := range [][3]int{{2, 2, 2}, {4, 2, 1}, {1, 4, 2}, {8, 2, 1}} {
+		c := Config{Hidden: 2, Downsample: down, Embedding: 2, Codes: 4, Norm: "channel",
+			Padding: []string{"zero", "replicate"}[i%2], Decoder: []string{"lean", "full"}[i/2]}
 		for a := range 3 {
 			// A rod along one axis: the others are as short as can be.
-			d := size
-			for b := range 3 {
-				if b != a {
-					d[b] = down[b]
-				}
-			}
+			d := down
+			d[a] = 96
 			e := cpu.New(1)
 			in := gpu.Dims{N: 1, D: d[2], H: d[1], W: d[0], C: 1}
 			enc := func(g *nn.Graph, x *nn.Value) *nn.Value { return encoder(g, &c, x) }
@@ -278,7 +274,7 @@ func TestFieldsAreWhatIsSeen(t *testing.T) {
 			f, n := down[a], d[a]
 			low, high := seen(t, e, enc, in, 1, (n/f)/2)
 			if got := c.EncoderField()[a]; n/f/2*f-low != got[0] || high-(n/f/2*f+f-1) != got[1] {
-				t.Errorf("%v axis %d: latent %d sees voxels %d to %d, said %v", down, a, n/f/2, low, high, got)
+				t.Errorf("%+v axis %d: latent %d sees voxels %d to %d, said %v", c, a, n/f/2, low, high, got)
 			}
 			_ = e.Close()
 			e = cpu.New(1)
@@ -286,7 +282,7 @@ func TestFieldsAreWhatIsSeen(t *testing.T) {
 			in = gpu.Dims{N: 1, D: l[2], H: l[1], W: l[0], C: 2}
 			low, high = seen(t, e, dec, in, f, (n/f)/2)
 			if got := c.DecoderField()[a]; n/f/2-low != got[0] || high-n/f/2 != got[1] {
-				t.Errorf("%v axis %d: voxels of latent %d see latents %d to %d, said %v", down, a, n/f/2, low, high, got)
+				t.Errorf("%+v axis %d: voxels of latent %d see latents %d to %d, said %v", c, a, n/f/2, low, high, got)
 			}
 			_ = e.Close()
 		}
@@ -347,7 +343,7 @@ func along(d gpu.Dims, f func(index, place int)) {
 		for y := range d.H {
 			for x := range d.W {
 				place := x
-				if d.D > d.W {
+				if d.D > max(d.W, d.H) {
 					place = z
 				} else if d.H > d.W {
 					place = y

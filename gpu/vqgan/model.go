@@ -91,32 +91,39 @@ func (s *Session) training(n int, limit int64) (*program, error) {
 	if p.Program, err = nn.Compile(g, s.e, nn.Options{Train: true, Recompute: s.o.recompute, MemoryLimit: limit}); err != nil {
 		return nil, err
 	}
-	p.Name = s.title("train", n)
+	p.Name = title("train", n, s.o.Patch)
 	return p, nil
 }
 
 // inference builds the program that reconstructs n patches.
 func (s *Session) inference(n int) (*program, error) {
-	g := nn.NewGraph(&s.params)
-	p := &program{n: n, input: g.Input("input", s.dims(n))}
-	p.z = encoder(g, &s.c, p.input)
-	p.quantized = g.Quantize("codebook", p.z, s.codebook(), 0)
-	p.y = decoder(g, &s.c, p.quantized.Q)
+	return reconstruction(s.e, &s.params, &s.c, s.codebook(), n, s.o.Patch)
+}
+
+// reconstruction builds the program from n patches to what the model makes of them.
+func reconstruction(e nn.Sizes, params *nn.Params, c *Config, k nn.Codebook, n int, patch [3]int) (*program, error) {
+	g := nn.NewGraph(params)
+	p := &program{n: n, input: g.Input("input", dims(n, patch, 1))}
+	p.z = encoder(g, c, p.input)
+	p.quantized = g.Quantize("codebook", p.z, k, 0)
+	p.y = decoder(g, c, p.quantized.Q)
 	g.Keep(p.y)
 	var err error
-	if p.Program, err = nn.Compile(g, s.e, nn.Options{}); err != nil {
+	if p.Program, err = nn.Compile(g, e, nn.Options{}); err != nil {
 		return nil, err
 	}
-	p.Name = s.title("reconstruct", n)
+	p.Name = title("reconstruct", n, patch)
 	return p, nil
 }
 
-func (s *Session) dims(n int) gpu.Dims {
-	return gpu.Dims{N: n, D: s.o.Patch[2], H: s.o.Patch[1], W: s.o.Patch[0], C: 1}
+func dims(n int, size [3]int, channels int) gpu.Dims {
+	return gpu.Dims{N: n, D: size[2], H: size[1], W: size[0], C: channels}
 }
 
-func (s *Session) title(what string, n int) string {
-	return fmt.Sprintf("%s %d patches of %d×%d×%d", what, n, s.o.Patch[0], s.o.Patch[1], s.o.Patch[2])
+func (s *Session) dims(n int) gpu.Dims { return dims(n, s.o.Patch, 1) }
+
+func title(what string, n int, patch [3]int) string {
+	return fmt.Sprintf("%s %d patches of %d×%d×%d", what, n, patch[0], patch[1], patch[2])
 }
 
 func (s *Session) codebook() nn.Codebook {

@@ -57,10 +57,8 @@ func (o *Options) check(c *Config) error {
 	if o.Infer == 0 {
 		o.Infer = o.MicroBatch
 	}
-	for a, n := range o.Patch {
-		if f := c.Downsample[a]; n < 1 || n%f != 0 {
-			return fmt.Errorf("patch: %d along %c isn't a multiple of the downsampling %d", n, "xyz"[a], f)
-		}
+	if err := c.checkSize("patch", o.Patch); err != nil {
+		return err
 	}
 	switch {
 	case o.Batch < 1:

@@ -3,7 +3,7 @@
 // move everything that a run needs to go on with the same bits.
 //
 // Reading order: config.go, model.go (the network), codebook.go (how codes follow latents), session.go, state.go (names and
-// layouts in files).
+// layouts in files), coder.go (inference alone: the two halves of the model at any size).
 package vqgan
 
 import (
@@ -395,23 +395,28 @@ func (s *Session) Reconstruct(dst, src []float32, n int, ema bool, codes []int32
 	if ema {
 		weights = s.average
 	}
-	for at := 0; at < n; {
-		p := s.infer
-		if n-at < p.n {
-			p = s.single
-		}
-		s.use(p, weights)
-		from, to := at*s.voxels(), (at+p.n)*s.voxels()
-		p.Write(s.e, p.input, src[from:to])
-		p.Run(s.e, &s.call)
-		p.Read(s.e, p.y, dst[from:to])
-		if codes != nil {
-			p.Codes(s.e, p.quantized, codes[at*s.codesLen():(at+p.n)*s.codesLen()])
-		}
-		at += p.n
-	}
+	reconstruct(s.e, s.infer, s.single, func(p *program) { s.use(p, weights) }, dst, src, n, codes)
 	if err := s.e.Sync(); err != nil {
 		return fmt.Errorf("reconstruct: %w", err)
 	}
 	return nil
+}
+
+// reconstruct runs n patches: through many as long as there are enough for it, then through single. use makes a program ready.
+func reconstruct(e gpu.Engine, many, single *program, use func(*program), dst, src []float32, n int, codes []int32) {
+	voxels, cells := len(src)/n, len(codes)/n
+	for at := 0; at < n; {
+		p := many
+		if n-at < p.n {
+			p = single
+		}
+		use(p)
+		p.Write(e, p.input, src[at*voxels:(at+p.n)*voxels])
+		p.Run(e, &nn.Call{})
+		p.Read(e, p.y, dst[at*voxels:(at+p.n)*voxels])
+		if codes != nil {
+			p.Codes(e, p.quantized, codes[at*cells:(at+p.n)*cells])
+		}
+		at += p.n
+	}
 }
