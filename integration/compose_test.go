@@ -57,8 +57,7 @@ func TestFlows(t *testing.T) {
 	// Two shuffles, two augments, killed.
 	r := p.start("rtsasbTc.yaml", "run.dir=killed")
 	r.until(func() bool { return p.reached("killed") >= 6 })
-	r.signal(syscall.SIGKILL)
-	r.wait()
+	r.kill()
 	p.must("rtsasbTc.yaml", "run.dir=killed")
 	p.sameRun("rtsasbTc", "killed")
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 )
 
@@ -90,8 +89,7 @@ func TestBadScansAreSetAside(t *testing.T) {
 		r := p.start(words...)
 		goal := p.reached("killed") + 6
 		r.until(func() bool { return p.reached("killed") >= goal })
-		r.signal(syscall.SIGKILL)
-		r.wait()
+		r.kill()
 	}
 	p.must(words...)
 	p.sameRun("run", "killed")
@@ -119,15 +117,13 @@ func TestScanSpoiltBetweenKillAndResume(t *testing.T) {
 	if !r.until(func() bool { return p.reached("run") >= 6 }) {
 		t.Fatalf("over too soon: %s", r.stderr.String())
 	}
-	r.signal(syscall.SIGKILL)
-	r.wait()
+	r.kill()
 	p.spoil("phantom-0004.nii.gz")
 	for range 2 { // again: the cursor of a checkpoint written after the loss stays true
 		r := p.start(words...)
 		goal := p.reached("run") + 5
 		r.until(func() bool { return p.reached("run") >= goal })
-		r.signal(syscall.SIGKILL)
-		r.wait()
+		r.kill()
 		p.sound("run")
 	}
 	p.check(os.CopyFS(p.path("copy"), os.DirFS(p.path("run"))))
@@ -141,8 +137,7 @@ func TestScanSpoiltBetweenKillAndResume(t *testing.T) {
 	r = p.start(words...)
 	goal := p.reached("copy") + 7
 	r.until(func() bool { return p.reached("copy") >= goal })
-	r.signal(syscall.SIGKILL)
-	r.wait()
+	r.kill()
 	p.must(words...)
 	p.sameRun("run", "copy")
 }
@@ -172,8 +167,7 @@ func TestScanLostAheadOfItsEpoch(t *testing.T) {
 	for try := 0; try < 8 && !hit; try++ {
 		p.check(os.RemoveAll(p.path("run")))
 		r := lost("run")
-		r.signal(syscall.SIGKILL)
-		r.wait()
+		r.kill()
 		m := p.lines("run", "metrics.jsonl")
 		hit = m[len(m)-1]["epoch"].(float64) == 0
 		p.must(append(words, "run.dir=run")...)

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -62,11 +61,8 @@ func TestKilledAtRandomMoments(t *testing.T) {
 						return false
 					}
 				})
-				r.signal(syscall.SIGKILL)
-				if o := r.wait(); o.code == 0 {
+				if r.kill() {
 					break
-				} else if o.code != -1 {
-					t.Fatalf("exit %d: %s", o.code, o.said())
 				}
 				p.sound("run")
 			}
@@ -140,11 +136,8 @@ func TestKilledIn(t *testing.T) {
 					r := p.start(words...)
 					before := last(p).step()
 					r.until(func() bool { return (aim.soon || last(p).step() > before) && aim.hit(p) })
-					r.signal(syscall.SIGKILL)
-					if o := r.wait(); o.code == 0 {
+					if r.kill() {
 						break
-					} else if o.code != -1 {
-						t.Fatalf("exit %d: %s", o.code, o.said())
 					}
 					if aim.hit(p) {
 						hits++

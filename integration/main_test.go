@@ -173,6 +173,17 @@ func (r *process) signal(s os.Signal) {
 	}
 }
 
+// kill kills the process, unless it has done its work before: then it says so.
+func (r *process) kill() (done bool) {
+	r.Helper()
+	r.signal(os.Kill)
+	o := r.wait()
+	if o.code > 0 {
+		r.Fatalf("exit %d: %s", o.code, o.said())
+	}
+	return o.code == 0
+}
+
 // until waits for a condition, and says whether it came before the process's end.
 func (r *process) until(condition func() bool) bool {
 	for {

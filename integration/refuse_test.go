@@ -4,7 +4,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/flowrun/flowrun/stages/checkpoint"
@@ -174,8 +173,7 @@ func TestTwoRunsInOneFolder(t *testing.T) {
 		t.Fatal(first.stderr.String())
 	}
 	p.refused(2, []string{"train.yaml"}, "run.dir: another flowrun (pid ", "is training in run", "choose another run.dir or stop it")
-	first.signal(syscall.SIGKILL)
-	first.wait()
+	first.kill()
 	p.must("train.yaml")
 }
 
