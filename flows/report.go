@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/flowrun/flowrun/stages/observe"
@@ -13,10 +14,11 @@ import (
 	"github.com/flowrun/flowrun/stages/train"
 )
 
-// watch keeps the progress line alive, and reads the graph's counters for what bounds the run, until over is closed.
-func (r *run) watch(g *pipe.Graph, over <-chan struct{}) {
-	r.stats = g.Stats
-	go func() {
+// attend waits for the graph. Meanwhile it keeps the progress line alive and hands a soft stop on.
+func (r *run) attend(g *pipe.Graph, soft <-chan struct{}) error {
+	over := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
 		tick := time.NewTicker(500 * time.Millisecond)
 		defer tick.Stop()
 		for {
@@ -25,9 +27,17 @@ func (r *run) watch(g *pipe.Graph, over <-chan struct{}) {
 				return
 			case <-tick.C:
 				r.progress.Tick()
+			case <-soft:
+				r.log.Info().Str("event", "stop").Msg("stopping after this step; a second signal stops at once")
+				g.Stop()
+				soft = nil
 			}
 		}
-	}()
+	})
+	err := g.Wait()
+	close(over)
+	wg.Wait()
+	return err
 }
 
 // bound says what bounded the run lately. It is called from the train stage only.

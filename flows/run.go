@@ -366,19 +366,9 @@ func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
 		return nil
 	}
 	g := pipe.New(ctx)
+	r.stats = g.Stats
 	r.wire(g)
-	over := make(chan struct{})
-	defer close(over)
-	go func() {
-		select {
-		case <-soft:
-			r.log.Info().Str("event", "stop").Msg("stopping after this step; a second signal stops at once")
-			g.Stop()
-		case <-over:
-		}
-	}()
-	r.watch(g, over)
-	err := g.Wait()
+	err := r.attend(g, soft)
 	var tooLarge *pipe.TooLargeError
 	switch {
 	case errors.As(err, &tooLarge):
