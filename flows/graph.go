@@ -215,7 +215,13 @@ func (r *run) setAside(b read.Bad) error {
 		return err
 	}
 	r.log.Warn().Str("event", "quarantine").Str("scan", b.Scan).Str("reason", b.Reason).Msg("scan set aside")
-	return r.tooManyBad()
+	if err := r.tooManyBad(); err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(r.data.train, func(s *volume.Scan) bool { return !r.quarantine.Has(s.ID) }) {
+		return dataErrorf("all %d training scans are in quarantine; see %s", len(r.data.train), r.file("quarantine.jsonl"))
+	}
+	return nil
 }
 
 func (r *run) tooManyBad() error {
