@@ -61,7 +61,7 @@ func (j *Job) misfit(e gpu.Engine, o train.Options, patch [3]int, err error) err
 		}
 		small[a] /= 2
 		if _, err := j.plan(e, o, small); err == nil {
-			return configErrorf("%s: tile.patch %s: %w; %s would fit", j.path, list(patch), tight, list(small))
+			return configErrorf("%s: tile.patch: %s: %w; %s would fit", j.path, list(patch), tight, list(small))
 		}
 	}
 }

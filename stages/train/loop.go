@@ -36,11 +36,11 @@ type Step struct {
 type DivergedError struct {
 	Step int
 	Tags []volume.Tag
-	Err  error
+	Err  *vqgan.NonFiniteError
 }
 
 func (e *DivergedError) Error() string {
-	return fmt.Sprintf("step %d diverged on %s: %v; continue from the last checkpoint with a lower train.lr", e.Step, e.Tags[0], e.Err)
+	return fmt.Sprintf("step %d diverged on %s: %s isn't finite; continue from the last checkpoint with a lower train.lr", e.Step, e.Tags[0], e.Err.What)
 }
 
 func (e *DivergedError) Unwrap() error { return e.Err }
@@ -172,9 +172,8 @@ func (l *Loop) step(b *volume.Batch) (Step, error) {
 	lr := l.Schedule.At(l.Step + 1)
 	stats, err := l.Model.Step(b.Input, b.Target, n, lr)
 	if err != nil {
-		var nonFinite *vqgan.NonFiniteError
-		if errors.As(err, &nonFinite) {
-			return Step{}, &DivergedError{Step: l.Step + 1, Tags: b.Tags, Err: err}
+		if what, ok := errors.AsType[*vqgan.NonFiniteError](err); ok {
+			return Step{}, &DivergedError{Step: l.Step + 1, Tags: b.Tags, Err: what}
 		}
 		return Step{}, fmt.Errorf("step %d on %s: %w", l.Step+1, b.Tags[0], err)
 	}
