@@ -123,25 +123,30 @@ func (p *part) cancel() {
 
 // WriteInt16 appends samples to an int16 image.
 func (w *Writer) WriteInt16(samples []int16) error {
-	return write(w, Int16, samples, func(b []byte, o binary.ByteOrder, x int16) []byte {
+	return write(w, Int16, samples, func(b []byte, o binary.ByteOrder, xs []int16) {
 		if o == binary.BigEndian {
-			return append(b, byte(x>>8), byte(x))
+			for i, x := range xs {
+				binary.BigEndian.PutUint16(b[2*i:], uint16(x))
+			}
+			return
 		}
-		return append(b, byte(x), byte(x>>8))
+		for i, x := range xs {
+			binary.LittleEndian.PutUint16(b[2*i:], uint16(x))
+		}
 	})
 }
 
 // WriteFloat32 appends samples to a float32 image.
 func (w *Writer) WriteFloat32(samples []float32) error {
-	return write(w, Float32, samples, func(b []byte, o binary.ByteOrder, x float32) []byte {
-		if o == binary.BigEndian {
-			return binary.BigEndian.AppendUint32(b, math.Float32bits(x))
+	return write(w, Float32, samples, func(b []byte, o binary.ByteOrder, xs []float32) {
+		for i, x := range xs {
+			o.PutUint32(b[4*i:], math.Float32bits(x))
 		}
-		return binary.LittleEndian.AppendUint32(b, math.Float32bits(x))
 	})
 }
 
-func write[T int16 | float32](w *Writer, t Type, samples []T, put func([]byte, binary.ByteOrder, T) []byte) error {
+// write appends samples; put encodes as many as fit its first argument.
+func write[T int16 | float32](w *Writer, t Type, samples []T, put func([]byte, binary.ByteOrder, []T)) error {
 	switch {
 	case w.over:
 		return errors.New("write to a closed image")
@@ -156,10 +161,8 @@ func write[T int16 | float32](w *Writer, t Type, samples []T, put func([]byte, b
 	out, size, order := w.parts[len(w.parts)-1], t.Size(), w.header.Order
 	for len(samples) > 0 {
 		n := min(len(samples), cap(w.buf)/size)
-		b := w.buf[:0]
-		for _, x := range samples[:n] {
-			b = put(b, order, x)
-		}
+		b := w.buf[:n*size]
+		put(b, order, samples[:n])
 		if _, err := out.Write(b); err != nil {
 			w.err = fmt.Errorf("%s: %w", out.path, reason(err))
 			return w.err
