@@ -61,6 +61,14 @@ func (c *canvas) text(f font.Face, x, y int, s string, colour color.Color) {
 	}
 }
 
+// label is text on a picture, on a darkened ground.
+func (c *canvas) label(x, y int, s string, colour color.Color) {
+	box, _ := font.BoundString(c.body, s)
+	r := image.Rect(x+box.Min.X.Floor()-4, y+box.Min.Y.Floor()-3, x+box.Max.X.Ceil()+4, y+box.Max.Y.Ceil()+3)
+	draw.Draw(c, r.Intersect(c.Bounds()), image.NewUniform(color.RGBA{A: 0xa0}), image.Point{}, draw.Over)
+	c.text(c.body, x, y, s, colour)
+}
+
 // fit cuts s to a width, with … at its end.
 func (c *canvas) fit(f font.Face, s string, width int) string {
 	if font.MeasureString(f, s).Ceil() <= width {
@@ -85,6 +93,33 @@ func (c *canvas) errors(r image.Rectangle, p *Plane, window [2]float64, top floa
 		i := y*p.W + x
 		return math.Abs(clip(p.Recon[i])-clip(p.Orig[i])) * half / top
 	}, magma)
+}
+
+// grid draws tile borders over a plane of w×h voxels in r. Display order is the reverse of that of voxels.
+func (c *canvas) grid(r image.Rectangle, w, h int, columns, rows []int) {
+	for _, b := range columns {
+		if 0 < b && b < w {
+			x := r.Min.X + (w-b)*r.Dx()/w
+			for y := r.Min.Y; y < r.Max.Y; y++ {
+				c.tint(x, y)
+			}
+		}
+	}
+	for _, b := range rows {
+		if 0 < b && b < h {
+			y := r.Min.Y + (h-b)*r.Dy()/h
+			for x := r.Min.X; x < r.Max.X; x++ {
+				c.tint(x, y)
+			}
+		}
+	}
+}
+
+// tint moves a pixel a quarter of the way to bright.
+func (c *canvas) tint(x, y int) {
+	p := c.RGBAAt(x, y)
+	mix := func(a, b uint8) uint8 { return uint8((3*int(a) + int(b)) / 4) }
+	c.SetRGBA(x, y, color.RGBA{mix(p.R, bright.R), mix(p.G, bright.G), mix(p.B, bright.B), 0xff})
 }
 
 // tap is the two voxels of a pixel and the weight of the second.

@@ -7,6 +7,10 @@ import (
 	"image/png"
 	"math"
 	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/image/font"
 )
 
 // Plane is a picture of one plane, in display order (see Cuts), in [-1, 1].
@@ -23,6 +27,8 @@ type Sample struct {
 	Window                   [2]float64 // HU of -1 and 1
 	Display                  [2]float64 // HU shown black and white; if both are 0, Window
 	ErrorHU                  float64    // absolute error at the top of the colour scale; if 0, a tenth of Window's width
+	Grid                     [3][]int   // tile borders drawn over the errors, along x, y, z: b lies between voxels b-1 and b
+	Captions                 [3]string  // what is written in the planes, axial first; if empty, their names
 	Axial, Coronal, Sagittal Plane
 }
 
@@ -57,14 +63,15 @@ func (s *Sample) check() error {
 	return nil
 }
 
-// row is a plane with its name and what lies at its left and top.
+// row is a plane with its name, what lies at its left and top, and the volume's axes along its columns and rows.
 type row struct {
 	*Plane
 	name, left, top string
+	u, v            int
 }
 
 func (s *Sample) rows() [3]row {
-	return [3]row{{&s.Axial, "axial", "R", "A"}, {&s.Coronal, "coronal", "R", "S"}, {&s.Sagittal, "sagittal", "A", "S"}}
+	return [3]row{{&s.Axial, "axial", "R", "A", 0, 1}, {&s.Coronal, "coronal", "R", "S", 0, 2}, {&s.Sagittal, "sagittal", "A", "S", 1, 2}}
 }
 
 // Layout, in pixels. Pictures are enlarged by a whole factor until the widest is at least least wide, and all have one
@@ -78,7 +85,7 @@ const (
 )
 
 // Render draws the picture: rows axial, coronal, sagittal; columns input, reconstruction, absolute error; scales in HU
-// below. Each plane has the proportions that its spacing gives it. NaN is magenta.
+// below. Each plane has the proportions that its spacing gives it. NaN is magenta, tile borders are thin lines.
 func Render(s Sample) (image.Image, error) {
 	if err := s.check(); err != nil {
 		return nil, err
@@ -123,20 +130,33 @@ func Render(s Sample) (image.Image, error) {
 	}
 	left := func(i int) int { return margin + i*(column+gap) }
 	y += 28
-	for i, name := range []string{"input", "reconstruction", "absolute error"} {
+	errors := "absolute error"
+	if slices.ContainsFunc(s.Grid[:], func(b []int) bool { return len(b) > 0 }) {
+		errors += ", tile borders"
+	}
+	for i, name := range []string{"input", "reconstruction", errors} {
 		c.text(text.head, left(i), y, name, bright)
 	}
 	y += 10
 	grey := scale{s.Window, s.Display}
-	for _, p := range rows {
+	for i, p := range rows {
 		w, h := pixels(p.W, p.Spacing[0]), pixels(p.H, p.Spacing[1])
 		centred := func(i int) int { return left(i) + (column-w)/2 }
 		c.grey(image.Rect(centred(0), y, centred(0)+w, y+h), p.W, p.H, p.Orig, grey)
 		c.grey(image.Rect(centred(1), y, centred(1)+w, y+h), p.W, p.H, p.Recon, grey)
-		c.errors(image.Rect(centred(2), y, centred(2)+w, y+h), p.Plane, s.Window, s.ErrorHU)
-		c.text(text.body, centred(0)+6, y+18, p.name, bright)
-		c.text(text.body, centred(0)+6, y+h/2+5, p.left, dim)
-		c.text(text.body, centred(0)+w/2-4, y+16, p.top, dim)
+		r := image.Rect(centred(2), y, centred(2)+w, y+h)
+		c.errors(r, p.Plane, s.Window, s.ErrorHU)
+		c.grid(r, p.W, p.H, s.Grid[p.u], s.Grid[p.v])
+		caption := p.name
+		if s.Captions[i] != "" {
+			caption = s.Captions[i]
+		}
+		caption = c.fit(text.body, caption, column-12)
+		c.label(centred(0)+6, y+18, caption, bright)
+		c.label(centred(0)+6, y+h/2+5, p.left, dim)
+		if 6+font.MeasureString(text.body, caption).Ceil() < w/2-12 {
+			c.label(centred(0)+w/2-4, y+18, p.top, dim)
+		}
 		y += h + gap
 	}
 	y += 4
@@ -152,6 +172,37 @@ func WriteSample(path string, s Sample) error {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return writeWhole(path, func(f *os.File) error { return png.Encode(f, m) })
+}
+
+// Display is a window that radiologists look through.
+type Display struct {
+	Name string
+	HU   [2]float64 // shown black and white
+}
+
+// Displays returns the windows for lung and for soft tissue.
+func Displays() []Display {
+	return []Display{{"lung", [2]float64{-1350, 150}}, {"soft tissue", [2]float64{-160, 240}}}
+}
+
+// WriteDisplays writes a sample as it is to base.png and seen through each of Displays to base-lung.png and
+// base-soft-tissue.png. The errors are the same in all. It returns the paths written.
+func WriteDisplays(base string, s Sample) (paths []string, err error) {
+	write := func(path string, s Sample) {
+		if err == nil {
+			err = WriteSample(path, s)
+		}
+		if err == nil {
+			paths = append(paths, path)
+		}
+	}
+	write(base+".png", s)
+	title := s.Title
+	for _, d := range Displays() {
+		s.Title, s.Display = title+", "+d.Name+" window", d.HU
+		write(base+"-"+strings.ReplaceAll(d.Name, " ", "-")+".png", s)
+	}
+	return paths, err
 }
 
 // writeWhole writes path+".tmp" and renames it.

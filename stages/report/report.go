@@ -5,5 +5,6 @@
 // the head is up. The letters at a picture's edges say so (R right, A anterior, S superior). Input volumes are
 // canonical (RAS+: x to the right, y to the front, z to the head), x fastest, in [-1, 1].
 //
-// cut.go takes planes out of volumes, picture.go lays them out and writes the file, draw.go and colour.go draw.
+// cut.go takes planes out of volumes, worst.go finds those with large errors, picture.go lays them out and writes the
+// file, draw.go and colour.go draw.
 package report
