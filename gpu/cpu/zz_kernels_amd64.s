@@ -52144,17 +52144,17 @@ block:
 	DECQ          SI
 	JNZ           block
 	VEXTRACTF64X4 $0x01, Z3, Y4
-	VADDPS        Y4, Y3, Y4
-	VEXTRACTF128  $0x01, Y4, X5
-	VADDPS        X5, X4, X5
-	VPERMILPS     $0x0e, X5, X4
-	VADDPS        X4, X5, X5
-	VPERMILPS     $0x01, X5, X4
-	VADDSS        X4, X5, X5
-	VFMADD213SS   X0, X1, X5
-	VSQRTSS       X5, X5, X5
-	VDIVSS        X5, X2, X5
-	VMOVSS        X5, (AX)
+	VADDPS        Y4, Y3, Y3
+	VEXTRACTF128  $0x01, Y3, X4
+	VADDPS        X4, X3, X3
+	VPERMILPS     $0x0e, X3, X4
+	VADDPS        X4, X3, X3
+	VPERMILPS     $0x01, X3, X4
+	VADDSS        X4, X3, X3
+	VFMADD213SS   X0, X1, X3
+	VSQRTSS       X3, X3, X3
+	VDIVSS        X3, X2, X3
+	VMOVSS        X3, (AX)
 	ADDQ          $0x04, AX
 	DECQ          DX
 	JNZ           voxel
@@ -52520,15 +52520,15 @@ first:
 	CMPQ          DX, R10
 	JLT           first
 	VEXTRACTF64X4 $0x01, Z2, Y3
-	VADDPS        Y3, Y2, Y3
-	VEXTRACTF128  $0x01, Y3, X4
-	VADDPS        X4, X3, X4
-	VPERMILPS     $0x0e, X4, X3
-	VADDPS        X3, X4, X4
-	VPERMILPS     $0x01, X4, X3
-	VADDSS        X3, X4, X4
-	VMULSS        X0, X4, X4
-	VBROADCASTSS  X4, Z3
+	VADDPS        Y3, Y2, Y2
+	VEXTRACTF128  $0x01, Y2, X3
+	VADDPS        X3, X2, X2
+	VPERMILPS     $0x0e, X2, X3
+	VADDPS        X3, X2, X2
+	VPERMILPS     $0x01, X2, X3
+	VADDSS        X3, X2, X2
+	VMULSS        X0, X2, X2
+	VBROADCASTSS  X2, Z3
 	XORQ          DX, DX
 
 second:
@@ -52879,41 +52879,41 @@ next:
 	JNZ           loop
 	MOVQ          sums+40(FP), AX
 	VEXTRACTF64X4 $0x01, Z1, Y0
-	VADDPS        Y0, Y1, Y0
-	VEXTRACTF128  $0x01, Y0, X1
-	VADDPS        X1, X0, X1
+	VADDPS        Y0, Y1, Y1
+	VEXTRACTF128  $0x01, Y1, X0
+	VADDPS        X0, X1, X1
 	VPERMILPS     $0x0e, X1, X0
 	VADDPS        X0, X1, X1
 	VPERMILPS     $0x01, X1, X0
 	VADDSS        X0, X1, X1
 	VMOVSS        X1, (AX)
 	VEXTRACTF64X4 $0x01, Z2, Y0
-	VADDPS        Y0, Y2, Y0
-	VEXTRACTF128  $0x01, Y0, X1
-	VADDPS        X1, X0, X1
-	VPERMILPS     $0x0e, X1, X0
-	VADDPS        X0, X1, X1
-	VPERMILPS     $0x01, X1, X0
-	VADDSS        X0, X1, X1
-	VMOVSS        X1, 4(AX)
+	VADDPS        Y0, Y2, Y2
+	VEXTRACTF128  $0x01, Y2, X0
+	VADDPS        X0, X2, X2
+	VPERMILPS     $0x0e, X2, X0
+	VADDPS        X0, X2, X2
+	VPERMILPS     $0x01, X2, X0
+	VADDSS        X0, X2, X2
+	VMOVSS        X2, 4(AX)
 	VEXTRACTF64X4 $0x01, Z3, Y0
-	VADDPS        Y0, Y3, Y0
-	VEXTRACTF128  $0x01, Y0, X1
-	VADDPS        X1, X0, X1
-	VPERMILPS     $0x0e, X1, X0
-	VADDPS        X0, X1, X1
-	VPERMILPS     $0x01, X1, X0
-	VADDSS        X0, X1, X1
-	VMOVSS        X1, 8(AX)
+	VADDPS        Y0, Y3, Y3
+	VEXTRACTF128  $0x01, Y3, X0
+	VADDPS        X0, X3, X3
+	VPERMILPS     $0x0e, X3, X0
+	VADDPS        X0, X3, X3
+	VPERMILPS     $0x01, X3, X0
+	VADDSS        X0, X3, X3
+	VMOVSS        X3, 8(AX)
 	VEXTRACTF64X4 $0x01, Z4, Y0
-	VADDPS        Y0, Y4, Y0
-	VEXTRACTF128  $0x01, Y0, X1
-	VADDPS        X1, X0, X1
-	VPERMILPS     $0x0e, X1, X0
-	VADDPS        X0, X1, X1
-	VPERMILPS     $0x01, X1, X0
-	VADDSS        X0, X1, X1
-	VMOVSS        X1, 12(AX)
+	VADDPS        Y0, Y4, Y4
+	VEXTRACTF128  $0x01, Y4, X0
+	VADDPS        X0, X4, X4
+	VPERMILPS     $0x0e, X4, X0
+	VADDPS        X0, X4, X4
+	VPERMILPS     $0x01, X4, X0
+	VADDSS        X0, X4, X4
+	VMOVSS        X4, 12(AX)
 	VZEROUPPER
 	RET
 
@@ -52967,9 +52967,9 @@ loop:
 	DECQ          CX
 	JNZ           loop
 	VEXTRACTF64X4 $0x01, Z0, Y1
-	VADDPS        Y1, Y0, Y1
-	VEXTRACTF128  $0x01, Y1, X0
-	VADDPS        X0, X1, X0
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X0
 	VPERMILPS     $0x0e, X0, X1
 	VADDPS        X1, X0, X0
 	VPERMILPS     $0x01, X0, X1
@@ -64745,15 +64745,15 @@ block:
 	DECQ         SI
 	JNZ          block
 	VEXTRACTF128 $0x01, Y3, X4
-	VADDPS       X4, X3, X4
-	VPERMILPS    $0x0e, X4, X3
-	VADDPS       X3, X4, X4
-	VPERMILPS    $0x01, X4, X3
-	VADDSS       X3, X4, X4
-	VFMADD213SS  X0, X1, X4
-	VSQRTSS      X4, X4, X4
-	VDIVSS       X4, X2, X4
-	VMOVSS       X4, (AX)
+	VADDPS       X4, X3, X3
+	VPERMILPS    $0x0e, X3, X4
+	VADDPS       X4, X3, X3
+	VPERMILPS    $0x01, X3, X4
+	VADDSS       X4, X3, X3
+	VFMADD213SS  X0, X1, X3
+	VSQRTSS      X3, X3, X3
+	VDIVSS       X3, X2, X3
+	VMOVSS       X3, (AX)
 	ADDQ         $0x04, AX
 	DECQ         DX
 	JNZ          voxel
@@ -65019,13 +65019,13 @@ first:
 	CMPQ         DX, R10
 	JLT          first
 	VEXTRACTF128 $0x01, Y2, X3
-	VADDPS       X3, X2, X3
-	VPERMILPS    $0x0e, X3, X2
-	VADDPS       X2, X3, X3
-	VPERMILPS    $0x01, X3, X2
-	VADDSS       X2, X3, X3
-	VMULSS       X0, X3, X3
-	VBROADCASTSS X3, Y2
+	VADDPS       X3, X2, X2
+	VPERMILPS    $0x0e, X2, X3
+	VADDPS       X3, X2, X2
+	VPERMILPS    $0x01, X2, X3
+	VADDSS       X3, X2, X2
+	VMULSS       X0, X2, X2
+	VBROADCASTSS X2, Y2
 	XORQ         DX, DX
 
 second:
@@ -65383,33 +65383,33 @@ next:
 	JNZ          loop
 	MOVQ         sums+40(FP), AX
 	VEXTRACTF128 $0x01, Y2, X0
-	VADDPS       X0, X2, X0
-	VPERMILPS    $0x0e, X0, X1
-	VADDPS       X1, X0, X0
-	VPERMILPS    $0x01, X0, X1
-	VADDSS       X1, X0, X0
-	VMOVSS       X0, (AX)
+	VADDPS       X0, X2, X2
+	VPERMILPS    $0x0e, X2, X0
+	VADDPS       X0, X2, X2
+	VPERMILPS    $0x01, X2, X0
+	VADDSS       X0, X2, X2
+	VMOVSS       X2, (AX)
 	VEXTRACTF128 $0x01, Y3, X0
-	VADDPS       X0, X3, X0
-	VPERMILPS    $0x0e, X0, X1
-	VADDPS       X1, X0, X0
-	VPERMILPS    $0x01, X0, X1
-	VADDSS       X1, X0, X0
-	VMOVSS       X0, 4(AX)
+	VADDPS       X0, X3, X3
+	VPERMILPS    $0x0e, X3, X0
+	VADDPS       X0, X3, X3
+	VPERMILPS    $0x01, X3, X0
+	VADDSS       X0, X3, X3
+	VMOVSS       X3, 4(AX)
 	VEXTRACTF128 $0x01, Y4, X0
-	VADDPS       X0, X4, X0
-	VPERMILPS    $0x0e, X0, X1
-	VADDPS       X1, X0, X0
-	VPERMILPS    $0x01, X0, X1
-	VADDSS       X1, X0, X0
-	VMOVSS       X0, 8(AX)
+	VADDPS       X0, X4, X4
+	VPERMILPS    $0x0e, X4, X0
+	VADDPS       X0, X4, X4
+	VPERMILPS    $0x01, X4, X0
+	VADDSS       X0, X4, X4
+	VMOVSS       X4, 8(AX)
 	VEXTRACTF128 $0x01, Y5, X0
-	VADDPS       X0, X5, X0
-	VPERMILPS    $0x0e, X0, X1
-	VADDPS       X1, X0, X0
-	VPERMILPS    $0x01, X0, X1
-	VADDSS       X1, X0, X0
-	VMOVSS       X0, 12(AX)
+	VADDPS       X0, X5, X5
+	VPERMILPS    $0x0e, X5, X0
+	VADDPS       X0, X5, X5
+	VPERMILPS    $0x01, X5, X0
+	VADDSS       X0, X5, X5
+	VMOVSS       X5, 12(AX)
 	VZEROUPPER
 	RET
 
@@ -65447,13 +65447,13 @@ loop:
 	DECQ         CX
 	JNZ          loop
 	VEXTRACTF128 $0x01, Y0, X1
-	VADDPS       X1, X0, X1
-	VPERMILPS    $0x0e, X1, X0
-	VADDPS       X0, X1, X1
-	VPERMILPS    $0x01, X1, X0
-	VADDSS       X0, X1, X1
+	VADDPS       X1, X0, X0
+	VPERMILPS    $0x0e, X0, X1
+	VADDPS       X1, X0, X0
+	VPERMILPS    $0x01, X0, X1
+	VADDSS       X1, X0, X0
 	MOVQ         sum+16(FP), AX
-	VMOVSS       X1, (AX)
+	VMOVSS       X0, (AX)
 	VZEROUPPER
 	RET
 

@@ -72,7 +72,9 @@ func Bench(b *testing.B, open func() gpu.Engine) {
 			f(x, y, packed, packedGrad, w, bias, work)
 		}
 		run("Conv/"+s.name+"/Forward", "GFLOP/s", c.FLOPs(), func(r *rig) (op func()) {
-			layer(r, func(x, y gpu.Tensor, packed, _, _, bias, _ gpu.Ptr) { op = func() { r.e.Conv(c, x, packed, bias, nil, y) } })
+			layer(r, func(x, y gpu.Tensor, packed, _, _, bias, _ gpu.Ptr) {
+				op = func() { r.e.Conv(c, x, packed, bias, nil, y) }
+			})
 			return op
 		})
 		run("Conv/"+s.name+"/GradInput", "GFLOP/s", c.FLOPs(), func(r *rig) (op func()) {

@@ -145,24 +145,8 @@ func (k *kernels) end() {
 	k.RET()
 }
 
-// sum adds up a vector's lanes: halves onto halves.
-func (k *kernels) sum(v reg.VecVirtual) reg.VecVirtual {
-	y := v.AsY()
-	if k.wide() {
-		h := k.YMM()
-		k.VEXTRACTF64X4(op.Imm(1), v, h)
-		k.VADDPS(h, v.AsY(), h)
-		y = h
-	}
-	x, h := k.XMM(), k.XMM()
-	k.VEXTRACTF128(op.Imm(1), y, x)
-	k.VADDPS(x, y.(reg.VecVirtual).AsX(), x)
-	k.VPERMILPS(op.Imm(0b1110), x, h)
-	k.VADDPS(h, x, x)
-	k.VPERMILPS(op.Imm(1), x, h)
-	k.VADDSS(h, x, x)
-	return x
-}
+// sum adds up a vector's lanes; v is overwritten.
+func (k *kernels) sum(v reg.VecVirtual) reg.Register { return k.sumLanes(v, k.vec()) }
 
 // sigmoid is 1/(1 + e^-u); NaN stays NaN. e^x = 2^n·e^r with n = round(x/ln 2), |r| ≤ ½ ln 2, by Cephes' polynomial; x is held
 // to [-87, 80], so that 1/(1 + e^x) is no denormal.

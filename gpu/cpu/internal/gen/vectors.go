@@ -136,8 +136,11 @@ func (k *kernels) store(v reg.VecPhysical, m op.Mem, t *tail) {
 	}
 }
 
-// sumLanes adds up a physical register's lanes, halves onto halves, in its own low lane. h is overwritten.
-func (k *kernels) sumLanes(v, h reg.VecPhysical) reg.Register {
+// sumLanes adds up a register's lanes, halves onto halves, in its own low lane. h is overwritten.
+func (k *kernels) sumLanes(v, h interface {
+	reg.Register
+	reg.Vec
+}) reg.Register {
 	x, y := v.AsX(), h.AsX()
 	if k.wide() {
 		k.VEXTRACTF64X4(op.Imm(1), v, h.AsY())
