@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -351,6 +352,7 @@ func TestMeasureRefuses(t *testing.T) {
 		"slices 0 to 1: 3 voxels (want 4)":                    func(i int, s *volume.Slab, _ *Study) { s.Voxels = s.Voxels[:3] },
 		"slices 0 to 5: want those from 0, up to 4":           func(i int, s *volume.Slab, _ *Study) { s.Z1 = 5 },
 		"window_hu: [-2000 0] reaches beyond [-1000 1000]":    func(_ int, _ *volume.Slab, st *Study) { st.Options.WindowHU = [2]float64{-2000, 0} },
+		"window_hu: [0 1001] reaches beyond [-1000 1000]":     func(_ int, _ *volume.Slab, st *Study) { st.Options.WindowHU = [2]float64{0, 1001} },
 		"trilinear: size [2 2 4], factor [0 0 0] (want at le": func(_ int, _ *volume.Slab, st *Study) { st.Options.Trilinear = true },
 		"watched": func(_ int, _ *volume.Slab, st *Study) {
 			st.Watch = func(_ *volume.Volume, z int, _, _ []float32) error {
@@ -420,6 +422,46 @@ func TestAScanCutShortIsNotInTheResults(t *testing.T) {
 	}
 }
 
+func TestAScanMayComeAgain(t *testing.T) {
+	held := 0
+	size := [3]int{1, 1, 2}
+	s := &Study{Codebook: 2}
+	check(t, s.Codes("a", []int32{1}))
+	again := func() iter.Seq[*volume.Slab] {
+		return slabs(made("a", size, make([]int16, 2), wide, &held), make([]float32, 2), 2)
+	}
+	_, err := drain(both(again(), again()), s)
+	check(t, err)
+	scans := s.Summary().Scans
+	if len(scans) != 2 || scans[0].Code.Bits != 0.5 || !math.IsNaN(scans[1].Code.Bits) {
+		t.Errorf("%+v", scans)
+	}
+}
+
+func TestBytesBoundWhatMeasureAllocates(t *testing.T) {
+	held := 0
+	size, factor := [3]int{96, 80, 120}, [3]int{4, 4, 4}
+	n := size[0] * size[1] * size[2]
+	samples, recon := make([]int16, n), make([]float32, n)
+	for _, trilinear := range []bool{false, true} {
+		s := &Study{Options: Options{Trilinear: trilinear}, Factor: factor}
+		bound := Bytes(size, [3]int{})
+		if trilinear {
+			bound = Bytes(size, factor)
+		}
+		in := slabs(made("a", size, samples, wide, &held), recon, 1)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := drain(in, s)
+		runtime.ReadMemStats(&after)
+		check(t, err)
+		// Nothing is allocated slice by slice but the slabs themselves, and what SSIM needs for a few rows.
+		if got := int64(after.TotalAlloc - before.TotalAlloc); got > bound+300<<10 || got < bound*3/4 {
+			t.Errorf("trilinear %t: allocated %d bytes, Bytes says %d", trilinear, got, bound)
+		}
+	}
+}
+
 // measured is a study of two scans, one without body or codes.
 func measured(t *testing.T) *Study {
 	held := 0
@@ -467,6 +509,9 @@ func TestSummaryIsWritten(t *testing.T) {
 			t.Errorf("%s: %v, want %v", key, got.Scans[1][key], want)
 		}
 	}
+	if sum.Mean.PSNRBody != sum.Scans[1].PSNRBody || sum.Mean.Voxels != 48 {
+		t.Errorf("mean %+v", sum.Mean)
+	}
 	if got.Scans[0]["psnr_body"] != nil || got.Pooled["bits_per_voxel"] != 8*4.0/24 || got.Mean["psnr"] != (sum.Scans[0].PSNR+sum.Scans[1].PSNR)/2 {
 		t.Errorf("%s", text)
 	}
@@ -478,6 +523,9 @@ func TestSummaryIsWritten(t *testing.T) {
 	var rows []string
 	for _, r := range records {
 		rows = append(rows, r[0])
+		if r[0] == "pooled" && (r[1] != "" || r[2] != "" || r[7] == "") || r[1] == "b" && r[2] != "4" {
+			t.Errorf("%v", r)
+		}
 		for i, key := range records[0] {
 			if r[0] == "scan" && i > 6 && r[1] == "b" && r[i] != "" && r[i] != fmt.Sprint(got.Scans[1][key]) {
 				t.Errorf("%s: %s, in JSON %v", key, r[i], got.Scans[1][key])
@@ -491,6 +539,9 @@ func TestSummaryIsWritten(t *testing.T) {
 	blocked := t.TempDir()
 	check(t, os.Mkdir(filepath.Join(blocked, "measures.json"), 0o777))
 	refuse(t, "measures.json", sum.Write(blocked))
+	if entries, err := os.ReadDir(blocked); err != nil || len(entries) != 1 {
+		t.Errorf("folder holds %v (%v)", entries, err)
+	}
 }
 
 func TestTableIsNarrow(t *testing.T) {

@@ -1,7 +1,10 @@
 package report
 
 import (
+	"errors"
 	"image"
+	"image/color"
+	"image/png"
 	"math"
 	"os"
 	"path/filepath"
@@ -150,9 +153,17 @@ func TestWriteDisplays(t *testing.T) {
 		t.Fatal(paths, err)
 	}
 	names(t, dir, "a-lung.png", "a-soft-tissue.png", "a.png")
-	for _, p := range paths {
-		if _, err := os.Stat(p); err != nil {
-			t.Error(err)
+	for i, grey := range []uint8{128, 230, 102} { // 0 HU
+		f, err := os.Open(paths[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := png.Decode(f)
+		if err := errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if r := box(m, color.RGBA{grey, grey, grey, 255}); r.Dx() < 2*380 || r.Dy() < 3*380 {
+			t.Errorf("%s: grey %d only in %v", paths[i], grey, r)
 		}
 	}
 	paths, err = WriteDisplays(filepath.Join(dir, "none", "a"), s)
