@@ -200,23 +200,25 @@ func (k *kernels) outerSlideKernel(slide, m, nv int) {
 	}
 	sums(func(_, _, _ int, mem op.Mem, _ *tail) { k.PREFETCHT0(mem) })
 
-	load := func() {
+	// Tap s reads register set s; after turn steps without a shift, set s-turn.
+	set := func(s, turn int) int { return (s - turn + slide) % slide }
+	load := func(turn int) {
 		for v := range nv {
 			if v < nv-1 {
-				k.load(at(bPtr, v*k.bytes), b(0, v), nil)
+				k.load(at(bPtr, v*k.bytes), b(set(0, turn), v), nil)
 			} else {
-				k.load(at(bPtr, v*k.bytes), b(0, v), &t)
+				k.load(at(bPtr, v*k.bytes), b(set(0, turn), v), &t)
 			}
 		}
 		k.ADDQ(ldb, bPtr)
 	}
-	multiply := func(from, to int) { // by taps from ≤ s < to
+	multiply := func(from, to, turn int) { // by taps from ≤ s < to
 		for i := range m {
 			x := spare[i%len(spare)]
 			k.VBROADCASTSS(at(aPtr, 4*i), x)
 			for s := from; s < to; s++ {
 				for v := range nv {
-					k.VFMADD231PS(b(s, v), x, acc(s, i, v))
+					k.VFMADD231PS(b(set(s, turn), v), x, acc(s, i, v))
 				}
 			}
 		}
@@ -244,24 +246,36 @@ func (k *kernels) outerSlideKernel(slide, m, nv int) {
 			k.zero(b(s, v))
 		}
 	}
-	load()
-	multiply(0, 1)
+	load(0)
+	multiply(0, 1, 0)
 	shift()
-	k.DECQ(kLeft)
+	step := func(turn int) {
+		load(turn)
+		for v := range nv {
+			k.PREFETCHT0(op.Mem{Base: bPtr, Index: ldb, Scale: 8, Disp: v * k.bytes})
+		}
+		k.PREFETCHT0(op.Mem{Base: aPtr, Index: lda, Scale: 8})
+		multiply(0, slide, turn)
+	}
+	k.SUBQ(op.Imm(uint64(slide+1)), kLeft)
+	k.JLT(op.LabelRef("few"))
+	k.Label("turns") // after as many steps as taps, each set is where it was
+	for turn := range slide {
+		step(turn)
+	}
+	k.SUBQ(op.Imm(uint64(slide)), kLeft)
+	k.JGE(op.LabelRef("turns"))
+	k.Label("few")
+	k.ADDQ(op.Imm(uint64(slide)), kLeft)
 	k.JZ(op.LabelRef("last"))
 	k.Label("loop")
-	load()
-	for v := range nv {
-		k.PREFETCHT0(op.Mem{Base: bPtr, Index: ldb, Scale: 8, Disp: v * k.bytes})
-	}
-	k.PREFETCHT0(op.Mem{Base: aPtr, Index: lda, Scale: 8})
-	multiply(0, slide)
+	step(0)
 	shift()
 	k.DECQ(kLeft)
 	k.JNZ(op.LabelRef("loop"))
 	k.Label("last")
 	for s := 1; s < slide; s++ {
-		multiply(s, slide)
+		multiply(s, slide, 0)
 		if s < slide-1 {
 			shift()
 		}
