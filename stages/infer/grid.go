@@ -1,0 +1,120 @@
+package infer
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+// Grid is the tiles of one volume, all of one size: tile i is at Origins[0][i%N[0]], Origins[1][i/N[0]%N[1]],
+// Origins[2][i/N[0]/N[1]], x running fastest. Its fields are those of tile.Grid and merge.Grid, which convert to it and from it.
+type Grid struct {
+	Dims    [3]int   // of the volume
+	Padded  [3]int   // after repeating its high edges
+	Patch   [3]int   // of each tile
+	N       [3]int   // tiles along each axis
+	Origins [3][]int // offsets along each axis, rising
+}
+
+// Len is the number of tiles.
+func (g *Grid) Len() int { return g.N[0] * g.N[1] * g.N[2] }
+
+// place is tile i's place along each axis.
+func (g *Grid) place(i int) [3]int {
+	return [3]int{i % g.N[0], i / g.N[0] % g.N[1], i / g.N[0] / g.N[1]}
+}
+
+// Tile is the origin of tile i.
+func (g *Grid) Tile(i int) [3]int {
+	p := g.place(i)
+	return [3]int{g.Origins[0][p[0]], g.Origins[1][p[1]], g.Origins[2][p[2]]}
+}
+
+func (g *Grid) tag(v *volume.Volume, i int) volume.Tag {
+	return volume.Tag{Scan: v.Scan.ID, Index: v.Scan.Index, Epoch: v.Epoch, Tile: i, Tiles: g.Len(), Origin: g.Tile(i), Size: g.Patch}
+}
+
+// Tiling says how a volume is cut up for Encode and Decode.
+type Tiling struct {
+	Patch [3]int // largest tile, voxels, a multiple of the downsampling and at most the model's patch, which it is where it is zero
+
+	// Grid is the tiles for a model that isn't tileable; for others it may be nil.
+	Grid func(dims [3]int) (Grid, error)
+
+	Latents   bool // Encode keeps latents before and after quantisation too
+	Quantised bool // Decode goes from the codes' Quantised, not from their Index
+}
+
+func (o *Tiling) patch(m Model) [3]int {
+	if o.Patch == ([3]int{}) {
+		return m.Patch()
+	}
+	return o.Patch
+}
+
+// Exact is the grids of exact tiling for a volume of dims: those of the tiles that are encoded and that are decoded. Tiles are the smaller of a patch and
+// the padded volume along each axis, and neighbours overlap by at least twice what a code, or a voxel, sees to either side:
+// cut in the middle of each overlap (merge's window crop), nothing has seen a border that isn't the volume's.
+//
+// It is an error if the model's results depend on all of a tile, or if tiles of this patch are too small to overlap so.
+func Exact(m Model, dims [3]int, o Tiling) (encode, decode Grid, err error) {
+	if !m.Tileable() {
+		return encode, decode, errors.New("the model can't be tiled exactly: with norm: group each voxel depends on its whole tile (use merge mode blend, or a model with norm: channel)")
+	}
+	e, d := m.Fields()
+	for a, f := range m.Downsample() {
+		d[a] *= f
+	}
+	if encode, err = overlapping(dims, o.patch(m), m.Downsample(), e, "encoder"); err != nil {
+		return encode, decode, err
+	}
+	decode, err = overlapping(dims, o.patch(m), m.Downsample(), d, "decoder")
+	return encode, decode, err
+}
+
+// overlapping lays the fewest tiles over a volume of which neighbours overlap by at least 2·halo, spread evenly and flush with both ends.
+func overlapping(dims, patch, unit, halo [3]int, who string) (Grid, error) {
+	g := Grid{Dims: dims}
+	for a := range 3 {
+		u, axis := unit[a], "xyz"[a]
+		switch {
+		case dims[a] < 1:
+			return g, fmt.Errorf("volume has %d voxels along %c (want at least 1)", dims[a], axis)
+		case patch[a] < 1 || patch[a]%u != 0:
+			return g, fmt.Errorf("patch: %d along %c isn't a multiple of the downsampling %d", patch[a], axis, u)
+		}
+		padded := (dims[a] + u - 1) / u * u
+		p := min(patch[a], padded)
+		n, spare := 1, padded-p
+		if spare > 0 {
+			stride := p - 2*halo[a]
+			if stride < u {
+				return g, fmt.Errorf("patch: %d along %c is too small to tile %d voxels exactly: the %s sees a halo of %d to either side (want a patch of at least %d)",
+					p, axis, dims[a], who, halo[a], 2*halo[a]+u)
+			}
+			n += (spare + stride - 1) / stride
+		}
+		at := make([]int, n)
+		for i := 1; i < n; i++ {
+			at[i] = i * spare / (n - 1) / u * u // the stride is a multiple of u: no step is longer
+		}
+		g.Padded[a], g.Patch[a], g.N[a], g.Origins[a] = padded, p, n, at
+	}
+	return g, nil
+}
+
+// kept is what a tile's results are taken for, along one axis, in the tile's cells of unit voxels: from the middle of its overlap with the tile before it
+// to the middle of that with the tile behind.
+func (g *Grid) kept(axis, i, unit int) (from, to int) {
+	at, p := g.Origins[axis], g.Patch[axis]
+	to = p / unit
+	middle := func(i int) int { return (at[i-1] + p + at[i]) / 2 / unit } // between i-1 and i, cells of the volume
+	if i > 0 {
+		from = middle(i) - at[i]/unit
+	}
+	if i < len(at)-1 {
+		to = middle(i+1) - at[i]/unit
+	}
+	return from, to
+}
