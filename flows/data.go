@@ -17,19 +17,29 @@ type data struct {
 	bad         []read.Bad // couldn't even be listed
 	seed        uint64
 	tiles       func(*volume.Scan) int // patches of a scan in an epoch
+	asListed    bool                   // scans come in the order of the list: nothing is trained
 }
 
-// findScans lists the job's scans.
+// findScans lists the job's scans and freezes the list.
 func (j *Job) findScans(ctx context.Context) (*data, error) {
+	scans, bad, err := j.listScans(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return j.freeze(scans, bad)
+}
+
+// listScans lists the scans that are there now. Those that are bad are given with an error, too.
+func (j *Job) listScans(ctx context.Context) ([]*volume.Scan, []read.Bad, error) {
 	r, _ := option[read.Options](j)
 	scans, bad, err := read.List(ctx, *r)
 	switch {
 	case ctx.Err() != nil:
-		return nil, context.Cause(ctx)
+		return nil, nil, context.Cause(ctx)
 	case err != nil:
-		return nil, dataErrorf("read.%w", err)
+		return nil, bad, dataErrorf("read.%w", err)
 	}
-	return j.freeze(scans, bad)
+	return scans, bad, nil
 }
 
 // freeze splits a list of scans.
@@ -42,6 +52,8 @@ func (j *Job) freeze(scans []*volume.Scan, bad []read.Bad) (*data, error) {
 	d := &data{all: scans, bad: bad, seed: j.run.Seed, tiles: func(s *volume.Scan) int {
 		return tile.Count(s.Dims, *t, j.multiple())
 	}}
+	_, trains := option[train.Options](j)
+	d.asListed = !trains
 	var err error
 	if d.train, d.held, err = train.Split(scans, tr.Validate); err != nil {
 		return nil, configErrorf("train.%w", err)
@@ -51,6 +63,9 @@ func (j *Job) freeze(scans []*volume.Scan, bad []read.Bad) (*data, error) {
 
 // order returns the training scans in the order of an epoch.
 func (d *data) order(epoch int) []*volume.Scan {
+	if d.asListed {
+		return d.train
+	}
 	r := rand.New(rand.NewPCG(volume.Key(d.seed, "order", "", epoch), 0))
 	scans := make([]*volume.Scan, len(d.train))
 	for i, k := range r.Perm(len(scans)) {

@@ -71,6 +71,10 @@ func (r *run) validate(ctx context.Context, step int) (map[string]float64, error
 	if err != nil {
 		return nil, err
 	}
+	if values == nil {
+		r.log.Warn().Msg("every held-out scan is in quarantine: nothing is validated")
+		return nil, nil
+	}
 	v := observe.Val{Step: step, Epoch: r.loop.Cursor.Epoch, Metrics: values}
 	if err := r.metrics.Validation(v); err != nil && r.metricsErr == nil {
 		r.metricsErr = err

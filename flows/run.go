@@ -21,6 +21,7 @@ import (
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/checkpoint"
+	"github.com/flowrun/flowrun/stages/codes"
 	"github.com/flowrun/flowrun/stages/observe"
 	"github.com/flowrun/flowrun/stages/pipe"
 	"github.com/flowrun/flowrun/stages/read"
@@ -51,6 +52,8 @@ type run struct {
 	metrics    *observe.Metrics
 	progress   *observe.Progress
 	validator  *validator
+	back       *back     // with a trained model, on the way back
+	out        io.Writer // where results go that people asked for
 
 	start  volume.Cursor
 	epochs int            // the source ends before this one
@@ -78,7 +81,7 @@ func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) 
 		return j.unwritable(err)
 	}
 	defer unlock()
-	r := &run{job: j, epochs: 1, warned: map[string]bool{}}
+	r := &run{job: j, out: ui.Out, epochs: 1, warned: map[string]bool{}}
 	r.progress = observe.NewProgress(ui.Err, observe.ProgressOptions{Terminal: ui.Terminal, Quiet: ui.Quiet})
 	defer func() { _ = r.progress.Close() }()
 	var closeLog func() error
@@ -113,13 +116,23 @@ func (r *run) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	tr, trains := option[train.Options](j)
+	if !trains { // scans that an earlier run set aside may have been mended since
+		if err := os.Remove(r.file("quarantine.jsonl")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	if r.quarantine, err = read.OpenQuarantine(r.file("quarantine.jsonl")); err != nil {
 		return err
 	}
-	if snap != nil {
+	l, loads := option[codes.LoadOptions](j)
+	switch {
+	case snap != nil:
 		r.start = snap.Cursor
-		r.data, err = j.thaw(snap)
-	} else {
+		r.data, err = r.thaw(ctx, snap)
+	case loads:
+		r.data, err = j.findCodes(*l)
+	default:
 		r.data, err = j.findScans(ctx)
 	}
 	if err != nil {
@@ -136,11 +149,19 @@ func (r *run) prepare(ctx context.Context) error {
 	if r.maker != nil {
 		batches = r.maker.Bytes()
 	}
-	if tr, ok := option[train.Options](j); ok {
+	if trains {
 		if err := r.openModel(snap, *tr, *t); err != nil {
 			return err
 		}
 		arena, state = r.session.Plan().Total, r.session.StateBytes()
+	}
+	if m, ok := j.modelStage(); ok {
+		if arena, err = r.openBack(m); err != nil {
+			return err
+		}
+		if err := r.nameFiles(); err != nil {
+			return err
+		}
 	}
 	parts, err := j.divide(r.data, arena, state, batches)
 	if err != nil {
@@ -162,8 +183,13 @@ func (r *run) prepare(ctx context.Context) error {
 	if err := os.Rename(config+".tmp", config); err != nil {
 		return err
 	}
-	r.log.Info().Str("event", "start").Int("train_scans", len(r.data.train)).Int("held_out_scans", len(r.data.held)).
-		Int("patches_per_epoch", r.data.perEpoch()).Str("memory", parts.String()).Msg("ready")
+	e := r.log.Info().Str("event", "start").Str("memory", parts.String())
+	if trains {
+		e = e.Int("train_scans", len(r.data.train)).Int("held_out_scans", len(r.data.held)).Int("patches_per_epoch", r.data.perEpoch())
+	} else {
+		e = e.Int("scans", len(r.data.all))
+	}
+	e.Msg("ready")
 	return nil
 }
 
@@ -278,13 +304,40 @@ func difference(then, now string) (key, was, is string, differ bool) {
 	return key, was, is, differ
 }
 
-// thaw takes the frozen list of scans out of a snapshot.
-func (j *Job) thaw(snap *volume.Snapshot) (*data, error) {
+// thaw takes the frozen list of scans out of a snapshot. They are looked for where the file says now: a folder that was
+// moved is found, and one that isn't there is an error before its scans are taken for bad ones.
+func (r *run) thaw(ctx context.Context, snap *volume.Snapshot) (*data, error) {
 	var frozen []*volume.Scan
 	if err := json.Unmarshal([]byte(snap.Meta["scans"]), &frozen); err != nil {
 		return nil, fmt.Errorf("the checkpoint's list of scans: %w", err)
 	}
-	return j.freeze(frozen, nil)
+	d, err := r.job.freeze(frozen, nil) // split by the paths that they had
+	if err != nil {
+		return nil, err
+	}
+	scans, bad, err := r.job.listScans(ctx)
+	if err != nil && len(bad) == 0 {
+		return nil, err
+	}
+	paths := map[string]string{}
+	for _, s := range scans {
+		paths[s.ID] = s.Path
+	}
+	for _, s := range frozen {
+		if path, ok := paths[s.ID]; ok {
+			s.Path = path
+			delete(paths, s.ID)
+		}
+	}
+	for id := range paths {
+		if r.quarantine.Has(id) {
+			delete(paths, id)
+		}
+	}
+	if len(paths) > 0 {
+		r.log.Warn().Int("scans", len(paths)).Msg("scans that were not there when the run began are left out; a new run.dir takes them in")
+	}
+	return d, nil
 }
 
 // openModel plans, opens and fills the engine's session, and the loop around it.
@@ -385,11 +438,17 @@ func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
 		}
 	default:
 	}
+	if err := r.conclude(); err != nil {
+		return err
+	}
 	r.done()
 	return nil
 }
 
 func (r *run) lastCheckpoint() string {
+	if r.back != nil {
+		return "what is written is whole; the same command does the rest again"
+	}
 	if r.last == "" {
 		return "no checkpoint was written: the same command begins anew"
 	}
