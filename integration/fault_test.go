@@ -142,6 +142,61 @@ func TestScanSpoiltBetweenKillAndResume(t *testing.T) {
 	p.sameRun("run", "copy")
 }
 
+// Scans that aren't there when a run is resumed, because a disk isn't mounted, are no bad scans.
+func TestScansThatMoved(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.must("train.yaml", "run.dir=whole", "train.schedule=constant", "train.max_steps=12")
+	p.must("train.yaml", "train.schedule=constant", "train.max_steps=6")
+	p.check(os.Rename(p.path("scans"), p.path("elsewhere")))
+	words := []string{"train.yaml", "train.schedule=constant", "train.max_steps=12"}
+	p.refused(3, words, "read.scans: scans: no such file or folder")
+	p.check(os.Mkdir(p.path("scans"), 0o777))
+	p.refused(3, words, "read.scans: scans: the folder is empty")
+	p.write("elsewhere/another.nii", p.text("elsewhere", plain))
+	p.must(append(words, "read.scans=elsewhere")...)
+	if r := p.reasons("run"); len(r) > 0 {
+		t.Errorf("quarantined: %v", r)
+	}
+	p.sameEnd("whole", "run")
+	if !strings.Contains(p.text("run", "log.jsonl"), "were not there when the run began") {
+		t.Error("the scan that is left out isn't mentioned")
+	}
+}
+
+// Held-out scans are set aside like others. What is measured, the baseline included, is measured on those that are left.
+func TestHeldOutScansAreLost(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	words := []string{"train.yaml", "train.max_steps=20", `train.validate.scans=["*0002*", "*0005*", "*0007*"]`, "train.validate.patches=20"}
+	r := p.start(words...)
+	if !r.until(func() bool { return p.reached("run") >= 12 }) { // one validation has three scans
+		t.Fatal(r.stderr.String())
+	}
+	p.spoil("phantom-0005.nii.gz")
+	if o := r.wait(); o.code != 0 {
+		t.Fatalf("exit %d: %s", o.code, o.said())
+	}
+	_, whole := p.steps("run")
+	p.must(append(words, "run.dir=two")...)
+	_, two := p.steps("two")
+	p.sameEnd("run", "two")
+	p.sameEntries(whole[1:], two[1:])
+	if whole[0]["val/scans"] != 3.0 || whole[1]["val/scans"] != 2.0 || two[0]["val/scans"] != 2.0 {
+		t.Errorf("%v, %v and %v scans", whole[0]["val/scans"], whole[1]["val/scans"], two[0]["val/scans"])
+	}
+	p.spoil("phantom-0002.nii.gz")
+	p.spoil("phantom-0007.nii.gz")
+	p.must(append(words, "run.dir=none")...)
+	if _, v := p.steps("none"); len(v) > 0 {
+		t.Errorf("validated on %v", v)
+	}
+	if r := p.reasons("none"); len(r) != 3 {
+		t.Errorf("quarantined: %v", r)
+	}
+	p.sameEnd("run", "none")
+}
+
 // A scan that is lost while it is read ahead for the next epoch keeps its places in this one.
 func TestScanLostAheadOfItsEpoch(t *testing.T) {
 	t.Parallel()

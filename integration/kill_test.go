@@ -50,7 +50,7 @@ func TestKilledAtRandomMoments(t *testing.T) {
 					break
 				}
 				r := p.start(args...)
-				goal := p.reached("run") + random.IntN(12)
+				goal := p.reached("run") + random.IntN(20)
 				r.until(func() bool { return p.reached("run") >= goal })
 				wait := time.After(time.Duration(random.IntN(30)) * time.Millisecond)
 				r.until(func() bool {
@@ -68,6 +68,7 @@ func TestKilledAtRandomMoments(t *testing.T) {
 			}
 			p.sameRun("whole", "run")
 			p.swept("run")
+			p.swept("cache")
 		})
 	}
 }

@@ -2,8 +2,10 @@ package integration
 
 import (
 	"encoding/csv"
+	"fmt"
 	"image/png"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -143,6 +145,40 @@ func TestWarmStart(t *testing.T) {
 	p.refused(2, []string{"train.yaml", "run.dir=a", "train.init=none.safetensors"}, "train.init: none.safetensors: no such file")
 	p.refused(2, []string{"train.yaml", "run.dir=b", "train.init=old/checkpoints/last.safetensors", "model.hidden=8"}, "train.init: old/checkpoints/last.safetensors: ", "another model's")
 	p.refused(2, []string{"train.yaml", "run.dir=c", "train.init=train.yaml"}, "train.init: train.yaml: ")
+}
+
+// Nobody has to read what a run says.
+func TestClosedPipe(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	ours, theirs, err := os.Pipe()
+	p.check(err)
+	p.check(ours.Close())
+	cmd := exec.Command(flowrun(), "train.yaml", "train.max_steps=4")
+	cmd.Dir, cmd.Stdout, cmd.Stderr = p.dir, theirs, theirs
+	p.check(cmd.Run())
+	if steps, _ := p.steps("run"); len(steps) != 4 || len(p.events("run", "done")) != 1 {
+		t.Errorf("%d steps", len(steps))
+	}
+}
+
+// Two runs may share a cache, at the same time.
+func TestSharedCache(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	words := []string{"train.yaml", "train.max_steps=8"}
+	p.must(append(words, "run.dir=plain")...)
+	var runs []*process
+	for i := range 3 {
+		runs = append(runs, p.start(append(words, "read.cache=cache", fmt.Sprintf("run.dir=run%d", i))...))
+	}
+	for i, r := range runs {
+		if o := r.wait(); o.code != 0 {
+			t.Fatalf("exit %d: %s", o.code, o.said())
+		}
+		p.sameRun("plain", fmt.Sprintf("run%d", i))
+	}
+	p.swept("cache")
 }
 
 func TestCache(t *testing.T) {
