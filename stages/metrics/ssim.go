@@ -33,9 +33,9 @@ type SSIM struct {
 	weights [taps]float64
 	x       []int // padded column → column
 	ring    [][2][]float32
-	rows    []float64 // sums of the current slice's rows
-	scratch sync.Pool // *rowScratch
-	n       int       // slices so far
+	rows    []float64     // sums of the current slice's rows
+	scratch []*rowScratch // by worker
+	n       int           // slices so far
 	sum     float64
 }
 
@@ -66,7 +66,9 @@ func NewSSIM(size [3]int, workers int) *SSIM {
 		s.ring[i] = [2][]float32{make([]float32, width*size[1]), make([]float32, width*size[1])}
 	}
 	s.rows = make([]float64, s.out[1])
-	s.scratch.New = func() any { return newRowScratch(width) }
+	for range min(s.workers, s.chunks()) {
+		s.scratch = append(s.scratch, newRowScratch(width))
+	}
 	return s
 }
 
@@ -129,26 +131,23 @@ func SSIM3D(orig, recon []float32, size [3]int, workers int) float64 {
 	return s.Mean()
 }
 
+func (s *SSIM) chunks() int { return (s.out[1] + chunk - 1) / chunk }
+
 // slice adds the windows centred in one slice, whose first padded slice is z. Rows are summed apart and added in order.
 func (s *SSIM) slice(z int) {
-	chunks := (s.out[1] + chunk - 1) / chunk
+	chunks := s.chunks()
 	var next atomic.Int64
-	work := func() {
-		b := s.scratch.Get().(*rowScratch)
-		defer s.scratch.Put(b)
+	work := func(b *rowScratch) {
 		for c := int(next.Add(1)) - 1; c < chunks; c = int(next.Add(1)) - 1 {
 			s.chunk(b, z, c*chunk, min((c+1)*chunk, s.out[1]))
 		}
 	}
-	if n := min(s.workers, chunks); n == 1 {
-		work()
-	} else {
-		var wg sync.WaitGroup
-		for range n {
-			wg.Go(work)
-		}
-		wg.Wait()
+	var wg sync.WaitGroup
+	for _, b := range s.scratch[1:] {
+		wg.Go(func() { work(b) })
 	}
+	work(s.scratch[0])
+	wg.Wait()
 	for _, r := range s.rows {
 		s.sum += r
 	}
