@@ -10,13 +10,13 @@ import (
 )
 
 // Blend reconstructs batches: one output for each patch, in order. Patches are of the model's size, and batches hold the volumes that
-// they were cut from (Batch.Volumes). used, if not nil, is given the codes of each batch before its outputs; it mustn't keep
-// them.
+// they were cut from (Batch.Volumes). used, if not nil, is given the codes of each patch before its batch's outputs; it mustn't
+// keep them, and its error ends the sequence.
 //
 // Outputs are written over the batch's Input, which is given back when the last of them is released, from whatever goroutine: no memory is
 // taken but the batches' own. Every batch of in that was taken is released, in every ending. The sequence ends with an error if a
 // batch doesn't suit or the model fails, and when ctx ends.
-func Blend(ctx context.Context, in iter.Seq[*volume.Batch], m Model, used func(codes []int32)) iter.Seq2[*volume.Output, error] {
+func Blend(ctx context.Context, in iter.Seq[*volume.Batch], m Model, used func(t volume.Tag, codes []int32) error) iter.Seq2[*volume.Output, error] {
 	return func(yield func(*volume.Output, error) bool) {
 		var codes []int32
 		for b := range in {
@@ -33,8 +33,10 @@ func Blend(ctx context.Context, in iter.Seq[*volume.Batch], m Model, used func(c
 				yield(nil, err)
 				return
 			}
-			if used != nil {
-				used(codes)
+			if err := tell(used, b, codes); err != nil {
+				b.Release()
+				yield(nil, err)
+				return
 			}
 			if !give(b, yield) {
 				return
@@ -44,6 +46,20 @@ func Blend(ctx context.Context, in iter.Seq[*volume.Batch], m Model, used func(c
 			yield(nil, context.Cause(ctx))
 		}
 	}
+}
+
+// tell gives used the codes of each patch.
+func tell(used func(t volume.Tag, codes []int32) error, b *volume.Batch, codes []int32) error {
+	if used == nil {
+		return nil
+	}
+	n := len(codes) / len(b.Tags)
+	for i, t := range b.Tags {
+		if err := used(t, codes[i*n:(i+1)*n]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // reconstruct runs a batch in place.

@@ -117,7 +117,7 @@ func TestBlendIsTheModelOfEachPatch(t *testing.T) {
 	var usage []int32
 	cut := cutter()
 	i := 0
-	for out, err := range Blend(context.Background(), batches(v, g, 3), m, func(codes []int32) { usage = append(usage, codes...) }) {
+	for out, err := range Blend(context.Background(), batches(v, g, 3), m, func(_ volume.Tag, codes []int32) error { usage = append(usage, codes...); return nil }) {
 		if err != nil {
 			t.Fatal(err)
 		}
