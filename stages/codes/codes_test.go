@@ -151,6 +151,9 @@ func gen(t *rapid.T) *volume.Codes {
 			g.Affine[a][i], g.Source[a][i] = finite.Draw(t, "affine"), finite.Draw(t, "source")
 		}
 	}
+	if g.Resample {
+		g.Dims = [3]int{rapid.IntRange(1, 9).Draw(t, "source"), 7, 1 << 20}
+	}
 	for _, z := range grid[2] {
 		for _, y := range grid[1] {
 			for _, x := range grid[0] {
@@ -206,6 +209,13 @@ func TestWhatIsSavedIsLoaded(t *testing.T) {
 		if !got.Sealed || got.Scan.Path != path {
 			t.Fatalf("sealed %v, path %s", got.Sealed, got.Scan.Path)
 		}
+		h, err := safetensors.Peek(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last := h.Tensors[len(h.Tensors)-1]; last.Name != "codes" || (last.DType == "U16") != (c.Count <= 65536) {
+			t.Fatalf("the last tensor is %+v of %d codes", last, c.Count)
+		}
 		got.Scan.Path = ""
 		want := *c
 		if !latents {
@@ -242,35 +252,46 @@ func TestAWholeScanIsFiveMegabytes(t *testing.T) {
 	}
 }
 
+// readBytes is Read of the bytes of a file.
+func readBytes(b []byte) (f *File, err error) {
+	_, err = safetensors.Decode(bytes.NewReader(b), int64(len(b)), func(r io.Reader, h *safetensors.Header) (err error) {
+		f, err = read(r, h)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
 func TestEveryChangedBitIsNoticed(t *testing.T) {
-	path := save1(t, small(), SaveOptions{})
-	whole, err := os.ReadFile(path)
+	whole, err := os.ReadFile(save1(t, small(), SaveOptions{Latents: true}))
 	check1(t, err)
-	want, err := Load(path)
+	want, err := readBytes(whole)
 	check1(t, err)
 	for n := range whole {
-		check1(t, os.WriteFile(path, whole[:n], 0o666))
-		if _, err := Read(path); err == nil {
+		if _, err := readBytes(whole[:n]); err == nil {
 			t.Errorf("cut at %d: loaded", n)
 		}
 	}
-	check1(t, os.WriteFile(path, append(slices.Clone(whole), 0), 0o666))
-	if _, err := Read(path); err == nil {
+	if _, err := readBytes(append(slices.Clone(whole), 0)); err == nil {
 		t.Error("one byte more: loaded")
 	}
 	for i := range whole {
 		for bit := range 8 {
 			b := slices.Clone(whole)
 			b[i] ^= 1 << bit
-			check1(t, os.WriteFile(path, b, 0o666))
-			got, err := Read(path)
 			// A file whose key sha256 is broken is one without a seal; nothing else of it is.
-			if err == nil && (got.Sealed || !reflect.DeepEqual(got.Codes, want)) {
+			if got, err := readBytes(b); err == nil && (got.Sealed || !reflect.DeepEqual(got.Codes, want.Codes)) {
 				t.Errorf("bit %d of byte %d: loaded, sealed %v", bit, i, got.Sealed)
-			} else if err != nil && !strings.HasPrefix(err.Error(), path+": ") {
-				t.Errorf("bit %d of byte %d: %v", bit, i, err)
 			}
 		}
+	}
+	path := filepath.Join(t.TempDir(), "a")
+	whole[len(whole)-2]-- // the last code, 11
+	check1(t, os.WriteFile(path, whole, 0o666))
+	if _, err := Read(path); err == nil || !strings.HasPrefix(err.Error(), path+": damaged: SHA-256 is ") || !strings.HasSuffix(err.Error(), "; if it was edited, leave sha256 out of its metadata") {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -397,7 +418,19 @@ func TestLoadRefuses(t *testing.T) {
 			t.Errorf("got  %v\nwant %s", err, c.want)
 		}
 	}
+	path := rewrite(t, small(), true, func(_, _ map[string]any) {})
+	b, err := os.ReadFile(path)
+	check1(t, err)
+	copy(b[8+binary.LittleEndian.Uint64(b)+4:], "\x00\x00\xc0\x7f")
+	check1(t, os.WriteFile(path, b, 0o666))
+	if _, err := Read(path); err == nil || err.Error() != path+": latents: NaN at place 1 (want finite numbers)" {
+		t.Errorf("got %v", err)
+	}
 	c := several()
+	c.Tiles[1] = [3]int{1, 0, 0}
+	if _, err := Save(t.TempDir(), c, SaveOptions{}); err == nil || err.Error() != "scan a/b.nii.gz: tiles: origin [1 0 0] (want 0 to 2 along x, a multiple of the factor 2)" {
+		t.Errorf("got %v", err)
+	}
 	c.Tiles[1] = [3]int{0, 0, 0}
 	if _, err := Save(t.TempDir(), c, SaveOptions{}); err == nil || err.Error() != "scan a/b.nii.gz: tiles: origin [0 0 0] twice" {
 		t.Errorf("got %v", err)
@@ -688,11 +721,7 @@ func FuzzRead(f *testing.F) {
 	check1(f, err)
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		var got *File
-		_, err := safetensors.Decode(bytes.NewReader(b), int64(len(b)), func(r io.Reader, h *safetensors.Header) (err error) {
-			got, err = read(r, h)
-			return err
-		})
+		got, err := readBytes(b)
 		if err != nil {
 			return
 		}
@@ -708,6 +737,29 @@ func FuzzRead(f *testing.F) {
 		if !reflect.DeepEqual(again.Index, got.Index) || !reflect.DeepEqual(again.Tiles, got.Tiles) ||
 			!slices.Equal(again.Latents, got.Latents) || !slices.Equal(again.Quantised, got.Quantised) || *again.Scan != *got.Scan {
 			t.Fatalf("got  %+v\nwant %+v", again, got.Codes)
+		}
+	})
+}
+
+// What the metadata says is kept, or refused.
+func FuzzInfo(f *testing.F) {
+	for _, c := range []*volume.Codes{small(), several()} {
+		text, err := encodeInfo(c)
+		check1(f, err)
+		f.Add(text)
+	}
+	f.Add(`{"version":2}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		c, err := decodeInfo(map[string]string{infoKey: text})
+		if err != nil {
+			return
+		}
+		again, err := encodeInfo(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := decodeInfo(map[string]string{infoKey: again}); err != nil || !reflect.DeepEqual(got, c) {
+			t.Fatalf("%v: got  %+v\nwant %+v", err, got, c)
 		}
 	})
 }
