@@ -22,6 +22,19 @@ func Borders(dims, patch [3]int, origins [3][]int) (planes [3][]int) {
 	return planes
 }
 
+// CropBorders is Borders where each voxel was taken from the tile whose middle is nearest, the lower one's of two: the
+// planes halfway through the overlaps.
+func CropBorders(dims, patch [3]int, origins [3][]int) (planes [3][]int) {
+	for a := range 3 {
+		for i := range max(len(origins[a])-1, 0) {
+			if b := (origins[a][i] + origins[a][i+1] + patch[a] + 1) / 2; b < dims[a] {
+				planes[a] = append(planes[a], b)
+			}
+		}
+	}
+	return planes
+}
+
 // seams says which voxels of a block touch a tile border along x, y or z.
 type seams struct {
 	size [3]int

@@ -35,6 +35,15 @@ func TestSeamIndexByHand(t *testing.T) {
 	}
 }
 
+func TestCropBordersLieHalfwayThroughOverlaps(t *testing.T) {
+	// Tiles of 4 at 0, 3 and 6 give voxels 0–3, 4–6 and 7 on: voxel 3 is as near to the middle of the first as of the
+	// second. Along z the volume ends before the last tile's part begins.
+	got := CropBorders([3]int{10, 4, 6}, [3]int{4, 4, 4}, [3][]int{{0, 3, 6}, {0}, {0, 2, 6}})
+	if !slices.Equal(got[0], []int{4, 7}) || got[1] != nil || !slices.Equal(got[2], []int{3}) {
+		t.Errorf("borders %v", got)
+	}
+}
+
 func TestSeamsRunsCoverEveryVoxelOnce(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		size := drawSize(t, 7)
