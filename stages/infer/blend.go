@@ -19,6 +19,7 @@ import (
 func Blend(ctx context.Context, in iter.Seq[*volume.Batch], m Model, used func(t volume.Tag, codes []int32) error) iter.Seq2[*volume.Output, error] {
 	return func(yield func(*volume.Output, error) bool) {
 		var codes []int32
+		each := product(cells(m.Patch(), m.Downsample()))
 		for b := range in {
 			if ctx.Err() != nil {
 				b.Release()
@@ -26,7 +27,7 @@ func Blend(ctx context.Context, in iter.Seq[*volume.Batch], m Model, used func(t
 				return
 			}
 			if used != nil {
-				codes = resize(codes, len(b.Tags)*product(cells(m.Patch(), m.Downsample())))
+				codes = resize(codes, len(b.Tags)*each)
 			}
 			if err := reconstruct(m, b, codes); err != nil {
 				b.Release()

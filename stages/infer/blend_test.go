@@ -115,9 +115,14 @@ func TestBlendIsTheModelOfEachPatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	var usage []int32
+	var tags []volume.Tag
+	note := func(t volume.Tag, codes []int32) error {
+		usage, tags = append(usage, codes...), append(tags, t)
+		return nil
+	}
 	cut := cutter()
 	i := 0
-	for out, err := range Blend(context.Background(), batches(v, g, 3), m, func(_ volume.Tag, codes []int32) error { usage = append(usage, codes...); return nil }) {
+	for out, err := range Blend(context.Background(), batches(v, g, 3), m, note) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -131,7 +136,7 @@ func TestBlendIsTheModelOfEachPatch(t *testing.T) {
 		if err := m.Reconstruct(src, src, 1, idx); err != nil {
 			t.Fatal(err)
 		}
-		if !same(out.Voxels, src) || !slices.Equal(usage[i*len(idx):(i+1)*len(idx)], idx) {
+		if !same(out.Voxels, src) || tags[i] != out.Tag || !slices.Equal(usage[i*len(idx):(i+1)*len(idx)], idx) {
 			t.Errorf("%s: other voxels or codes", out.Tag)
 		}
 		out.Release()
@@ -159,7 +164,7 @@ func (f *failing) Reconstruct(dst, src []float32, n int, codes []int32) error {
 func TestBlendReleasesInEveryEnding(t *testing.T) {
 	patch := [3]int{4, 4, 4}
 	for stop := range 9 {
-		for _, how := range []string{"break", "cancel", "fail"} {
+		for _, how := range []string{"break", "cancel", "fail", "use"} {
 			v, freed := scan(t, [3]int{8, 8, 8}, 1)
 			g, _ := regular(patch, patch, [3]int{1, 1, 1})(v.Dims)
 			ctx, cancel := context.WithCancelCause(context.Background())
@@ -180,7 +185,13 @@ func TestBlendReleasesInEveryEnding(t *testing.T) {
 			}
 			var held []*volume.Output
 			var last error
-			for out, err := range Blend(ctx, counted, m, nil) {
+			use := func(t volume.Tag, _ []int32) error {
+				if how == "use" && t.Tile == stop {
+					return errors.New("nobody counts")
+				}
+				return nil
+			}
+			for out, err := range Blend(ctx, counted, m, use) {
 				if last = err; err != nil {
 					break
 				}
@@ -201,7 +212,7 @@ func TestBlendReleasesInEveryEnding(t *testing.T) {
 			if left != 0 || *freed {
 				t.Errorf("%s at %d: %d batches left, freed %v", how, stop, left, *freed)
 			}
-			if want := map[string]string{"cancel": "enough", "fail": "and 2 more: the device is gone"}[how]; want != "" && stop < 6 && (last == nil || !strings.Contains(last.Error(), want)) {
+			if want := map[string]string{"cancel": "enough", "fail": "and 2 more: the device is gone", "use": "nobody counts"}[how]; want != "" && stop < 6 && (last == nil || !strings.Contains(last.Error(), want)) {
 				t.Errorf("%s at %d: error %v", how, stop, last)
 			}
 			cancel(nil)
