@@ -82,7 +82,7 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 		// emit validates where asked to, and passes a snapshot on; false ends the loop.
 		emit := func(reason string, validate bool) bool {
 			var metrics map[string]float64
-			if validate && l.Validate != nil && validated != l.Step {
+			if validate && l.Validate != nil {
 				var err error
 				if metrics, err = l.Validate(ctx, l.Step); err != nil {
 					yield(nil, fmt.Errorf("validate: %w", err))
@@ -145,7 +145,7 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 		if l.stopped() && !l.finished() {
 			reason = "stop"
 		}
-		unmeasured := l.Validate != nil && reason == "end" && l.Step > first && validated != l.Step
+		unmeasured := l.Validate != nil && reason == "end" && validated != l.Step
 		if l.Step > saved || unmeasured {
 			emit(reason, reason == "end")
 		}
