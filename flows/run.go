@@ -420,7 +420,11 @@ func (r *run) lastCheckpoint() string {
 	if r.last == "" {
 		return "no checkpoint was written: the same command begins anew"
 	}
-	return "the last checkpoint is " + r.last + "; the same command goes on from there"
+	how := ""
+	if r.job.run.Resume != "auto" {
+		how = "with run.resume: auto "
+	}
+	return "the last checkpoint is " + r.last + "; " + how + "the same command goes on from there"
 }
 
 // saved is told of each checkpoint that is durable.
