@@ -12,13 +12,13 @@ func (e *Engine) SumSquaresWork(n int) int64 { return bytesOf(2 * chunks(n, chun
 // SumSquares writes Σ x².
 func (e *Engine) SumSquares(x gpu.Ptr, n int, out, workspace gpu.Ptr) {
 	v, parts := e.floats(x, n), e.doubles(workspace, chunks(n, chunkFloats))
-	e.pool.run(len(parts), func(i int) {
-		parts[i] = float64(e.level.sumSquares(v[i*chunkFloats : min((i+1)*chunkFloats, n)]))
+	e.pool.runOn(len(parts), func(thread, i int) {
+		parts[i] = float64(e.level.sumSquares(&e.scratch[thread], v[i*chunkFloats:min((i+1)*chunkFloats, n)]))
 	})
 	e.floats(out, 1)[0] = float32(total(parts))
 }
 
-func sumSquaresGo(x []float32) float32 {
+func sumSquaresGo(_ *scratch, x []float32) float32 {
 	var s float64
 	for _, v := range x {
 		s += float64(v) * float64(v)
@@ -49,14 +49,15 @@ func (e *Engine) AdamStep(a gpu.Adam, p, grad, m, v, ema gpu.Ptr, n int) {
 	if ema >= 0 {
 		all.ema = e.floats(ema, n)
 	}
-	e.pool.run(chunks(n, chunkFloats), func(i int) {
+	e.pool.runOn(chunks(n, chunkFloats), func(thread, i int) {
 		from, to := i*chunkFloats, min((i+1)*chunkFloats, n)
-		s := all
+		s := &e.scratch[thread].adam
+		*s = all
 		s.p, s.grad, s.m, s.v = s.p[from:to], s.grad[from:to], s.m[from:to], s.v[from:to]
 		if s.ema != nil {
 			s.ema = s.ema[from:to]
 		}
-		e.level.adam(&s)
+		e.level.adam(s)
 	})
 }
 

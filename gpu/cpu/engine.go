@@ -34,6 +34,11 @@ type scratch struct {
 	product product
 	outer   outer
 	norm    normGrad
+	adam    adamStep
+	loss    [4]float32
+	sum     float32
+	best    [8 * 16]float32 // of nearest: by row and lane
+	at      [8 * 16]int32
 	taps    []tap
 }
 
@@ -184,9 +189,9 @@ func same(a, b gpu.Tensor) {
 }
 
 // eachRows calls f for chunks of rows of about 16k floats. The chunks depend on the shape only.
-func (e *Engine) eachRows(d gpu.Dims, f func(chunk, r0, r1 int)) {
+func (e *Engine) eachRows(d gpu.Dims, f func(s *scratch, chunk, r0, r1 int)) {
 	rows, per := d.N*d.D*d.H, rowsPerChunk(d)
-	e.pool.run(chunks(rows, per), func(i int) { f(i, i*per, min((i+1)*per, rows)) })
+	e.pool.runOn(chunks(rows, per), func(thread, i int) { f(&e.scratch[thread], i, i*per, min((i+1)*per, rows)) })
 }
 
 func rowsPerChunk(d gpu.Dims) int { return max(1, chunkFloats/max(1, d.W*d.C)) }
@@ -236,7 +241,7 @@ func (e *Engine) WriteTensor(dst gpu.Tensor, src []float32) {
 		panic(fmt.Sprintf("cpu: %d floats for dims %v", len(src), dst.Dims))
 	}
 	n := g.W * g.C
-	e.eachRows(dst.Dims, func(_, r0, r1 int) {
+	e.eachRows(dst.Dims, func(_ *scratch, _, r0, r1 int) {
 		for r := r0; r < r1; r++ {
 			copy(g.inner(r), src[r*n:(r+1)*n])
 			g.fillHalo(r)
@@ -251,7 +256,7 @@ func (e *Engine) ReadTensor(dst []float32, src gpu.Tensor) {
 		panic(fmt.Sprintf("cpu: %d floats for dims %v", len(dst), src.Dims))
 	}
 	n := g.W * g.C
-	e.eachRows(src.Dims, func(_, r0, r1 int) {
+	e.eachRows(src.Dims, func(_ *scratch, _, r0, r1 int) {
 		for r := r0; r < r1; r++ {
 			copy(dst[r*n:(r+1)*n], g.inner(r))
 		}
@@ -263,7 +268,7 @@ func (e *Engine) Add(a, b, y gpu.Tensor) {
 	same(a, b)
 	same(a, y)
 	ga, gb, gy := e.grid(a), e.grid(b), e.grid(y)
-	e.eachRows(y.Dims, func(_, r0, r1 int) {
+	e.eachRows(y.Dims, func(_ *scratch, _, r0, r1 int) {
 		for r := r0; r < r1; r++ {
 			e.level.add(gy.inner(r), ga.inner(r), gb.inner(r))
 			gy.fillHalo(r)

@@ -73,9 +73,9 @@ type level struct {
 	groupGrad       func(n *normGrad)
 
 	codeLanes  int // codes of a block
-	nearest    func(idx []int32, z, packed, half []float32)
+	nearest    func(s *scratch, idx []int32, z, packed, half []float32)
 	loss       func(s *[4]float32, y, t, dy []float32, l1, l2 float32)
-	sumSquares func(x []float32) float32
+	sumSquares func(s *scratch, x []float32) float32
 	adam       func(s *adamStep)
 }
 

@@ -152,13 +152,13 @@ func (k *kernels) level(name, title string, ok bool, below *level) *level {
 			}
 		}
 	}
-	l.sumSquares = func(x []float32) float32 {
+	l.sumSquares = func(s *scratch, x []float32) float32 {
 		n := len(x) / k.lanes
-		var s float32
+		s.sum = 0
 		if n > 0 {
-			k.sumSquares(&x[0], n, &s)
+			k.sumSquares(&x[0], n, &s.sum)
 		}
-		return s + sumSquaresGo(x[n*k.lanes:])
+		return s.sum + sumSquaresGo(s, x[n*k.lanes:])
 	}
 	l.adam = func(s *adamStep) {
 		n := len(s.p) / k.lanes
@@ -176,22 +176,19 @@ func (k *kernels) level(name, title string, ok bool, below *level) *level {
 }
 
 // nearestCodes is nearestGo: assembly finds the least in each lane, the least of those is found here.
-func (k *kernels) nearestCodes(idx []int32, z, packed, half []float32) {
-	const most = 8 * 16
-	var best [most]float32
-	var at [most]int32
+func (k *kernels) nearestCodes(s *scratch, idx []int32, z, packed, half []float32) {
 	dim := len(packed) / len(half)
 	for w := 0; w < len(idx); {
 		rows, search := k.nearestRows, k.nearest
 		if len(idx)-w < rows {
 			rows, search = 1, k.nearest1
 		}
-		search(&z[w*dim], dim, &packed[0], &half[0], len(half)/k.lanes, &best[0], &at[0])
+		search(&z[w*dim], dim, &packed[0], &half[0], len(half)/k.lanes, &s.best[0], &s.at[0])
 		for i := range rows {
 			least, code := float32(math.Inf(1)), int32(0)
 			for lane := i * k.lanes; lane < (i+1)*k.lanes; lane++ {
-				if b := best[lane]; b < least || b == least && at[lane] < code {
-					least, code = b, at[lane]
+				if b, at := s.best[lane], s.at[lane]; b < least || b == least && at < code {
+					least, code = b, at
 				}
 			}
 			idx[w+i] = code

@@ -24,16 +24,15 @@ func (e *Engine) ReconLoss(y, t gpu.Tensor, l1, l2, scale float32, dy *gpu.Tenso
 	}
 	per := scale / float32(y.Len())
 	parts := e.doubles(workspace, 4*e.rowChunks(y.Dims))
-	e.eachRows(y.Dims, func(chunk, r0, r1 int) {
+	e.eachRows(y.Dims, func(own *scratch, chunk, r0, r1 int) {
 		var s lossSums
-		var row [4]float32
 		for r := r0; r < r1; r++ {
 			var d []float32
 			if dy != nil {
 				d = gdy.inner(r)
 			}
-			e.level.loss(&row, gy.inner(r), gt.inner(r), d, l1*per, 2*l2*per)
-			for i, v := range row {
+			e.level.loss(&own.loss, gy.inner(r), gt.inner(r), d, l1*per, 2*l2*per)
+			for i, v := range own.loss {
 				s[i] += float64(v)
 			}
 			if dy != nil {

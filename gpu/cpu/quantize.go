@@ -33,13 +33,13 @@ func (e *Engine) Quantize(k gpu.Quantizer, z gpu.Tensor, codebook, idx gpu.Ptr, 
 	half, packed := work[:padded], work[padded:]
 	e.packCodes(k, codes, half, packed)
 	// Few voxels and many codes: a row at a time.
-	e.pool.run(gz.rows(), func(r int) {
-		e.level.nearest(index[r*z.W:(r+1)*z.W], gz.inner(r), packed, half)
+	e.pool.runOn(gz.rows(), func(thread, r int) {
+		e.level.nearest(&e.scratch[thread], index[r*z.W:(r+1)*z.W], gz.inner(r), packed, half)
 	})
 	e.Lookup(k, codebook, idx, q)
 
 	parts := e.doubles(workspace+gpu.Ptr(bytesOf(padded*(k.Dim+1))), e.rowChunks(z.Dims))
-	e.eachRows(z.Dims, func(chunk, r0, r1 int) {
+	e.eachRows(z.Dims, func(_ *scratch, chunk, r0, r1 int) {
 		var s float64
 		for r := r0; r < r1; r++ {
 			row := gz.inner(r)
@@ -110,7 +110,7 @@ func (e *Engine) packCodes(k gpu.Quantizer, codes, half, packed []float32) {
 }
 
 // nearestGo writes idx[w] = the code with the least ½‖c‖² - z[w]·c, the lowest on a tie. Blocks are of 4 codes.
-func nearestGo(idx []int32, z, packed, half []float32) {
+func nearestGo(_ *scratch, idx []int32, z, packed, half []float32) {
 	dim := len(packed) / len(half)
 	for w := range idx {
 		v := z[w*dim : (w+1)*dim]
@@ -144,7 +144,7 @@ func (e *Engine) QuantizeGrad(k gpu.Quantizer, z gpu.Tensor, codebook, idx gpu.P
 	inPlace(dq, dz)
 	gz, gdq, gdz := e.grid(z), e.grid(dq), e.grid(dz)
 	codes, index := e.floats(codebook, k.Codes*k.Dim), e.ints(idx, z.Voxels())
-	e.eachRows(z.Dims, func(_, r0, r1 int) {
+	e.eachRows(z.Dims, func(_ *scratch, _, r0, r1 int) {
 		for r := r0; r < r1; r++ {
 			vz, vdq, vdz := gz.inner(r), gdq.inner(r), gdz.inner(r)
 			for w, i := range index[r*z.W : (r+1)*z.W] {
@@ -164,7 +164,7 @@ func (e *Engine) Lookup(k gpu.Quantizer, codebook, idx gpu.Ptr, q gpu.Tensor) {
 	checkCodes(k, q)
 	gq := e.grid(q)
 	codes, index := e.floats(codebook, k.Codes*k.Dim), e.ints(idx, q.Voxels())
-	e.eachRows(q.Dims, func(_, r0, r1 int) {
+	e.eachRows(q.Dims, func(_ *scratch, _, r0, r1 int) {
 		for r := r0; r < r1; r++ {
 			row := gq.inner(r)
 			for w, i := range index[r*q.W : (r+1)*q.W] {

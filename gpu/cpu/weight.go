@@ -49,11 +49,16 @@ func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace 
 	s := e.weightSplit(c)
 	work := e.floats(workspace, s.floats())
 	units := out.N * out.D * s.strips
+	all := weightPart{
+		e: e, c: c, in: in, out: out, axes: [3]axis{axisOf(c, 0), axisOf(c, 1), axisOf(c, 2)},
+		cols: e.level.blocks(out.C), inCols: e.level.blocks(c.K[2] * in.C),
+	}
+	all.slide, all.first = all.axes[2].slide()
 	e.pool.runOn(s.parts*s.groups, func(thread, i int) {
 		part, group := i/s.groups, i%s.groups
 		sums := work[part*s.size : (part+1)*s.size]
-		g := weightPart{e: e, scratch: &e.scratch[thread], c: c, in: in, out: out, axes: [3]axis{axisOf(c, 0), axisOf(c, 1), axisOf(c, 2)}, cols: e.level.blocks(out.C), inCols: e.level.blocks(c.K[2] * in.C), sums: sums}
-		g.slide, g.first = g.axes[2].slide()
+		g := all
+		g.scratch, g.sums = &e.scratch[thread], sums
 		zy := c.K[0] * c.K[1]
 		from, to := group*zy/s.groups, (group+1)*zy/s.groups
 		each := c.K[2] * c.In.C * c.Out.C
