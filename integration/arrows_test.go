@@ -30,6 +30,7 @@ var house = []struct{ room, may string }{
 	{"stages/pipe", ""},
 	{"stages/read", "stages/nifti stages/volume"},
 	{"stages/train", "stages/volume gpu gpu/nn gpu/optim gpu/vqgan"},
+	{"stages/infer", "stages/volume gpu gpu/vqgan"},
 	{"stages/write", "stages/nifti stages/volume"},
 	{"stages/volume", ""},
 	{"stages/*", "stages/volume"},

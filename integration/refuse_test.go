@@ -48,7 +48,7 @@ func TestMistakes(t *testing.T) {
 		{2, "train.yaml train.validate.group=(", []string{"train.validate.group", "missing closing )"}},
 		// Memory.
 		{2, "train.yaml run.memory=10MiB", []string{"run.memory: too little", "phantom-", "raise run.memory"}},
-		{2, "train.yaml model.hidden=16 tile.patch=[32,32,16] run.memory=20MiB", []string{"train.yaml: tile.patch [32, 32, 16]: memory: the model needs", "would fit"}},
+		{2, "train.yaml model.hidden=16 tile.patch=[32,32,16] run.memory=20MiB", []string{"train.yaml: tile.patch: [32, 32, 16]: memory: the model needs", "would fit"}},
 		// Keys that don't fit one another, the model or the machine.
 		{2, "train.yaml tile.stride=[20,16,8]", []string{"tile.stride=[20,16,8]: 20 is larger than patch 16 along x"}},
 		{2, "train.yaml tile.patch=[15,16,8]", []string{"tile.patch=[15,16,8]: 15 along x is not a multiple", "14 and 16"}},

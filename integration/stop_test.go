@@ -30,6 +30,11 @@ func TestSignalsStopWithACheckpoint(t *testing.T) {
 	}
 	p.must(words...)
 	p.sameRun("whole", "run")
+
+	r := p.start(append(words, "run.dir=new", "run.resume=never")...)
+	r.until(func() bool { return p.reached("new") >= 2 })
+	r.signal(syscall.SIGTERM)
+	p.tells(r.wait(), 75, "with run.resume: auto the same command goes on")
 }
 
 // slow is a run whose first validation takes many seconds.
@@ -44,10 +49,11 @@ func TestTheSecondSignalStopsAtOnce(t *testing.T) {
 		t.Fatalf("over before it could be stopped: %s", r.stderr.String())
 	}
 	r.signal(syscall.SIGTERM)
+	r.until(func() bool { return len(p.events("run", "stop")) == 1 })
 	select {
 	case <-r.over:
 		t.Fatal("the first signal didn't let the step's validation end")
-	case <-time.After(300 * time.Millisecond):
+	case <-time.After(200 * time.Millisecond):
 	}
 	r.signal(syscall.SIGTERM)
 	p.tells(r.wait(), 75, "interrupted at once; no checkpoint was written: the same command begins anew")
@@ -69,7 +75,7 @@ func TestTheSecondSignalDoesNotWaitForALongStep(t *testing.T) {
 	}
 	time.Sleep(time.Second) // now it is in its first step
 	r.signal(syscall.SIGINT)
-	time.Sleep(50 * time.Millisecond)
+	r.until(func() bool { return len(p.events("run", "stop")) == 1 })
 	r.signal(syscall.SIGINT)
 	p.tells(r.wait(), 75, "stopped at once")
 	if n := p.reached("run"); n > 0 {
