@@ -22,6 +22,10 @@ type wiring struct {
 	patches   pipe.Port[*volume.Patch]
 	batches   pipe.Port[*volume.Batch]
 	snapshots pipe.Port[*volume.Snapshot]
+	outputs   pipe.Port[*volume.Output]
+	slabs     pipe.Port[*volume.Slab]
+	codes     pipe.Port[*volume.Codes]
+	files     pipe.Port[string]
 }
 
 // wire builds the run's graph.
@@ -39,6 +43,14 @@ func (r *run) wire(g *pipe.Graph) {
 		pipe.Discard(w.batches, "end")
 	case snapshots:
 		pipe.Discard(w.snapshots, "end")
+	case outputs:
+		pipe.Discard(w.outputs, "end")
+	case slabs:
+		pipe.Discard(w.slabs, "end")
+	case codeGrids:
+		pipe.Discard(w.codes, "end")
+	case files:
+		pipe.Discard(w.files, "end")
 	}
 }
 
@@ -165,6 +177,9 @@ func (r *run) lost(a admission, bad *read.Bad, o read.Options) loaded {
 }
 
 func wireTile(w *wiring, s *piece) {
+	if w.job.exact() {
+		return // infer takes whole volumes
+	}
 	o := *s.options.(*tile.Options)
 	w.patches = pipe.Expand(w.volumes, s.label, func(_ context.Context, v *volume.Volume) iter.Seq2[*volume.Patch, error] {
 		return tile.Tiles(v, o, w.job.run.Seed, w.job.multiple())
@@ -187,6 +202,9 @@ func wireAugment(w *wiring, s *piece) {
 }
 
 func wireBatch(w *wiring, s *piece) {
+	if w.job.exact() {
+		return
+	}
 	w.batches = pipe.Transform(w.patches, s.label, func(ctx context.Context, in iter.Seq[*volume.Patch]) iter.Seq2[*volume.Batch, error] {
 		return w.maker.Batches(ctx, sound(batch.From(in, w.start), new(error)))
 	})

@@ -1,7 +1,6 @@
 package flows
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -11,10 +10,14 @@ import (
 	"github.com/flowrun/flowrun/stages/augment"
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/checkpoint"
+	"github.com/flowrun/flowrun/stages/codes"
+	"github.com/flowrun/flowrun/stages/infer"
+	"github.com/flowrun/flowrun/stages/metrics"
 	"github.com/flowrun/flowrun/stages/read"
 	"github.com/flowrun/flowrun/stages/shuffle"
 	"github.com/flowrun/flowrun/stages/tile"
 	"github.com/flowrun/flowrun/stages/train"
+	"github.com/flowrun/flowrun/stages/write"
 )
 
 // Job is a file that has been read, checked and found to be a graph.
@@ -82,9 +85,16 @@ func Load(path string, data []byte, overrides []string) (*Job, error) {
 		j.pieces = append(j.pieces, &piece{stage: st, file: s, label: s.Label, line: s.Line, ordinal: seen[s.Name], options: s.Options})
 		seen[s.Name]++
 	}
-	if err := errors.Join(j.join(), j.fit()); err != nil {
+	if err := j.join(); err != nil {
 		return nil, &ConfigError{err}
 	}
+	if err := j.adopt(f); err != nil {
+		return nil, &ConfigError{err}
+	}
+	if err := j.fit(); err != nil {
+		return nil, &ConfigError{err}
+	}
+	*b.run, *b.model = j.run, j.model
 	if j.resolved, err = f.Resolved(); err != nil {
 		return nil, &ConfigError{err}
 	}
@@ -136,10 +146,36 @@ func (j *Job) fit() error {
 			if o.MicroBatch > b.Size {
 				return p.file.Errorf("micro_batch", "%d is more than batch.size %d", o.MicroBatch, b.Size)
 			}
-			if strings.HasPrefix(o.Device, "cuda:") {
-				return p.file.Errorf("device", "%s: this build of flowrun has no CUDA engine; set it to cpu or auto", o.Device)
+			if err := p.fitDevice(o.Device); err != nil {
+				return err
+			}
+		case *infer.Options:
+			if err := p.fitDevice(o.Device); err != nil {
+				return err
+			}
+		case *infer.CodeOptions:
+			if err := p.fitDevice(o.Device); err != nil {
+				return err
+			}
+		case *metrics.Options:
+			if _, ok := option[codes.LoadOptions](j); ok {
+				return p.file.Errorf("", "codes have no scan beside them to be measured against; leave measure out")
+			}
+		case *write.Options:
+			if r, ok := option[read.Options](j); ok {
+				if err := o.CheckWindow(r.WindowHU); err != nil {
+					return p.blame(err)
+				}
 			}
 		}
+	}
+	return nil
+}
+
+// fitDevice refuses devices that this build doesn't have.
+func (p *piece) fitDevice(device string) error {
+	if strings.HasPrefix(device, "cuda:") {
+		return p.file.Errorf("device", "%s: this build of flowrun has no CUDA engine; set it to cpu or auto", device)
 	}
 	return nil
 }

@@ -97,7 +97,7 @@ func TestTable(t *testing.T) {
 			t.Errorf("stage %s: two options structs are one", s.name)
 		}
 	}
-	if _, ok := find("write"); ok {
+	if _, ok := find("paint"); ok {
 		t.Error("found a stage that isn't there")
 	}
 }

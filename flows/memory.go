@@ -8,6 +8,8 @@ import (
 
 	"github.com/flowrun/flowrun/stages/augment"
 	"github.com/flowrun/flowrun/stages/batch"
+	"github.com/flowrun/flowrun/stages/codes"
+	"github.com/flowrun/flowrun/stages/infer"
 	"github.com/flowrun/flowrun/stages/read"
 	"github.com/flowrun/flowrun/stages/shuffle"
 	"github.com/flowrun/flowrun/stages/volume"
@@ -40,9 +42,15 @@ func (j *Job) divide(d *data, arena, snapshot int64, batches int64) (memory, err
 		m.validation = most
 	}
 	m.scans = m.limit - m.engine - m.batches - m.snapshot - m.validation
+	if _, ok := option[codes.LoadOptions](j); ok {
+		return m, nil // no volumes
+	}
 	// The scan on its way, and the shuffles' windows: one that is larger than an epoch holds all of it until the next
 	// epoch's first scan comes.
 	held, windows := 1, int64(0)
+	if _, ok := option[infer.Options](j); ok && !j.exact() {
+		held = min(2, len(d.train)) // a batch may hold the end of one scan until the next one comes
+	}
 	for _, p := range j.pieces {
 		if o, ok := p.options.(*shuffle.Options); ok {
 			held += min(o.Volumes, len(d.train))
@@ -69,6 +77,7 @@ func (j *Job) maker(patch [3]int) *batch.Maker {
 	}
 	m := batch.New(*o, patch, 3)
 	m.Workers = j.workers()
+	_, m.Keep = option[infer.Options](j)
 	for _, p := range j.pieces {
 		if a, ok := p.options.(*augment.Options); ok && a.NoiseHU > 0 {
 			m.Noise = true

@@ -21,6 +21,7 @@ import (
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/checkpoint"
+	"github.com/flowrun/flowrun/stages/codes"
 	"github.com/flowrun/flowrun/stages/observe"
 	"github.com/flowrun/flowrun/stages/pipe"
 	"github.com/flowrun/flowrun/stages/read"
@@ -51,6 +52,8 @@ type run struct {
 	metrics    *observe.Metrics
 	progress   *observe.Progress
 	validator  *validator
+	back       *back     // with a trained model, on the way back
+	out        io.Writer // where results go that people asked for
 
 	start  volume.Cursor
 	epochs int            // the source ends before this one
@@ -78,7 +81,7 @@ func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) 
 		return j.unwritable(err)
 	}
 	defer unlock()
-	r := &run{job: j, epochs: 1, warned: map[string]bool{}}
+	r := &run{job: j, out: ui.Out, epochs: 1, warned: map[string]bool{}}
 	r.progress = observe.NewProgress(ui.Err, observe.ProgressOptions{Terminal: ui.Terminal, Quiet: ui.Quiet})
 	defer func() { _ = r.progress.Close() }()
 	var closeLog func() error
@@ -113,13 +116,23 @@ func (r *run) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	tr, trains := option[train.Options](j)
+	if !trains { // scans that an earlier run set aside may have been mended since
+		if err := os.Remove(r.file("quarantine.jsonl")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	if r.quarantine, err = read.OpenQuarantine(r.file("quarantine.jsonl")); err != nil {
 		return err
 	}
-	if snap != nil {
+	l, loads := option[codes.LoadOptions](j)
+	switch {
+	case snap != nil:
 		r.start = snap.Cursor
 		r.data, err = r.thaw(ctx, snap)
-	} else {
+	case loads:
+		r.data, err = j.findCodes(*l)
+	default:
 		r.data, err = j.findScans(ctx)
 	}
 	if err != nil {
@@ -136,11 +149,19 @@ func (r *run) prepare(ctx context.Context) error {
 	if r.maker != nil {
 		batches = r.maker.Bytes()
 	}
-	if tr, ok := option[train.Options](j); ok {
+	if trains {
 		if err := r.openModel(snap, *tr, *t); err != nil {
 			return err
 		}
 		arena, state = r.session.Plan().Total, r.session.StateBytes()
+	}
+	if m, ok := j.modelStage(); ok {
+		if arena, err = r.openBack(m); err != nil {
+			return err
+		}
+		if err := r.nameFiles(); err != nil {
+			return err
+		}
 	}
 	parts, err := j.divide(r.data, arena, state, batches)
 	if err != nil {
@@ -162,8 +183,13 @@ func (r *run) prepare(ctx context.Context) error {
 	if err := os.Rename(config+".tmp", config); err != nil {
 		return err
 	}
-	r.log.Info().Str("event", "start").Int("train_scans", len(r.data.train)).Int("held_out_scans", len(r.data.held)).
-		Int("patches_per_epoch", r.data.perEpoch()).Str("memory", parts.String()).Msg("ready")
+	e := r.log.Info().Str("event", "start").Str("memory", parts.String())
+	if trains {
+		e = e.Int("train_scans", len(r.data.train)).Int("held_out_scans", len(r.data.held)).Int("patches_per_epoch", r.data.perEpoch())
+	} else {
+		e = e.Int("scans", len(r.data.all))
+	}
+	e.Msg("ready")
 	return nil
 }
 
@@ -412,11 +438,17 @@ func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
 		}
 	default:
 	}
+	if err := r.conclude(); err != nil {
+		return err
+	}
 	r.done()
 	return nil
 }
 
 func (r *run) lastCheckpoint() string {
+	if r.back != nil {
+		return "what is written is whole; the same command does the rest again"
+	}
 	if r.last == "" {
 		return "no checkpoint was written: the same command begins anew"
 	}

@@ -4,10 +4,15 @@ import (
 	"github.com/flowrun/flowrun/stages/augment"
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/checkpoint"
+	"github.com/flowrun/flowrun/stages/codes"
+	"github.com/flowrun/flowrun/stages/infer"
+	"github.com/flowrun/flowrun/stages/merge"
+	"github.com/flowrun/flowrun/stages/metrics"
 	"github.com/flowrun/flowrun/stages/read"
 	"github.com/flowrun/flowrun/stages/shuffle"
 	"github.com/flowrun/flowrun/stages/tile"
 	"github.com/flowrun/flowrun/stages/train"
+	"github.com/flowrun/flowrun/stages/write"
 )
 
 // What flows between stages; nothing in front of a source.
@@ -17,6 +22,10 @@ const (
 	patches   = "Patch"
 	batches   = "Batch"
 	snapshots = "Snapshot"
+	outputs   = "Output"
+	slabs     = "Slab"
+	codeGrids = "Codes"
+	files     = "File"
 )
 
 // stage is one row of the table: what a name in the YAML's flow stands for.
@@ -45,6 +54,24 @@ func stages() []stage {
 			doc: "Takes an optimiser step for each batch, validates, and owns the model."},
 		{name: "checkpoint", in: snapshots, out: snapshots, once: true, options: func() any { return new(checkpoint.Options) }, wire: wireCheckpoint,
 			doc: "Writes snapshots as safetensors files: atomic, checksummed, the last and the best kept."},
+
+		{name: "infer", in: batches, out: outputs, once: true, options: func() any { return new(infer.Options) }, wire: wireInfer,
+			doc: "Runs a trained model on batches of a grid's tiles. Window, patch and model are the checkpoint's unless the file says otherwise."},
+		{name: "merge", in: outputs, out: slabs, once: true, options: func() any { return new(merge.Options) }, wire: wireMerge,
+			doc: "Puts overlapping tiles back together into whole volumes, slice by slice, the same bits in whatever order they come."},
+		{name: "measure", in: slabs, out: slabs, once: true, options: func() any { return new(metrics.Options) }, wire: wireMeasure,
+			doc: "Measures merged volumes against their scans: PSNR, 3D SSIM, MAE in HU by tissue, bits per voxel, codebook usage, seams, next to the trilinear baseline. Writes measures.json and measures.csv and prints a table."},
+		{name: "write", in: slabs, out: files, once: true, options: func() any { return new(write.Options) }, wire: wireWrite,
+			doc: "Writes merged volumes as NIfTI in HU, on the grid of the scan that they were made from."},
+
+		{name: "encode", in: volumes, out: codeGrids, once: true, options: func() any { return new(infer.CodeOptions) }, wire: wireEncode,
+			doc: "Makes codes of whole volumes: one grid a scan for a model with norm: channel, else one a tile."},
+		{name: "save", in: codeGrids, out: codeGrids, once: true, options: func() any { return new(codes.Options) }, wire: wireSave,
+			doc: "Writes codes, one small safetensors file a scan. docs/codes.md says how to read them elsewhere."},
+		{name: "load", in: nothing, out: codeGrids, once: true, options: func() any { return new(codes.LoadOptions) }, wire: wireLoad,
+			doc: "Reads files of codes, edited ones too."},
+		{name: "decode", in: codeGrids, out: outputs, once: true, options: func() any { return new(infer.CodeOptions) }, wire: wireDecode,
+			doc: "Makes voxels of codes, for merge and write."},
 	}
 }
 

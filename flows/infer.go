@@ -1,0 +1,367 @@
+package flows
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/flowrun/flowrun/configs"
+	"github.com/flowrun/flowrun/gpu"
+	"github.com/flowrun/flowrun/gpu/vqgan"
+	"github.com/flowrun/flowrun/stages/batch"
+	"github.com/flowrun/flowrun/stages/checkpoint"
+	"github.com/flowrun/flowrun/stages/codes"
+	"github.com/flowrun/flowrun/stages/infer"
+	"github.com/flowrun/flowrun/stages/merge"
+	"github.com/flowrun/flowrun/stages/metrics"
+	"github.com/flowrun/flowrun/stages/pipe"
+	"github.com/flowrun/flowrun/stages/read"
+	"github.com/flowrun/flowrun/stages/tile"
+	"github.com/flowrun/flowrun/stages/volume"
+	"github.com/flowrun/flowrun/stages/write"
+)
+
+// The way back: a trained model on whole scans. The model's shape, the window and the patch are the checkpoint's, unless
+// the file says otherwise.
+
+// modelKeys are the keys by which a stage names its model.
+type modelKeys struct {
+	infer.Options
+	piece *piece
+	patch [3]int // zero: the tile stage's, or the one that the model was trained with
+}
+
+// modelStage is the job's stage that runs a trained model.
+func (j *Job) modelStage() (modelKeys, bool) {
+	for _, p := range j.pieces {
+		switch o := p.options.(type) {
+		case *infer.Options:
+			t, _ := option[tile.Options](j)
+			return modelKeys{*o, p, t.Patch}, true
+		case *infer.CodeOptions:
+			return modelKeys{o.Options(), p, o.Patch}, true
+		}
+	}
+	return modelKeys{}, false
+}
+
+// adopt takes over from the checkpoint what the file leaves open. It does nothing for a flow without a trained model.
+func (j *Job) adopt(f *configs.File) error {
+	m, ok := j.modelStage()
+	if !ok {
+		return nil
+	}
+	if t, ok := option[tile.Options](j); ok {
+		if f.Given("tile.mode") && t.Mode != tile.ModeGrid {
+			return j.piece(t).file.Errorf("mode", "%s: %s needs every voxel; set it to %s", t.Mode, m.piece.label, tile.ModeGrid)
+		}
+		t.Mode = tile.ModeGrid
+	}
+	if b, ok := option[batch.Options](j); ok && !f.Given("batch.size") {
+		b.Size = 1
+	}
+	if !f.Given("run.dir") {
+		if w, ok := option[write.Options](j); ok {
+			j.run.Dir = w.Dir
+		} else if s, ok := option[codes.Options](j); ok {
+			j.run.Dir = s.Dir
+		}
+	}
+	asked := j.model
+	if m.Checkpoint == infer.IdentityName {
+		j.model.Downsample = [3]int{1, 1, 1}
+		return nil
+	}
+	info, err := checkpoint.Peek(m.Checkpoint)
+	if err != nil {
+		return m.piece.file.Errorf("checkpoint", "%v", err)
+	}
+	if !info.Checkpoint {
+		return m.piece.file.Errorf("checkpoint", "%s: not a checkpoint of flowrun", m.Checkpoint)
+	}
+	if j.model, err = vqgan.ParseConfig(info.Meta["model"]); err != nil {
+		return m.piece.file.Errorf("checkpoint", "%s: %v", m.Checkpoint, err)
+	}
+	if asked.Preset = ""; f.Given("model") && asked != j.model {
+		return f.Errorf("model", "isn't that of %s; leave this block out", m.Checkpoint)
+	}
+	var trained stream
+	if err := json.Unmarshal([]byte(info.Meta["stream"]), &trained); err != nil {
+		return m.piece.file.Errorf("checkpoint", "%s: what it was trained on: %v", m.Checkpoint, err)
+	}
+	return j.adoptStream(f, trained)
+}
+
+// adoptStream takes over how the checkpoint's scans were read and cut.
+func (j *Job) adoptStream(f *configs.File, trained stream) error {
+	if r, ok := option[read.Options](j); ok {
+		if f.Given("read.window_hu") && r.WindowHU != trained.Window {
+			return j.piece(r).file.Errorf("window_hu", "%v, but the model was trained in %v: leave it out", r.WindowHU, trained.Window)
+		}
+		r.WindowHU = trained.Window
+		if !f.Given("read.spacing") {
+			r.Spacing = trained.Spacing
+		}
+	}
+	if t, ok := option[tile.Options](j); ok && !f.Given("tile.patch") {
+		t.Patch = trained.Tile.Patch
+		if j.exact() {
+			t.Patch = j.roomy(t.Patch)
+		}
+	}
+	for _, p := range j.pieces {
+		if o, ok := p.options.(*infer.CodeOptions); ok && o.Patch == [3]int{} {
+			o.Patch = j.roomy(trained.Tile.Patch)
+		}
+	}
+	return nil
+}
+
+// roomy is a patch, enlarged where half of it or more would be halo in exact tiling.
+func (j *Job) roomy(patch [3]int) [3]int {
+	if j.model.Norm != "channel" {
+		return patch
+	}
+	encoder, decoder := j.model.EncoderField(), j.model.DecoderField()
+	for a, f := range j.model.Downsample {
+		see := max(encoder[a][0], encoder[a][1], decoder[a][0]*f, decoder[a][1]*f)
+		patch[a] = max(patch[a], (4*see+f-1)/f*f)
+	}
+	return patch
+}
+
+// piece is the one that holds these options.
+func (j *Job) piece(options any) *piece {
+	for _, p := range j.pieces {
+		if p.options == options {
+			return p
+		}
+	}
+	return nil
+}
+
+// exact says that whole scans are encoded into one code grid and decoded without overlaps.
+func (j *Job) exact() bool {
+	o, _ := option[merge.Options](j)
+	return o.Mode == merge.ModeExact
+}
+
+// back is what a run needs on the way back, beside what every run has.
+type back struct {
+	model  infer.Model
+	tiling infer.Tiling
+	names  map[string]string // of the files written, by scan
+	study  *metrics.Study    // nil without measure
+
+	mu    sync.Mutex
+	grids map[string]merge.Grid // of the scans being decoded
+}
+
+// openBack opens the model for inference and checks what the stages behind it need. It returns the engine's arena.
+func (r *run) openBack(m modelKeys) (arena int64, err error) {
+	j := r.job
+	b, _ := option[batch.Options](j)
+	r.back = &back{model: infer.NewIdentity(m.patch), grids: map[string]merge.Grid{}}
+	if m.Checkpoint != infer.IdentityName {
+		coder, engine, bytes, err := j.openCoder(m, b.Size)
+		if err != nil {
+			return 0, err
+		}
+		r.back.model, r.engine, arena = coder, engine, bytes
+	}
+	o, merges := option[merge.Options](j)
+	if merges && o.Mode == merge.ModeExact && !r.back.model.Tileable() {
+		return 0, &ConfigError{j.piece(o).file.Errorf("mode", "exact needs a model with norm: channel, but with %s (norm: %s) each voxel depends on its whole tile; set it to blend", m.Checkpoint, j.model.Norm)}
+	}
+	r.back.tiling = j.tiling(m)
+	if w, ok := option[write.Options](j); ok {
+		if err := write.Ready(*w); err != nil {
+			return 0, configErrorf("write.%w", err)
+		}
+	}
+	if o, ok := option[metrics.Options](j); ok {
+		r.back.study = r.newStudy(*o)
+	}
+	return arena, nil
+}
+
+// tiling is how the job's scans are cut up for encode and decode.
+func (j *Job) tiling(m modelKeys) infer.Tiling {
+	t := infer.Tiling{Patch: m.patch}
+	o, ok := m.piece.options.(*infer.CodeOptions)
+	if !ok {
+		return t
+	}
+	regular := tile.Options{Mode: tile.ModeGrid, Patch: o.Patch, Stride: o.Stride}
+	t.Grid = func(dims [3]int) (infer.Grid, error) {
+		g, err := regular.Grid(dims, j.multiple())
+		return infer.Grid(g), err
+	}
+	if s, ok := option[codes.Options](j); ok {
+		t.Latents = s.Latents
+	}
+	if l, ok := option[codes.LoadOptions](j); ok {
+		t.Quantised = l.Use != codes.UseCodes
+	}
+	return t
+}
+
+// openCoder opens a checkpoint for inference. It returns its arena's bytes too.
+func (j *Job) openCoder(m modelKeys, batch int) (*vqgan.Coder, gpu.Engine, int64, error) {
+	snap, err := checkpoint.Load(m.Checkpoint)
+	if err != nil {
+		return nil, nil, 0, &ConfigError{m.piece.file.Errorf("checkpoint", "%v", err)}
+	}
+	limit := m.Memory
+	if host := j.hostLimit(); limit == 0 || limit > host {
+		limit = host
+	}
+	weights := arrays(snap)
+	ema := m.Weights == infer.WeightsEMA && slices.ContainsFunc(weights, func(a vqgan.Array) bool { return strings.HasPrefix(a.Name, "ema.") })
+	e := j.engine(m.Device)
+	o := vqgan.CoderOptions{Patch: m.patch, Batch: batch, MemoryLimit: limit}
+	coder, err := vqgan.OpenCoder(e, j.model, weights, ema, o)
+	if err != nil {
+		return nil, nil, 0, errors.Join(configErrorf("%s: %s: %w", j.path, m.piece.label, err), e.Close())
+	}
+	plan, err := vqgan.PlanCoder(e, j.model, o)
+	return coder, e, plan.Total, err
+}
+
+// nameFiles names what is written for each scan.
+func (r *run) nameFiles() (err error) {
+	if r.back == nil {
+		return nil
+	}
+	if w, ok := option[write.Options](r.job); ok {
+		if r.back.names, err = write.Names(r.data.all, *w); err != nil {
+			return configErrorf("write.%w", err)
+		}
+	}
+	if _, ok := option[codes.Options](r.job); ok {
+		if r.back.names, err = codes.Names(r.data.all); err != nil {
+			return configErrorf("save.%w", err)
+		}
+	}
+	return nil
+}
+
+// grid is where the tiles of a volume lie that merge puts together.
+func (r *run) grid(v *volume.Volume) (merge.Grid, error) {
+	r.back.mu.Lock()
+	g, ok := r.back.grids[v.Scan.ID]
+	r.back.mu.Unlock()
+	if ok {
+		return g, nil
+	}
+	t, _ := option[tile.Options](r.job)
+	regular, err := t.Grid(v.Dims, r.job.multiple())
+	return merge.Grid(regular), err
+}
+
+// wireInfer runs patches through the model; or, where merge is to be exact, whole volumes: tile and batch have then only
+// said how large a tile is.
+func wireInfer(w *wiring, s *piece) {
+	if !w.job.exact() {
+		w.outputs = pipe.Transform(w.batches, s.label, func(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*volume.Output, error] {
+			return infer.Blend(ctx, in, w.back.model, w.countCodes)
+		})
+		return
+	}
+	encode := w.encoder()
+	w.outputs = pipe.Expand(w.volumes, s.label, func(ctx context.Context, v *volume.Volume) iter.Seq2[*volume.Output, error] {
+		return func(yield func(*volume.Output, error) bool) {
+			defer v.Release()
+			c, err := encode(ctx, v)
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			w.decode(ctx, c, v, yield)
+		}
+	})
+}
+
+// encoder returns what makes codes of volumes, one at a time.
+func (w *wiring) encoder() func(context.Context, *volume.Volume) (*volume.Codes, error) {
+	scratch := batch.NewScratch(w.job.workers())
+	cut := func(dst []float32, p *volume.Patch) error { return batch.Cut(dst, p, scratch) }
+	return func(ctx context.Context, v *volume.Volume) (*volume.Codes, error) {
+		c, err := infer.Encode(ctx, v, w.back.model, w.back.tiling, cut)
+		if err != nil {
+			return nil, err
+		}
+		err = w.countCodes(volume.Tag{Scan: v.Scan.ID}, c.Index)
+		return c, err
+	}
+}
+
+// decode yields the outputs of codes. v stays the caller's.
+func (w *wiring) decode(ctx context.Context, c *volume.Codes, v *volume.Volume, yield func(*volume.Output, error) bool) {
+	g, err := infer.DecodeGrid(c, w.back.model, w.back.tiling)
+	if err != nil {
+		yield(nil, fmt.Errorf("scan %s: %w", v.Scan.ID, err))
+		return
+	}
+	w.back.mu.Lock()
+	w.back.grids[v.Scan.ID] = merge.Grid(g)
+	w.back.mu.Unlock()
+	for out, err := range infer.Decode(ctx, c, v, w.back.model, w.back.tiling) {
+		if !yield(out, err) {
+			return
+		}
+	}
+}
+
+// countCodes tells measure which codes a scan is made of.
+func (r *run) countCodes(t volume.Tag, index []int32) error {
+	if r.back.study == nil || r.back.study.Codebook == 0 {
+		return nil
+	}
+	return r.back.study.Codes(t.Scan, index)
+}
+
+func wireMerge(w *wiring, s *piece) {
+	o := *s.options.(*merge.Options)
+	_, decoding := option[codes.LoadOptions](w.job)
+	if w.job.exact() || decoding && w.back.model.Tileable() {
+		o.Window = merge.Crop // tiles overlap by twice the receptive field: the middle is true on either side
+	}
+	w.slabs = pipe.Transform(w.outputs, s.label, func(ctx context.Context, in iter.Seq[*volume.Output]) iter.Seq2[*volume.Slab, error] {
+		return merge.Merge(in, o, w.grid, w.cut(ctx))
+	})
+}
+
+func wireWrite(w *wiring, s *piece) {
+	o := *s.options.(*write.Options)
+	restore := func(v *volume.Volume) write.Restorer { return read.Restore(v.Scan, v.Geometry) }
+	w.files = pipe.Transform(w.slabs, s.label, func(ctx context.Context, in iter.Seq[*volume.Slab]) iter.Seq2[string, error] {
+		return func(yield func(string, error) bool) {
+			for f, err := range write.Write(in, o, w.back.names, restore, w.cut(ctx)) {
+				if err == nil {
+					w.log.Info().Str("event", "written").Str("scan", f.Scan).Str("path", f.Path).Int64("bytes", f.Bytes).Msg("written")
+				}
+				if !yield(f.Path, err) {
+					return
+				}
+			}
+		}
+	})
+}
+
+// cut says whether the data is being cut short.
+func (w *wiring) cut(ctx context.Context) func() bool {
+	return func() bool {
+		select {
+		case <-w.g.Stopping():
+			return true
+		default:
+			return ctx.Err() != nil
+		}
+	}
+}
