@@ -20,7 +20,7 @@ func TestEngine(t *testing.T) {
 
 func BenchmarkEngine(b *testing.B) {
 	for _, l := range levels() {
-		if l.ok {
+		if l.ok && l.name != "go" { // it takes minutes
 			b.Run(l.name, func(b *testing.B) { enginetest.Bench(b, func() gpu.Engine { return open(l, 0) }) })
 		}
 	}

@@ -21,12 +21,6 @@ type product struct {
 	bStep, slide       int // of slide
 }
 
-// slide is product for p.slide taps along a row at once, 2 or 3, whose sources are lda apart and whose weights are bStep apart:
-//
-//	c[i*ldc + j] = bias[j] + Σ over taps t, Σ over k, Σ s < slide: a[a0 + t.a + (i+s)*lda + k] * b[t.b + s*bStep + k*width + j]  (+ add[i*ldadd + j])
-//
-// One load of a serves as many rows. Only assembly has it.
-
 // outer is a micro-kernel's work for weight gradients: m rows by n columns,
 //
 //	c[i*ldc + j] += Σ over taps t, Σ over k: a[a0 + t.a + k*lda + i] * b[b0 + t.b + k*ldb + j]
@@ -41,29 +35,33 @@ type outer struct {
 	cStep, slide  int // of outerSlide
 }
 
-// outerSlide is outer for o.slide taps along a row at once, 2 or 3, which meet inputs lda apart and whose sums are cStep apart:
-//
-//	c[s*cStep + i*ldc + j] += Σ over taps t, Σ over k: a[a0 + t.a + (k+s)*lda + i] * b[b0 + t.b + k*ldb + j]
-//
-// with s < slide; cStep may be negative. Only assembly has it.
-
-// level is a set of kernels.
+// level is a set of kernels. The tables say how many rows a kernel takes at most, by vecs; 0 where there is none.
 type level struct {
 	name, title string
 	ok          bool
-	lanes       int    // floats of a vector
-	rows        [3]int // most rows of product, by vecs
-	outerRows   [3]int // most rows of outer, by vecs
-	product     func(p *product)
-	slide       func(p *product)
-	slideRows   [4][3]int // most rows of slide, by taps and vecs; 0 where there is none
-	outer       func(o *outer)
+	lanes       int // floats of a vector
 
+	product func(p *product)
+	rows    [3]int
+	outer   func(o *outer)
+	// outerRows is rows of outer.
+	outerRows [3]int
+
+	// slide is product for p.slide taps along a row at once, whose sources are lda apart and whose weights are bStep apart: one
+	// load of a serves as many rows. Only assembly has it.
+	//
+	//	c[i*ldc + j] = bias[j] + Σ over taps t, Σ over k, Σ s < slide: a[a0 + t.a + (i+s)*lda + k] * b[t.b + s*bStep + k*width + j]  (+ add[i*ldadd + j])
+	slide     func(p *product)
+	slideRows [4][3]int // by taps (2 or 3) and vecs
+
+	// outerSlide is outer for o.slide taps along a row at once, which meet inputs lda apart and whose sums are cStep apart (it
+	// may be negative). Only assembly has it.
+	//
+	//	c[s*cStep + i*ldc + j] += Σ over taps t, Σ over k: a[a0 + t.a + (k+s)*lda + i] * b[b0 + t.b + k*ldb + j],  s < slide
 	outerSlide     func(o *outer)
 	outerSlideRows [4][3]int
 
-	add func(y, a, b []float32)
-
+	add             func(y, a, b []float32)
 	rootMeanSquare  func(rstd, x []float32, eps float32)
 	channelNorm     func(y, x, rstd, gamma, beta []float32)
 	channelNormGrad func(n *normGrad)

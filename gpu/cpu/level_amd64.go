@@ -12,11 +12,11 @@ import (
 func levels() []*level {
 	x := &cpu.X86
 	hasAVX2 := x.HasAVX2 && x.HasFMA && x.HasBMI2
-	narrow := &kernelsAVX2
-	a2 := narrow.level("avx2", "AVX2", hasAVX2, goLevel())
-	// Channels that fill no 16 lanes may fill 8.
-	a5 := kernelsAVX512.level("avx512", "AVX-512", hasAVX2 && x.HasAVX512F && x.HasAVX512VL && x.HasAVX512BW && x.HasAVX512DQ, a2)
-	return []*level{a5, a2, goLevel()}
+	hasAVX512 := hasAVX2 && x.HasAVX512F && x.HasAVX512VL && x.HasAVX512BW && x.HasAVX512DQ
+	plain := goLevel()
+	avx2 := kernelsAVX2.level("avx2", "AVX2", hasAVX2, plain)
+	avx512 := kernelsAVX512.level("avx512", "AVX-512", hasAVX512, avx2) // channels that don't fill 16 lanes may fill 8
+	return []*level{avx512, avx2, plain}
 }
 
 // kernels is one instruction set's assembly.
@@ -43,14 +43,18 @@ type kernels struct {
 }
 
 var kernelsAVX512 = kernels{
-	lanes: 16, products: &productsZ, slides: [4]*[3][]func(*product){2: &slide2sZ, 3: &slide3sZ}, outers: &outersZ, outerSlides: [4]*[3][]func(*outer){2: &outerSlide2sZ, 3: &outerSlide3sZ},
+	lanes: 16, products: &productsZ, outers: &outersZ,
+	slides:      [4]*[3][]func(*product){2: &slide2sZ, 3: &slide3sZ},
+	outerSlides: [4]*[3][]func(*outer){2: &outerSlide2sZ, 3: &outerSlide3sZ},
 	add: addZ, rootMeanSquare: rootMeanSquareZ, channelNorm: channelNormZ, channelNormGrad: channelNormGradZ, moments: momentsZ,
 	affineSiLU: affineSiLUZ, groupGradSums: groupGradSumsZ, groupGrad: groupGradZ,
 	loss: lossZ, sumSquares: sumSquaresZ, adam: adamZ, nearestRows: 8, nearest: nearest8Z, nearest1: nearest1Z,
 }
 
 var kernelsAVX2 = kernels{
-	lanes: 8, products: &productsY, slides: [4]*[3][]func(*product){2: &slide2sY, 3: &slide3sY}, outers: &outersY, outerSlides: [4]*[3][]func(*outer){2: &outerSlide2sY, 3: &outerSlide3sY},
+	lanes: 8, products: &productsY, outers: &outersY,
+	slides:      [4]*[3][]func(*product){2: &slide2sY, 3: &slide3sY},
+	outerSlides: [4]*[3][]func(*outer){2: &outerSlide2sY, 3: &outerSlide3sY},
 	add: addY, rootMeanSquare: rootMeanSquareY, channelNorm: channelNormY, channelNormGrad: channelNormGradY, moments: momentsY,
 	affineSiLU: affineSiLUY, groupGradSums: groupGradSumsY, groupGrad: groupGradY,
 	loss: lossY, sumSquares: sumSquaresY, adam: adamY, nearestRows: 4, nearest: nearest4Y, nearest1: nearest1Y,
