@@ -1,6 +1,7 @@
 package safetensors
 
 import (
+	"bufio"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -67,7 +68,7 @@ func Decode(r io.Reader, size int64, body func(r io.Reader, h *Header) error) (*
 		return nil, err
 	}
 	sum := newSum(h)
-	in := io.TeeReader(r, sum)
+	in := bufio.NewReaderSize(io.TeeReader(r, sum), chunk)
 	if err := body(in, h); err != nil {
 		return nil, torn(err)
 	}
@@ -149,8 +150,9 @@ func (t Tensor) Floats(r io.Reader) ([]float32, error) {
 	}
 	data := make([]float32, t.Bytes/int64(kind.size))
 	err = t.each(r, kind.size, func(at int, b []byte) error {
-		for i := range len(b) / kind.size {
-			data[at+i] = kind.float(b[i*kind.size:])
+		d, size, float := data[at:], kind.size, kind.float
+		for i := range len(b) / size {
+			d[i] = float(b[i*size:])
 		}
 		return nil
 	})
@@ -198,9 +200,9 @@ func (t Tensor) Skip(r io.Reader) error {
 
 // each gives use the bytes of the tensor, some elements at a time; at is the place of the first.
 func (t Tensor) each(r io.Reader, size int, use func(at int, b []byte) error) error {
-	buf := make([]byte, min(chunk, t.Bytes))
+	buf := make([]byte, min(1<<14, t.Bytes)) // small, for r is buffered and there may be many tensors
 	for at := int64(0); at < t.Bytes; {
-		b := buf[:min(t.Bytes-at, int64(len(buf)))] // a chunk is a multiple of every size
+		b := buf[:min(t.Bytes-at, int64(len(buf)))] // whole elements: both are multiples of size
 		if _, err := io.ReadFull(r, b); err != nil {
 			return fmt.Errorf("tensor %q: %w", t.Name, torn(err))
 		}
