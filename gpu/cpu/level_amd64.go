@@ -46,7 +46,7 @@ var kernelsAVX512 = kernels{
 	lanes: 16, products: &productsZ, outers: &outersZ,
 	slides:      [4]*[3][]func(*product){2: &slide2sZ, 3: &slide3sZ},
 	outerSlides: [4]*[3][]func(*outer){2: &outerSlide2sZ, 3: &outerSlide3sZ},
-	add: addZ, rootMeanSquare: rootMeanSquareZ, channelNorm: channelNormZ, channelNormGrad: channelNormGradZ, moments: momentsZ,
+	add:         addZ, rootMeanSquare: rootMeanSquareZ, channelNorm: channelNormZ, channelNormGrad: channelNormGradZ, moments: momentsZ,
 	affineSiLU: affineSiLUZ, groupGradSums: groupGradSumsZ, groupGrad: groupGradZ,
 	loss: lossZ, sumSquares: sumSquaresZ, adam: adamZ, nearestRows: 8, nearest: nearest8Z, nearest1: nearest1Z,
 }
@@ -55,7 +55,7 @@ var kernelsAVX2 = kernels{
 	lanes: 8, products: &productsY, outers: &outersY,
 	slides:      [4]*[3][]func(*product){2: &slide2sY, 3: &slide3sY},
 	outerSlides: [4]*[3][]func(*outer){2: &outerSlide2sY, 3: &outerSlide3sY},
-	add: addY, rootMeanSquare: rootMeanSquareY, channelNorm: channelNormY, channelNormGrad: channelNormGradY, moments: momentsY,
+	add:         addY, rootMeanSquare: rootMeanSquareY, channelNorm: channelNormY, channelNormGrad: channelNormGradY, moments: momentsY,
 	affineSiLU: affineSiLUY, groupGradSums: groupGradSumsY, groupGrad: groupGradY,
 	loss: lossY, sumSquares: sumSquaresY, adam: adamY, nearestRows: 4, nearest: nearest4Y, nearest1: nearest1Y,
 }
