@@ -51,6 +51,7 @@ const recentHalves = 8
 type CoderOptions struct {
 	Patch       [3]int // voxels x, y, z
 	Batch       int    // patches per pass of Reconstruct; 0 is for Encode and Decode alone
+	EncodeOnly  bool   // Encode alone, which needs a fraction of the memory; Batch is 0
 	MemoryLimit int64  // bytes of the arena; 0 is no limit
 }
 
@@ -99,6 +100,9 @@ func designCoder(e gpu.Engine, c Config, o CoderOptions) (*Coder, error) {
 	if o.Batch < 0 {
 		return nil, fmt.Errorf("batch: %d (want at least 0)", o.Batch)
 	}
+	if o.EncodeOnly && o.Batch > 0 {
+		return nil, fmt.Errorf("batch: %d (want 0 to encode alone)", o.Batch)
+	}
 	s, err := assembleCoder(e, c, o)
 	if err != nil {
 		return nil, err
@@ -144,7 +148,10 @@ func assembleCoder(e gpu.Engine, c Config, o CoderOptions) (*Coder, error) {
 	if s.many != s.single {
 		s.layout.Bind(s.single.Program)
 	}
-	s.layout.Bind(s.encode.Program, s.decode.Program)
+	s.layout.Bind(s.encode.Program)
+	if !o.EncodeOnly { // its weights count nevertheless: the fingerprint is the model's
+		s.layout.Bind(s.decode.Program)
+	}
 	return s, nil
 }
 
@@ -353,6 +360,9 @@ func (s *Coder) Encode(idx []int32, latents, quantised, src []float32, size [3]i
 // Decode writes dst [D, H, W], of any size up to a patch that is a multiple of the downsampling, from its codes idx [z, y, x] or, where it isn't nil,
 // from quantised [z, y, x, channel], which needn't be vectors of the codebook.
 func (s *Coder) Decode(dst []float32, idx []int32, quantised []float32, size [3]int) error {
+	if s.o.EncodeOnly {
+		return errors.New("decode: the coder was opened to encode alone")
+	}
 	if err := s.checkSize(size); err != nil {
 		return fmt.Errorf("decode: %w", err)
 	}

@@ -304,6 +304,23 @@ func TestCoderPlanIsWhatIsReserved(t *testing.T) {
 	}
 }
 
+func TestEncodingAloneNeedsLess(t *testing.T) {
+	c, _ := tiny()
+	size := [3]int{16, 16, 8}
+	weights := drawn(t, c, 1)
+	both := openCoder(t, c, weights, false, CoderOptions{Patch: size})
+	s := openCoder(t, c, weights, false, CoderOptions{Patch: size, EncodeOnly: true})
+	src := smooth(size, 1, 1)
+	_, want, _ := encoded(t, both, src, size)
+	_, got, _ := encoded(t, s, src, size)
+	if !slices.Equal(bitsOf(got), bitsOf(want)) || s.Fingerprint() != both.Fingerprint() || s.layout.Bytes() >= both.layout.Bytes() {
+		t.Errorf("%d bytes of %d, fingerprints %s and %s", s.layout.Bytes(), both.layout.Bytes(), s.Fingerprint(), both.Fingerprint())
+	}
+	if err := s.Decode(src, nil, got, size); err == nil || err.Error() != "decode: the coder was opened to encode alone" {
+		t.Errorf("error %v", err)
+	}
+}
+
 func TestFingerprintIsOfWhatIsUsed(t *testing.T) {
 	c, _ := tiny()
 	weights := drawn(t, c, 1)
@@ -378,6 +395,7 @@ func TestCoderRefusals(t *testing.T) {
 	}{
 		{opened(weights, false, CoderOptions{Patch: [3]int{8, 6, 8}}), "patch: 6 along y isn't a multiple of the downsampling 4"},
 		{opened(weights, false, CoderOptions{Patch: [3]int{8, 8, 8}, Batch: -1}), "batch: -1"},
+		{opened(weights, false, CoderOptions{Patch: [3]int{8, 8, 8}, Batch: 2, EncodeOnly: true}), "batch: 2 (want 0 to encode alone)"},
 		{opened(weights, true, CoderOptions{Patch: [3]int{8, 8, 8}}), "weights: there are no running means"},
 		{opened(weights[1:], false, CoderOptions{Patch: [3]int{8, 8, 8}}), "weights: another model's: " + weights[0].Name + " is missing"},
 		{opened(weights[:len(weights)-1], false, CoderOptions{Patch: [3]int{8, 8, 8}}), "codebook.embeddings is missing"},
