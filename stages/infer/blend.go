@@ -16,7 +16,7 @@ import (
 // Outputs are written over the batch's Input, which is given back when the last of them is released, from whatever goroutine: no memory is
 // taken but the batches' own. Every batch of in that was taken is released, in every ending. The sequence ends with an error if a
 // batch doesn't suit or the model fails, and when ctx ends.
-func Blend(ctx context.Context, in iter.Seq[*volume.Batch], m Model, used func(t volume.Tag, codes []int32) error) iter.Seq2[*volume.Output, error] {
+func Blend(ctx context.Context, in iter.Seq[*volume.Batch], m Reconstructor, used func(t volume.Tag, codes []int32) error) iter.Seq2[*volume.Output, error] {
 	return func(yield func(*volume.Output, error) bool) {
 		var codes []int32
 		each := product(cells(m.Patch(), m.Downsample()))
@@ -64,7 +64,7 @@ func tell(used func(t volume.Tag, codes []int32) error, b *volume.Batch, codes [
 }
 
 // reconstruct runs a batch in place.
-func reconstruct(m Model, b *volume.Batch, codes []int32) error {
+func reconstruct(m Reconstructor, b *volume.Batch, codes []int32) error {
 	n := len(b.Tags)
 	switch {
 	case n == 0 || len(b.Volumes) != n:

@@ -79,12 +79,12 @@ func TestIdentityGivesTheInputBack(t *testing.T) {
 
 func TestIdentityOfCodes(t *testing.T) {
 	m := NewIdentity([3]int{2, 1, 1})
-	src := []float32{-1, 0.5}
+	src := []float32{-1, 0.7}
 	idx, latents, quantised := make([]int32, 2), make([]float32, 2), make([]float32, 2)
 	if err := m.Encode(idx, latents, quantised, src, m.Patch()); err != nil {
 		t.Fatal(err)
 	}
-	if idx[0] != 0 || idx[1] != 49151 || !slices.Equal(latents, src) || quantised[0] != -1 || math.Abs(float64(quantised[1])-0.5) > 1.0/65535 {
+	if idx[0] != 0 || idx[1] != 55705 || !slices.Equal(latents, src) || quantised[0] != -1 || math.Abs(float64(quantised[1])-0.7) > 1.0/65535 {
 		t.Errorf("codes %v, latents %v, %v", idx, latents, quantised)
 	}
 	dst := make([]float32, 2)
@@ -93,6 +93,10 @@ func TestIdentityOfCodes(t *testing.T) {
 	}
 	if err := m.Decode(dst, nil, src, m.Patch()); err != nil || !slices.Equal(dst, src) {
 		t.Errorf("decoded %v: %v", dst, err)
+	}
+	again := make([]int32, 2)
+	if err := m.Reconstruct(quantised, src, 1, again); err != nil || !slices.Equal(quantised, src) || !slices.Equal(again, idx) {
+		t.Errorf("reconstructed %v, codes %v: %v", quantised, again, err)
 	}
 	for _, err := range []error{
 		m.Decode(dst, []int32{0, 1 << 16}, nil, m.Patch()), m.Decode(dst, []int32{-1, 0}, nil, m.Patch()), m.Decode(dst, idx[1:], nil, m.Patch()),
@@ -220,6 +224,29 @@ func TestBlendReleasesInEveryEnding(t *testing.T) {
 	}
 }
 
+// TestBlendThatWasCutShort ends with the reason, though all that it was given is done.
+func TestBlendThatWasCutShort(t *testing.T) {
+	v, _ := scan(t, [3]int{4, 4, 4}, 1)
+	m := NewIdentity([3]int{4, 4, 4})
+	g, err := regular(m.Patch(), m.Patch(), m.Downsample())(v.Dims)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	n := 0
+	for out, e := range Blend(ctx, batches(v, g, 1), m, nil) {
+		if err = e; e == nil {
+			n++
+			out.Release()
+			cancel(errors.New("enough"))
+		}
+	}
+	if n != 1 || err == nil || err.Error() != "enough" {
+		t.Errorf("%d outputs, error %v", n, err)
+	}
+}
+
 func TestBlendRefusals(t *testing.T) {
 	v, _ := scan(t, [3]int{4, 4, 4}, 1)
 	m := NewIdentity([3]int{4, 4, 4})
@@ -263,13 +290,19 @@ func TestDecodeWaitsForOutputs(t *testing.T) {
 		if len(got) != 2 {
 			t.Errorf("%d outputs at a time", len(got))
 		}
-		(<-got).Release()
+		first := <-got
+		buffer := &first.Voxels[0]
+		first.Release()
 		synctest.Wait()
 		if len(got) != 2 {
 			t.Errorf("%d outputs after one was released", len(got))
 		}
 		(<-got).Release()
-		(<-got).Release()
+		third := <-got
+		if &third.Voxels[0] != buffer {
+			t.Error("a buffer of its own for each output")
+		}
+		third.Release()
 		synctest.Wait()
 		if _, more := <-got; more || last != nil {
 			t.Errorf("more %v, error %v", more, last)

@@ -244,10 +244,24 @@ func TestTiledCodesGiveTheBlend(t *testing.T) {
 	if err != nil || fmt.Sprint(g) != fmt.Sprint(want) {
 		t.Fatalf("grid %+v, want %+v: %v", g, want, err)
 	}
+	if c.Scan != v.Scan || c.Window != v.Window || c.Dims != v.Dims || c.Geometry.Spacing != v.Geometry.Spacing || c.Channels != 3 {
+		t.Errorf("codes %+v of %+v", c, v)
+	}
 	blend := merged(t, v, g, merge.Hann, Blend(context.Background(), batches(v, g, 2), m, nil))
 	for _, o := range []Tiling{{}, {Quantised: true}} {
 		if !same(blend, merged(t, v, g, merge.Hann, Decode(context.Background(), c, v, m, o))) {
 			t.Errorf("%+v: decode isn't reconstruct", o)
 		}
+	}
+	c.Quantised[len(c.Quantised)-1] += 0.5 // of the last tile
+	if same(blend, merged(t, v, g, merge.Hann, Decode(context.Background(), c, v, m, Tiling{Quantised: true}))) {
+		t.Error("an edited latent changes nothing")
+	}
+
+	// One tile for all of a volume is no code grid that could be cut elsewhere.
+	small, _ := scan(t, [3]int{5, 8, 3}, 6)
+	c = encode(t, small, m, o)
+	if g, err = DecodeGrid(c, m, o); err != nil || g.Len() != 1 || g.Patch != patch {
+		t.Errorf("grid %+v: %v", g, err)
 	}
 }

@@ -18,7 +18,7 @@ import (
 
 var _ Model = (*vqgan.Coder)(nil)
 
-// scan is a volume of waves and noise, and how many references to it are left. The test's own goes when it ends.
+// scan is a volume of waves and noise, and whether it was let go. The test's own reference goes when it ends.
 func scan(t testing.TB, dims [3]int, seed uint64) (v *volume.Volume, freed *bool) {
 	r := rand.New(rand.NewPCG(seed, 1))
 	data := make([]int16, product(dims))
@@ -27,7 +27,8 @@ func scan(t testing.TB, dims [3]int, seed uint64) (v *volume.Volume, freed *bool
 		data[i] = int16(700*math.Sin(0.3*float64(x)+0.2*float64(y))*math.Cos(0.25*float64(z)) + 500*r.Float64() - 250)
 	}
 	freed = new(bool)
-	v = &volume.Volume{Scan: &volume.Scan{ID: "a/b.nii", Index: 3, Dims: dims}, Epoch: 2, Dims: dims, Window: [2]float64{-1000, 1000}, Slope: 1}
+	v = &volume.Volume{Scan: &volume.Scan{ID: "a/b.nii", Index: 3, Dims: dims}, Epoch: 2, Dims: dims, Window: [2]float64{-1000, 1000}, Slope: 1,
+		Geometry: volume.Geometry{Spacing: [3]float64{0.7, 0.7, 1.25}}}
 	v.Own(&volume.Memory{Data: data, Dims: dims}, func() { *freed = true })
 	t.Cleanup(func() {
 		if v.Release(); !*freed {

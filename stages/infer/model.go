@@ -1,22 +1,28 @@
 package infer
 
-// Model is what a scan is run through: vqgan.Coder, or Identity. Sizes are x, y, z in voxels; voxels are [D, H, W] in [-1, 1] of
-// the window, codes and latents lie on a grid of one for Downsample voxels. It is not for concurrent use.
+// Reconstructor is what Blend runs patches through. Sizes are x, y, z in voxels; voxels are [D, H, W] in [-1, 1] of the window,
+// codes lie on a grid of one for Downsample voxels. It is not for concurrent use.
+type Reconstructor interface {
+	Patch() [3]int
+	Downsample() [3]int
+	// Reconstruct runs n patches; dst may be src. codes [n, z, y, x] may be nil. A patch's result doesn't depend on the others.
+	Reconstruct(dst, src []float32, n int, codes []int32) error
+}
+
+// Model is what a scan is run through: vqgan.Coder, or Identity.
 type Model interface {
-	Patch() [3]int      // the largest size, and that of Reconstruct
-	Downsample() [3]int // voxels a code
-	Codes() int         // in the codebook
-	Channels() int      // of a latent
-	Fingerprint() string
+	Reconstructor
+	Codes() int          // in the codebook
+	Channels() int       // of a latent
+	Fingerprint() string // of what results depend on
 
 	// Tileable says that results depend on a neighbourhood only. Fields are how far it goes along each axis: voxels around those that a code
 	// stands for, a multiple of Downsample, and codes around that of a voxel.
 	Tileable() bool
 	Fields() (encoder, decoder [3]int)
 
-	// Reconstruct runs n patches; dst may be src. codes [n, z, y, x] may be nil. A patch's result doesn't depend on the others.
-	Reconstruct(dst, src []float32, n int, codes []int32) error
-	// Encode gives codes and, where those aren't nil, latents [z, y, x, channel] before and after quantisation.
+	// Encode gives the codes of any size up to Patch and, where those aren't nil, latents [z, y, x, channel] before and after
+	// quantisation.
 	Encode(idx []int32, latents, quantised, src []float32, size [3]int) error
 	// Decode goes back from idx or, where it isn't nil, from quantised.
 	Decode(dst []float32, idx []int32, quantised []float32, size [3]int) error
