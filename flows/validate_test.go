@@ -132,7 +132,14 @@ func TestPicture(t *testing.T) {
 		for _, crossing := range []bool{false, true} {
 			for i := range grid.Len() {
 				origin := grid.Tile(i)
-				if p.crosses(origin, patch) != crossing {
+				through := false
+				for a := range 3 {
+					through = through || origin[a] <= dims[a]/2 && dims[a]/2 <= origin[a]+patch[a]-1
+				}
+				if got := p.crosses(origin, patch); got != through {
+					t.Fatalf("patch of %v at %v in %v crosses: %v", patch, origin, dims, got)
+				}
+				if through != crossing {
 					continue
 				}
 				tag := volume.Tag{Origin: origin, Size: patch}
