@@ -16,24 +16,24 @@ func TestOverrides(t *testing.T) {
 		"run.seed=9", "run.seed=8", // the last one holds
 		"run.hours=8.5", // a key that the file doesn't set
 		"run.dir=",
-		"run.dir=runs/2024", "run.resume= never ",
+		"run.dir=runs/2024 #2", "run.resume= never ",
 		"model.downsample=[2, 2, 1]",
 		"train.validate.every=250", "train.validate.share=0.2",
 		"augment[1].flip=[x, y]",
 		"tile={patch: [32, 32, 32], stride: [32, 32, 32]}", // the whole block
-		"read.scans=a=b.nii",
+		"read.scans=a=b.nii", "read.scans=*/a=b.nii",
 	)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if run := b.Top["run"].(*runOptions); *run != (runOptions{Dir: "runs/2024", Seed: 8, Memory: 16 << 30, Hours: 8.5, Resume: "never"}) {
+	if run := b.Top["run"].(*runOptions); *run != (runOptions{Dir: "runs/2024 #2", Seed: 8, Memory: 16 << 30, Hours: 8.5, Resume: "never"}) {
 		t.Errorf("run %+v", run)
 	}
 	if model := b.Top["model"].(*modelOptions); model.Downsample != [3]int{2, 2, 1} || model.Hidden != 32 {
 		t.Errorf("model %+v", model)
 	}
 	want := []any{
-		&readOptions{Scans: []string{"a=b.nii"}, Window: [2]float64{-1000, 1000}, Frames: []int{}},
+		&readOptions{Scans: []string{"*/a=b.nii"}, Window: [2]float64{-1000, 1000}, Frames: []int{}},
 		&tileOptions{Patch: [3]int{32, 32, 32}, Stride: [3]int{32, 32, 32}},
 		&augmentOptions{Flip: []string{"x"}},
 		&struct{}{},

@@ -50,13 +50,17 @@ func parse(file string, data []byte) (*yaml.Node, *Error) {
 	return root, nil
 }
 
-// parseValue reads s as one YAML value. An empty s is the empty text.
+// parseValue reads s, the value of a word of the command line, as one YAML value. An empty s is the empty text. A word
+// has neither aliases nor comments: *.nii and runs/a #2 are text.
 func parseValue(s string) (*yaml.Node, error) {
-	if strings.TrimSpace(s) == "" {
-		return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Style: yaml.DoubleQuotedStyle}, nil
+	quoted := func(s string) *yaml.Node {
+		return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Style: yaml.DoubleQuotedStyle, Value: strings.TrimSpace(s)}
 	}
 	if len(s) > maxFile {
 		return nil, errors.New("larger than 1 MiB")
+	}
+	if text := strings.TrimSpace(s); text == "" || text[0] == '*' {
+		return quoted(s), nil
 	}
 	decoder := yaml.NewDecoder(strings.NewReader(s))
 	var doc, second yaml.Node
@@ -67,7 +71,11 @@ func parseValue(s string) (*yaml.Node, error) {
 	if err := decoder.Decode(&second); !errors.Is(err, io.EOF) {
 		return nil, errors.New("not one YAML value")
 	}
-	return doc.Content[0], nil
+	value := doc.Content[0]
+	if value.Kind == yaml.ScalarNode && value.Style == 0 && value.LineComment != "" {
+		return quoted(s), nil
+	}
+	return value, nil
 }
 
 var yamlLine = regexp.MustCompile(`^line (\d+): `)
