@@ -21,6 +21,11 @@ var presetFiles embed.FS
 //go:embed demo.yaml
 var Demo []byte
 
+// Reconstruct is the flow that puts whole volumes through a trained model.
+//
+//go:embed reconstruct.yaml
+var Reconstruct []byte
+
 // Presets lists the names that model.preset takes, sorted.
 func Presets() []string {
 	files, _ := fs.Glob(presetFiles, "presets/*.yaml") // the pattern is right

@@ -3,9 +3,11 @@ package flows
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"github.com/flowrun/flowrun/configs"
+	"github.com/flowrun/flowrun/stages/checkpoint"
 )
 
 // The demo's scans: one patient more than it trains on.
@@ -31,10 +33,34 @@ func Demo(ctx context.Context, soft <-chan struct{}, dir string, overrides []str
 	if err := job.Run(ctx, soft, ui); err != nil {
 		return err
 	}
-	pictures, err := filepath.Glob(filepath.Join(job.run.Dir, "samples", "*.png"))
+	return job.show(ctx, soft, ui)
+}
+
+// show reconstructs the first held-out scan whole with the best weights, prints its measures and names its picture.
+func (j *Job) show(ctx context.Context, soft <-chan struct{}, ui UI) error {
+	found, err := j.findScans(ctx)
+	if err != nil || len(found.held) == 0 {
+		return err
+	}
+	best := filepath.Join(j.run.Dir, "checkpoints", checkpoint.BestName)
+	if _, err := os.Stat(best); err != nil {
+		return nil // no checkpoint was ranked, or links can't be made here
+	}
+	dir := filepath.Join(j.run.Dir, "reconstructed")
+	back, err := Load("reconstruct.yaml", configs.Reconstruct, []string{
+		fmt.Sprintf("read.scans=%q", found.held[0].Path), fmt.Sprintf("infer.checkpoint=%q", best),
+		fmt.Sprintf("write.dir=%q", dir), "merge.mode=exact",
+	})
+	if err != nil {
+		return err
+	}
+	if err := back.Run(ctx, soft, ui); err != nil {
+		return err
+	}
+	pictures, err := filepath.Glob(filepath.Join(dir, "pictures", "*.png"))
 	if err != nil || len(pictures) == 0 {
 		return err
 	}
-	_, err = fmt.Fprintln(ui.Out, pictures[len(pictures)-1])
+	_, err = fmt.Fprintf(ui.Out, "\npicture: %s\n", pictures[0])
 	return err
 }

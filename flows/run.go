@@ -378,7 +378,7 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options, t tile.Options) 
 		}
 	}
 	l.Schedule = optim.Schedule{LR: o.LR, Warmup: o.Warmup, Steps: total, Cosine: o.Schedule == "cosine"}
-	r.validator = j.newValidator(session, r.data, validateOptions{patch: t.Patch, limit: o.Validate.Patches, ema: o.EMA > 0,
+	r.validator = j.newValidator(session, r.data, validateOptions{patch: t.Patch, limit: o.Validate.Patches, whole: o.Validate.Whole, ema: o.EMA > 0,
 		workers: j.workers(), setAside: r.setAside, status: r.progress.Status})
 	if r.validator != nil {
 		l.Validate = r.validate

@@ -24,6 +24,7 @@ type validator struct {
 	held    []*volume.Scan
 	patch   [3]int
 	limit   int // patches of a pass; 0: all
+	whole   int // scans reconstructed whole
 	ema     bool
 	workers int
 
@@ -44,7 +45,7 @@ func (j *Job) newValidator(s *vqgan.Session, d *data, o validateOptions) *valida
 	r, _ := option[read.Options](j)
 	n := o.patch[0] * o.patch[1] * o.patch[2]
 	m := j.multiple()
-	return &validator{session: s, model: j.model, read: *r, held: d.held, patch: o.patch, limit: o.limit, ema: o.ema,
+	return &validator{session: s, model: j.model, read: *r, held: d.held, patch: o.patch, limit: o.limit, whole: o.whole, ema: o.ema,
 		workers: o.workers, setAside: o.setAside, status: o.status, scratch: batch.NewScratch(o.workers),
 		target: make([]float32, n), recon: make([]float32, n), codes: make([]int32, n/(m[0]*m[1]*m[2]))}
 }
@@ -52,6 +53,7 @@ func (j *Job) newValidator(s *vqgan.Session, d *data, o validateOptions) *valida
 type validateOptions struct {
 	patch    [3]int
 	limit    int
+	whole    int
 	ema      bool
 	workers  int
 	setAside func(read.Bad) error
@@ -147,6 +149,9 @@ func (v *validator) measure(ctx context.Context) (map[string]float64, *picture, 
 				values[prefix+name] = x
 			}
 		}
+	}
+	if err := v.wholes(ctx, values); err != nil {
+		return nil, nil, err
 	}
 	return values, shown, nil
 }
