@@ -15,7 +15,8 @@ import (
 	"github.com/flowrun/flowrun/gpu/nn"
 )
 
-// Coder is a model for inference alone, on an engine of its own: weights and programs, nothing that training needs. It is not for concurrent use.
+// Coder is a model for inference alone, on an engine of its own: weights and programs, nothing that training needs. It is not
+// for concurrent use.
 //
 // Reconstruct runs whole patches. Encode and Decode run the two halves of the model at any size up to a patch, one at a time;
 // at the size of a patch Decode of Encode gives the bits of Reconstruct. Arrays are dense, x fastest; sizes are x, y, z.
@@ -66,8 +67,8 @@ func PlanCoder(e gpu.Engine, c Config, o CoderOptions) (*nn.Plan, error) {
 	return p, err
 }
 
-// OpenCoder reserves the engine's arena and loads weights and codebook, by the names of a State; with ema the running means of the weights.
-// Other arrays are passed over.
+// OpenCoder reserves the engine's arena and loads weights and codebook, by the names of a State; with ema the running means of
+// the weights. Other arrays are passed over.
 func OpenCoder(e gpu.Engine, c Config, weights []Array, ema bool, o CoderOptions) (*Coder, error) {
 	s, err := designCoder(e, c, o)
 	if err != nil {
@@ -202,11 +203,12 @@ func (s *Coder) Codes() int { return s.c.Codes }
 // Channels is the length of a latent.
 func (s *Coder) Channels() int { return s.c.Embedding }
 
-// Tileable says that no voxel's result depends on what lies farther away than Fields: the norm is that of channels, not GroupNorm.
+// Tileable says that no voxel's result depends on what lies farther away than Fields: the norm is that of channels, not
+// GroupNorm.
 func (s *Coder) Tileable() bool { return s.c.Norm == "channel" }
 
-// Fields are how far codes and voxels see along each axis, to the farther side, where Tileable: codes that many voxels around those which they
-// stand for, rounded up to the downsampling, and voxels that many latents around their own.
+// Fields are how far codes and voxels see along each axis, to the farther side, where Tileable: codes that many voxels around
+// those which they stand for, rounded up to the downsampling, and voxels that many latents around their own.
 func (s *Coder) Fields() (encoder, decoder [3]int) { return s.c.halos() }
 
 func (c *Config) halos() (encoder, decoder [3]int) {
@@ -218,8 +220,8 @@ func (c *Config) halos() (encoder, decoder [3]int) {
 	return encoder, decoder
 }
 
-// Fingerprint is the hex SHA-256 of what codes and reconstructions depend on: the weights in use, the codebook and the shape of the model.
-// Weights that were saved as another run's raw ones have the same as the running means that they came from.
+// Fingerprint is the hex SHA-256 of what codes and reconstructions depend on: the weights in use, the codebook and the shape of
+// the model. Running means that another file holds as raw weights have the same.
 func (s *Coder) Fingerprint() string { return s.fingerprint }
 
 // load finds weights and codebook among arrays and takes their fingerprint. It returns the block of weights.
@@ -325,15 +327,16 @@ func (s *Coder) Reconstruct(dst, src []float32, n int, codes []int32) error {
 	return nil
 }
 
-// Encode finds the codes of src [D, H, W], of any size up to a patch that is a multiple of the downsampling: idx [z, y, x], and latents before
-// and after quantisation [z, y, x, channel] where those aren't nil.
+// Encode finds the codes of src [D, H, W], of any size up to a patch that is a multiple of the downsampling: idx [z, y, x], and
+// latents before and after quantisation [z, y, x, channel] where those aren't nil.
 func (s *Coder) Encode(idx []int32, latents, quantised, src []float32, size [3]int) error {
 	if err := s.checkSize(size); err != nil {
 		return fmt.Errorf("encode: %w", err)
 	}
 	cells := product(s.c.Latents(size))
 	floats := cells * s.c.Embedding
-	if len(src) != product(size) || len(idx) != cells || latents != nil && len(latents) != floats || quantised != nil && len(quantised) != floats {
+	if len(src) != product(size) || len(idx) != cells || latents != nil && len(latents) != floats ||
+		quantised != nil && len(quantised) != floats {
 		return fmt.Errorf("encode: %d voxels to %d codes, %d and %d latents (want %d to %d, %d)", len(src), len(idx), len(latents),
 			len(quantised), product(size), cells, floats)
 	}
@@ -357,8 +360,8 @@ func (s *Coder) Encode(idx []int32, latents, quantised, src []float32, size [3]i
 	return nil
 }
 
-// Decode writes dst [D, H, W], of any size up to a patch that is a multiple of the downsampling, from its codes idx [z, y, x] or, where it isn't nil,
-// from quantised [z, y, x, channel], which needn't be vectors of the codebook.
+// Decode writes dst [D, H, W], of any size up to a patch that is a multiple of the downsampling, from its codes idx [z, y, x]
+// or, where it isn't nil, from quantised [z, y, x, channel], which needn't be vectors of the codebook.
 func (s *Coder) Decode(dst []float32, idx []int32, quantised []float32, size [3]int) error {
 	if s.o.EncodeOnly {
 		return errors.New("decode: the coder was opened to encode alone")

@@ -9,14 +9,15 @@ import (
 	"github.com/flowrun/flowrun/stages/volume"
 )
 
-// Blend reconstructs batches: one output for each patch, in order. Patches are of the model's size, and batches hold the volumes that
-// they were cut from (Batch.Volumes). used, if not nil, is given the codes of each patch before its batch's outputs; it mustn't
-// keep them, and its error ends the sequence.
+// Blend reconstructs batches: one output for each patch, in order. Patches are of the model's size, and batches hold the
+// volumes that they were cut from (Batch.Volumes). used, if not nil, is told the codes of each patch before its output comes;
+// it mustn't keep them, and its error ends the sequence.
 //
-// Outputs are written over the batch's Input, which is given back when the last of them is released, from whatever goroutine: no memory is
-// taken but the batches' own. Every batch of in that was taken is released, in every ending. The sequence ends with an error if a
-// batch doesn't suit or the model fails, and when ctx ends.
-func Blend(ctx context.Context, in iter.Seq[*volume.Batch], m Reconstructor, used func(t volume.Tag, codes []int32) error) iter.Seq2[*volume.Output, error] {
+// Outputs are written over the batch's Input, which is given back when the last of them is released, from whatever goroutine:
+// no memory is taken but the batches' own. Every batch of in that was taken is released, in every ending. The sequence ends
+// with an error if a batch doesn't suit or the model fails, and when ctx ends.
+func Blend(ctx context.Context, in iter.Seq[*volume.Batch], m Reconstructor,
+	used func(t volume.Tag, codes []int32) error) iter.Seq2[*volume.Output, error] {
 	return func(yield func(*volume.Output, error) bool) {
 		var codes []int32
 		each := product(cells(m.Patch(), m.Downsample()))

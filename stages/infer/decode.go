@@ -16,7 +16,7 @@ func DecodeGrid(c *volume.Codes, m Model, o Tiling) (Grid, error) {
 		return Grid{}, err
 	}
 	if m.Tileable() && len(c.Tiles) == 1 {
-		_, g, err := Exact(m, c.Dims, o)
+		g, err := exactDecode(m, c.Dims, o)
 		if err == nil && (g.Padded != c.Padded || c.Tile != c.Padded || c.Tiles[0] != [3]int{}) {
 			err = fmt.Errorf("codes: one tile of %v at %v for %v voxels padded to %v (want all of %v)", c.Tile, c.Tiles[0], c.Dims, c.Padded, g.Padded)
 		}

@@ -2,6 +2,7 @@ package infer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/flowrun/flowrun/stages/volume"
@@ -73,11 +74,10 @@ func Encode(ctx context.Context, v *volume.Volume, m Model, o Tiling, cut func(d
 
 func encodeGrid(m Model, dims [3]int, o Tiling) (Grid, error) {
 	if m.Tileable() {
-		g, _, err := Exact(m, dims, o)
-		return g, err
+		return exactEncode(m, dims, o)
 	}
 	if o.Grid == nil {
-		return Grid{}, fmt.Errorf("the model's codes depend on the tile, and there is no grid of tiles")
+		return Grid{}, errors.New("the model's codes depend on the tile, and there is no grid of tiles")
 	}
 	return o.Grid(dims)
 }

@@ -8,7 +8,8 @@ import (
 )
 
 // Grid is the tiles of one volume, all of one size: tile i is at Origins[0][i%N[0]], Origins[1][i/N[0]%N[1]],
-// Origins[2][i/N[0]/N[1]], x running fastest. Its fields are those of tile.Grid and merge.Grid, which convert to it and from it.
+// Origins[2][i/N[0]/N[1]], x running fastest. Its fields are those of tile.Grid and merge.Grid, which convert to it and
+// from it.
 type Grid struct {
 	Dims    [3]int   // of the volume
 	Padded  [3]int   // after repeating its high edges
@@ -37,7 +38,8 @@ func (g *Grid) tag(v *volume.Volume, i int) volume.Tag {
 
 // Tiling says how a volume is cut up for Encode and Decode.
 type Tiling struct {
-	Patch [3]int // largest tile, voxels, a multiple of the downsampling and at most the model's patch, which it is where it is zero
+	// Patch is the largest tile, voxels: a multiple of the downsampling and at most the model's patch, which zero stands for.
+	Patch [3]int
 
 	// Grid is the tiles for a model that isn't tileable; for others it may be nil.
 	Grid func(dims [3]int) (Grid, error)
@@ -53,27 +55,43 @@ func (o *Tiling) patch(m Model) [3]int {
 	return o.Patch
 }
 
-// Exact is the grids of exact tiling for a volume of dims: those of the tiles that are encoded and that are decoded. Tiles are the smaller of a patch and
-// the padded volume along each axis, and neighbours overlap by at least twice what a code, or a voxel, sees to either side:
-// cut in the middle of each overlap (merge's window crop), nothing has seen a border that isn't the volume's.
+// Exact is the grids of exact tiling for a volume of dims: those of the tiles that are encoded and that are decoded. Tiles are
+// the smaller of a patch and the padded volume along each axis, and neighbours overlap by at least twice what a code, or a
+// voxel, sees to either side: cut in the middle of each overlap (merge's window crop), nothing has seen a border that isn't
+// the volume's.
 //
 // It is an error if the model's results depend on all of a tile, or if tiles of this patch are too small to overlap so.
 func Exact(m Model, dims [3]int, o Tiling) (encode, decode Grid, err error) {
-	if !m.Tileable() {
-		return encode, decode, errors.New("the model can't be tiled exactly: with norm: group each voxel depends on its whole tile (use merge mode blend, or a model with norm: channel)")
+	if encode, err = exactEncode(m, dims, o); err == nil {
+		decode, err = exactDecode(m, dims, o)
 	}
-	e, d := m.Fields()
-	for a, f := range m.Downsample() {
-		d[a] *= f
-	}
-	if encode, err = overlapping(dims, o.patch(m), m.Downsample(), e, "encoder"); err != nil {
-		return encode, decode, err
-	}
-	decode, err = overlapping(dims, o.patch(m), m.Downsample(), d, "decoder")
 	return encode, decode, err
 }
 
-// overlapping lays the fewest tiles over a volume of which neighbours overlap by at least 2·halo, spread evenly and flush with both ends.
+var errNotTileable = errors.New("the model can't be tiled exactly: with norm: group each voxel depends on its whole tile " +
+	"(use merge mode blend, or a model with norm: channel)")
+
+func exactEncode(m Model, dims [3]int, o Tiling) (Grid, error) {
+	if !m.Tileable() {
+		return Grid{}, errNotTileable
+	}
+	halo, _ := m.Fields()
+	return overlapping(dims, o.patch(m), m.Downsample(), halo, "encoder")
+}
+
+func exactDecode(m Model, dims [3]int, o Tiling) (Grid, error) {
+	if !m.Tileable() {
+		return Grid{}, errNotTileable
+	}
+	_, halo := m.Fields()
+	for a, f := range m.Downsample() {
+		halo[a] *= f
+	}
+	return overlapping(dims, o.patch(m), m.Downsample(), halo, "decoder")
+}
+
+// overlapping lays the fewest tiles over a volume of which neighbours overlap by at least 2·halo, spread evenly and flush with
+// both ends.
 func overlapping(dims, patch, unit, halo [3]int, who string) (Grid, error) {
 	g := Grid{Dims: dims}
 	for a := range 3 {
@@ -90,8 +108,8 @@ func overlapping(dims, patch, unit, halo [3]int, who string) (Grid, error) {
 		if spare > 0 {
 			stride := p - 2*halo[a]
 			if stride < u {
-				return g, fmt.Errorf("patch: %d along %c is too small to tile %d voxels exactly: the %s sees a halo of %d to either side (want a patch of at least %d)",
-					p, axis, dims[a], who, halo[a], 2*halo[a]+u)
+				return g, fmt.Errorf("patch: %d along %c is too small to tile %d voxels exactly: "+
+					"the %s sees a halo of %d to either side (want a patch of at least %d)", p, axis, dims[a], who, halo[a], 2*halo[a]+u)
 			}
 			n += (spare + stride - 1) / stride
 		}
@@ -104,8 +122,8 @@ func overlapping(dims, patch, unit, halo [3]int, who string) (Grid, error) {
 	return g, nil
 }
 
-// kept is what a tile's results are taken for, along one axis, in the tile's cells of unit voxels: from the middle of its overlap with the tile before it
-// to the middle of that with the tile behind.
+// kept is what a tile's results are taken for, along one axis, in the tile's cells of unit voxels: from the middle of its
+// overlap with the tile before it to the middle of that with the tile behind.
 func (g *Grid) kept(axis, i, unit int) (from, to int) {
 	at, p := g.Origins[axis], g.Patch[axis]
 	to = p / unit

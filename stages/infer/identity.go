@@ -5,8 +5,8 @@ import "fmt"
 // levels are the codes of Identity: one for each step of a uint16.
 const levels = 1 << 16
 
-// Identity gives back what it gets. Each voxel is its own latent, and its code is the nearest of 65536 levels from -1 to 1: through
-// Encode and Decode too, HU come back the same after rounding, for windows that are less than 65535 HU wide.
+// Identity gives back what it gets. Each voxel is its own latent, and its code is the nearest of 65536 levels from -1 to 1:
+// through Encode and Decode too, HU come back the same after rounding, for windows that are less than 65535 HU wide.
 type Identity struct{ patch [3]int }
 
 var _ Model = (*Identity)(nil)

@@ -16,8 +16,8 @@ type Model interface {
 	Channels() int       // of a latent
 	Fingerprint() string // of what results depend on
 
-	// Tileable says that results depend on a neighbourhood only. Fields are how far it goes along each axis: voxels around those that a code
-	// stands for, a multiple of Downsample, and codes around that of a voxel.
+	// Tileable says that results depend on a neighbourhood only. Fields are how far it goes along each axis: voxels around
+	// those that a code stands for, a multiple of Downsample, and codes around that of a voxel.
 	Tileable() bool
 	Fields() (encoder, decoder [3]int)
 
