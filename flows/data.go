@@ -45,7 +45,7 @@ func (j *Job) listScans(ctx context.Context) ([]*volume.Scan, []read.Bad, error)
 // freeze splits a list of scans.
 func (j *Job) freeze(scans []*volume.Scan, bad []read.Bad) (*data, error) {
 	if len(scans) == 0 {
-		return nil, dataErrorf("none of %d scans can be read; the first: %s: %s", len(bad), bad[0].Path, bad[0].Reason)
+		return nil, dataErrorf("the list of scans is empty")
 	}
 	t, _ := option[tile.Options](j)
 	tr, _ := option[train.Options](j)
