@@ -363,11 +363,59 @@ func TestPlanWithoutTraining(t *testing.T) {
 		if err := j.Plan(t.Context(), &out); err != nil {
 			t.Errorf("%s: %v", flow, err)
 		}
-		if text := out.String(); !strings.Contains(text, "2 to train on, 0 held out") || strings.Contains(text, "patches") != (flow != "") || strings.Contains(text, "steps") != strings.Contains(flow, "batch") {
+		if text := out.String(); !strings.Contains(text, "0 unreadable") || strings.Contains(text, "patches") != (flow != "") || strings.Contains(text, "steps") != strings.Contains(flow, "batch") {
 			t.Errorf("%s:\n%s", flow, text)
 		}
 	}
 	if _, err := os.Stat(filepath.Join(dir, "run")); !errors.Is(err, os.ErrNotExist) {
 		t.Error("the plan wrote something")
+	}
+}
+
+// TestPlan: the plan of a whole run names what it takes, and changes nothing.
+func TestPlan(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	for words, want := range map[string][]string{
+		"":                        {"3 to train on, 0 held out", "15 patches, 5 steps of 3", "host memory", "10 steps of 2 epochs: "},
+		validated:                 {"2 to train on, 1 held out", "10 patches, 4 steps of 3", "7 steps of 2 epochs: "},
+		"train.max_steps=3":       {"3 steps (train.max_steps): "},
+		"run.hours=0.5":           {"0.5 hours are about "},
+		"tile.patch=[16,16,16]":   {"its grid", "of [16, 16, 16]"},
+		"tile.patch=[512,512,64]": nil,
+	} {
+		var out bytes.Buffer
+		err := tiny(t, dir, strings.Fields(words)...).Plan(t.Context(), &out)
+		if (err != nil) != (want == nil) || err != nil && (ExitCode(err) != ExitUsage || !strings.Contains(err.Error(), " would fit")) {
+			t.Errorf("%s: %v", words, err)
+		}
+		for _, part := range append(want, "graph", "read", "checkpoint", "engine", "parameters", "arena") {
+			if !strings.Contains(out.String(), part) {
+				t.Errorf("%s: the plan lacks %q\n%s", words, part, out.String())
+			}
+		}
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Error("the plan wrote something")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := tiny(t, dir).Plan(ctx, io.Discard); ExitCode(err) != ExitInterrupted {
+		t.Error(err)
+	}
+}
+
+func TestHours(t *testing.T) {
+	for seconds, want := range map[float64]string{0: "0 seconds", 119: "119 seconds", 120: "2 minutes", 7199: "120 minutes", 7200: "2.0 hours",
+		259199: "72.0 hours", 259200: "3 days", 8.64e5 * 1.05: "10.5 days"} {
+		if got := hours(seconds); got != want {
+			t.Errorf("%g: got %s, want %s", seconds, got, want)
+		}
+	}
+}
+
+// TestFreezeNothing: a list without scans, as a damaged checkpoint might have it, is an error of the data.
+func TestFreezeNothing(t *testing.T) {
+	if _, err := mustLoad(t, "flow: [read: {scans: [x]}]").freeze(nil, nil); ExitCode(err) != ExitData {
+		t.Error(err)
 	}
 }
