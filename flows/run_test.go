@@ -21,20 +21,21 @@ import (
 	"github.com/flowrun/flowrun/stages/volume"
 )
 
+// phantomDir is for phantoms.
+var phantomDir string
+
 // phantoms writes three phantoms of 24³ voxels, once for all tests that ask, and returns their folder.
 var phantoms = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "flows-test-")
-	if err != nil {
-		return "", err
-	}
-	return dir, Phantoms(context.Background(), dir, PhantomOptions{Count: 3, Size: [3]int{24, 24, 24}, Seed: 1, Noise: 12})
+	return phantomDir, Phantoms(context.Background(), phantomDir, PhantomOptions{Count: 3, Size: [3]int{24, 24, 24}, Seed: 1, Noise: 12})
 })
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if dir, err := phantoms(); err == nil {
-		_ = os.RemoveAll(dir)
+	var err error
+	if phantomDir, err = os.MkdirTemp("", "flows-test-"); err != nil {
+		panic(err)
 	}
+	code := m.Run()
+	_ = os.RemoveAll(phantomDir)
 	os.Exit(code)
 }
 
