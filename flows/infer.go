@@ -165,10 +165,9 @@ type back struct {
 // openBack opens the model for inference and checks what the stages behind it need. It returns the engine's arena.
 func (r *run) openBack(m modelKeys) (arena int64, err error) {
 	j := r.job
-	b, _ := option[batch.Options](j)
 	r.back = &back{model: infer.NewIdentity(m.patch), grids: map[string]merge.Grid{}}
 	if m.Checkpoint != infer.IdentityName {
-		coder, engine, bytes, err := j.openCoder(m, b.Size)
+		coder, engine, bytes, err := r.openCoder(m)
 		if err != nil {
 			return 0, err
 		}
@@ -212,25 +211,39 @@ func (j *Job) tiling(m modelKeys) infer.Tiling {
 }
 
 // openCoder opens a checkpoint for inference. It returns its arena's bytes too.
-func (j *Job) openCoder(m modelKeys, batch int) (*vqgan.Coder, gpu.Engine, int64, error) {
+func (r *run) openCoder(m modelKeys) (*vqgan.Coder, gpu.Engine, int64, error) {
+	j := r.job
 	snap, err := checkpoint.Load(m.Checkpoint)
 	if err != nil {
 		return nil, nil, 0, &ConfigError{m.piece.file.Errorf("checkpoint", "%v", err)}
 	}
-	limit := m.Memory
-	if host := j.hostLimit(); limit == 0 || limit > host {
-		limit = host
-	}
 	weights := arrays(snap)
-	ema := m.Weights == infer.WeightsEMA && slices.ContainsFunc(weights, func(a vqgan.Array) bool { return strings.HasPrefix(a.Name, "ema.") })
+	ema := slices.ContainsFunc(weights, func(a vqgan.Array) bool { return strings.HasPrefix(a.Name, "ema.") })
+	if m.Weights == infer.WeightsEMA && !ema {
+		r.log.Warn().Str("checkpoint", m.Checkpoint).Msg("it holds no EMA weights (train.ema was 0): the raw ones are used")
+	}
+	ema = ema && m.Weights == infer.WeightsEMA
 	e := j.engine(m.Device)
-	o := vqgan.CoderOptions{Patch: m.patch, Batch: batch, MemoryLimit: limit}
+	o := j.coderOptions(m)
 	coder, err := vqgan.OpenCoder(e, j.model, weights, ema, o)
 	if err != nil {
 		return nil, nil, 0, errors.Join(configErrorf("%s: %s: %w", j.path, m.piece.label, err), e.Close())
 	}
 	plan, err := vqgan.PlanCoder(e, j.model, o)
 	return coder, e, plan.Total, err
+}
+
+// coderOptions say which halves of the model the flow runs, on what, in how much memory.
+func (j *Job) coderOptions(m modelKeys) vqgan.CoderOptions {
+	o := vqgan.CoderOptions{Patch: m.patch, MemoryLimit: j.hostLimit()}
+	if m.Memory > 0 {
+		o.MemoryLimit = min(o.MemoryLimit, m.Memory)
+	}
+	if b, ok := option[batch.Options](j); ok && !j.exact() {
+		o.Batch = b.Size
+	}
+	_, o.EncodeOnly = option[codes.Options](j)
+	return o
 }
 
 // nameFiles names what is written for each scan.

@@ -13,6 +13,8 @@ import (
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/checkpoint"
+	"github.com/flowrun/flowrun/stages/codes"
+	"github.com/flowrun/flowrun/stages/infer"
 	"github.com/flowrun/flowrun/stages/tile"
 	"github.com/flowrun/flowrun/stages/train"
 	"github.com/flowrun/flowrun/stages/volume"
@@ -39,15 +41,23 @@ func (p *planner) all(ctx context.Context, w io.Writer) error {
 	for _, s := range p.pieces {
 		from := s.in
 		if from == nothing {
-			from = "scans"
+			from = "files"
 		}
 		p.line("  %s\t%s → %s", s.label, from, s.out)
 	}
 	var err error
-	if p.data, err = p.findScans(ctx); err != nil {
+	if l, ok := option[codes.LoadOptions](p.Job); ok {
+		p.data, err = p.findCodes(*l)
+	} else {
+		p.data, err = p.findScans(ctx)
+	}
+	if err != nil {
 		return err
 	}
 	p.scans()
+	if m, ok := p.modelStage(); ok && m.Checkpoint != infer.IdentityName {
+		return p.trained(w, m)
+	}
 	o, ok := option[train.Options](p.Job)
 	if !ok {
 		return nil
@@ -62,7 +72,11 @@ func (p *planner) scans() {
 	t, _ := option[tile.Options](p.Job)
 	b, _ := option[batch.Options](p.Job)
 	p.line("data")
-	p.line("  scans\t%d to train on, %d held out, %d unreadable", len(d.train), len(d.held), len(d.bad))
+	if _, ok := option[train.Options](p.Job); ok {
+		p.line("  scans\t%d to train on, %d held out, %d unreadable", len(d.train), len(d.held), len(d.bad))
+	} else {
+		p.line("  scans\t%d, and %d unreadable", len(d.all), len(d.bad))
+	}
 	for _, bad := range d.bad {
 		p.line("    unreadable\t%s: %s", bad.Path, bad.Reason)
 	}
@@ -76,6 +90,25 @@ func (p *planner) scans() {
 	} else if n := d.perEpoch(); n > 0 {
 		p.line("  an epoch\t%d patches", n)
 	}
+}
+
+// trained prints the memory of a trained model.
+func (p *planner) trained(w io.Writer, m modelKeys) error {
+	e := p.engine(m.Device)
+	defer func() { _ = e.Close() }()
+	plan, err := vqgan.PlanCoder(e, p.Job.model, p.coderOptions(m))
+	if plan == nil {
+		return configErrorf("%s: %w", p.path, err)
+	}
+	p.line("engine\t%s", e.Name())
+	p.line("  model\t%s: %.3g million parameters, %d bits for each %s voxels", m.Checkpoint, float64(plan.Parameters)/1e6, bits(p.Job.model.Codes), list(p.Job.model.Downsample))
+	if err := errors.Join(p.w.Flush(), plan.Write(w)); err != nil {
+		return err
+	}
+	if err != nil {
+		return configErrorf("%s: %w", p.path, err)
+	}
+	return nil
 }
 
 // model prints memory, work, disk and time.
