@@ -43,14 +43,15 @@ func TestKilledAtRandomMoments(t *testing.T) {
 			words := append([]string{"train.yaml"}, strings.Fields(v.words)...)
 			p.untouched(words)
 			random := rand.New(rand.NewPCG(*seed, uint64(round)))
-			for kills := 0; ; kills++ {
+			kills := 0
+			for ; ; kills++ {
 				args := append(words, strings.Fields(v.resumed[kills%len(v.resumed)])...)
-				if kills == 6 {
+				if kills == 8 {
 					p.must(args...)
 					break
 				}
 				r := p.start(args...)
-				goal := p.reached("run") + random.IntN(20)
+				goal := p.reached("run") + random.IntN(10)
 				r.until(func() bool { return p.reached("run") >= goal })
 				wait := time.After(time.Duration(random.IntN(30)) * time.Millisecond)
 				r.until(func() bool {
@@ -69,6 +70,7 @@ func TestKilledAtRandomMoments(t *testing.T) {
 			p.sameRun("whole", "run")
 			p.swept("run")
 			p.swept("cache")
+			t.Logf("%d kills", kills)
 		})
 	}
 }
