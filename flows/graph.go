@@ -7,6 +7,7 @@ import (
 
 	"github.com/flowrun/flowrun/stages/augment"
 	"github.com/flowrun/flowrun/stages/batch"
+	"github.com/flowrun/flowrun/stages/codes"
 	"github.com/flowrun/flowrun/stages/pipe"
 	"github.com/flowrun/flowrun/stages/read"
 	"github.com/flowrun/flowrun/stages/shuffle"
@@ -113,7 +114,7 @@ func wireRead(w *wiring, s *piece) {
 				}
 			}
 			if good == 0 {
-				return dataErrorf("all %d training scans are in quarantine; see %s", len(r.data.train), r.file("quarantine.jsonl"))
+				return r.noneLeft()
 			}
 		}
 		return nil
@@ -237,13 +238,24 @@ func (r *run) setAside(b read.Bad) error {
 		return err
 	}
 	if !slices.ContainsFunc(r.data.train, func(s *volume.Scan) bool { return !r.quarantine.Has(s.ID) }) {
-		return dataErrorf("all %d training scans are in quarantine; see %s", len(r.data.train), r.file("quarantine.jsonl"))
+		return r.noneLeft()
 	}
 	return nil
 }
 
+func (r *run) noneLeft() error {
+	what := "training scans"
+	if r.loop == nil {
+		what = "scans"
+	}
+	return dataErrorf("all %d %s are in quarantine; see %s", len(r.data.train), what, r.file("quarantine.jsonl"))
+}
+
 func (r *run) tooManyBad() error {
 	o, _ := option[read.Options](r.job)
+	if l, ok := option[codes.LoadOptions](r.job); ok {
+		o = &read.Options{BadShare: l.BadShare}
+	}
 	list, unlisted := r.quarantine.All(), 0
 	for _, b := range list {
 		if !slices.ContainsFunc(r.data.all, func(s *volume.Scan) bool { return s.ID == b.Scan }) {

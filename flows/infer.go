@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"iter"
 	"slices"
 	"strings"
@@ -67,9 +66,9 @@ func (j *Job) adopt(f *configs.File) error {
 	}
 	if !f.Given("run.dir") {
 		if w, ok := option[write.Options](j); ok {
-			j.run.Dir = w.Dir
+			j.run.Dir, j.dirKey = w.Dir, "write.dir"
 		} else if s, ok := option[codes.Options](j); ok {
-			j.run.Dir = s.Dir
+			j.run.Dir, j.dirKey = s.Dir, "save.dir"
 		}
 	}
 	asked := j.model
@@ -253,12 +252,33 @@ func (r *run) nameFiles() (err error) {
 	}
 	if w, ok := option[write.Options](r.job); ok {
 		if r.back.names, err = write.Names(r.data.all, *w); err != nil {
-			return configErrorf("write.%w", err)
+			return &ConfigError{r.job.piece(w).file.Errorf("dir", "%v", err)}
 		}
 	}
-	if _, ok := option[codes.Options](r.job); ok {
+	if s, ok := option[codes.Options](r.job); ok {
 		if r.back.names, err = codes.Names(r.data.all); err != nil {
-			return configErrorf("save.%w", err)
+			return &ConfigError{r.job.piece(s).file.Errorf("dir", "%v", err)}
+		}
+	}
+	return nil
+}
+
+// checkPatch finds patches that are too small to tile the scans exactly.
+func (r *run) checkPatch(m modelKeys) error {
+	j, p := r.job, m.piece
+	t, tiles := option[tile.Options](j)
+	switch {
+	case j.exact() && tiles:
+		p = j.piece(t)
+	case !j.exact() && tiles:
+		return nil
+	}
+	_, loads := option[codes.LoadOptions](j)
+	_, saves := option[codes.Options](j)
+	for _, s := range r.data.all {
+		if err := infer.CheckPatch(r.back.model, s.Dims, r.back.tiling, !loads, !saves); err != nil {
+			reason, _ := strings.CutPrefix(err.Error(), "patch: ")
+			return &ConfigError{p.file.Errorf("patch", "scan %s: %s", s.ID, reason)}
 		}
 	}
 	return nil
@@ -318,7 +338,7 @@ func (w *wiring) encoder() func(context.Context, *volume.Volume) (*volume.Codes,
 func (w *wiring) decode(ctx context.Context, c *volume.Codes, v *volume.Volume, yield func(*volume.Output, error) bool) {
 	g, err := infer.DecodeGrid(c, w.back.model, w.back.tiling)
 	if err != nil {
-		yield(nil, fmt.Errorf("scan %s: %w", v.Scan.ID, err))
+		yield(nil, dataErrorf("scan %s: %w", v.Scan.ID, err))
 		return
 	}
 	w.back.mu.Lock()

@@ -24,6 +24,7 @@ import (
 type Job struct {
 	path     string
 	run      RunOptions
+	dirKey   string // by which the file names the run's folder
 	model    vqgan.Config
 	pieces   []*piece
 	resolved []byte // the file with every default written out
@@ -78,7 +79,7 @@ func Load(path string, data []byte, overrides []string) (*Job, error) {
 	if err != nil {
 		return nil, &ConfigError{err}
 	}
-	j := &Job{path: path, run: *b.run, model: *b.model}
+	j := &Job{path: path, run: *b.run, dirKey: "run.dir", model: *b.model}
 	seen := map[string]int{}
 	for _, s := range f.Stages {
 		st, _ := find(s.Name)
@@ -161,6 +162,9 @@ func (j *Job) fit() error {
 			if _, ok := option[codes.LoadOptions](j); ok {
 				return p.file.Errorf("", "codes have no scan beside them to be measured against; leave measure out")
 			}
+			if w, r := o.WindowHU, j.windowHU(); w != [2]float64{} && (w[0] < r[0] || w[1] > r[1]) {
+				return p.file.Errorf("window_hu", "%v reaches beyond %v, the window that scans are read with", w, r)
+			}
 		case *write.Options:
 			if r, ok := option[read.Options](j); ok {
 				if err := o.CheckWindow(r.WindowHU); err != nil {
@@ -199,6 +203,12 @@ func (j *Job) fitPatch(p *piece, t *tile.Options) error {
 func (p *piece) blame(err error) error {
 	key, reason, _ := strings.Cut(err.Error(), ": ")
 	return p.file.Errorf(key, "%s", reason)
+}
+
+// windowHU is the window that scans are read with.
+func (j *Job) windowHU() [2]float64 {
+	r, _ := option[read.Options](j)
+	return r.WindowHU
 }
 
 // multiple is what a patch's extent must be a multiple of.

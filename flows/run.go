@@ -99,9 +99,9 @@ func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) 
 // unwritable is an error of the run's folder.
 func (j *Job) unwritable(err error) error {
 	if path, ok := errors.AsType[*fs.PathError](err); ok {
-		return configErrorf("run.dir: %s: %w; choose a folder that can be written to", j.run.Dir, path.Err)
+		return configErrorf("%s: %s: %w; choose a folder that can be written to", j.dirKey, j.run.Dir, path.Err)
 	}
-	return configErrorf("run.dir: %w", err)
+	return configErrorf("%s: %w", j.dirKey, err)
 }
 
 // file is a path in the run's folder.
@@ -157,6 +157,9 @@ func (r *run) prepare(ctx context.Context) error {
 	}
 	if m, ok := j.modelStage(); ok {
 		if arena, err = r.openBack(m); err != nil {
+			return err
+		}
+		if err := r.checkPatch(m); err != nil {
 			return err
 		}
 		if err := r.nameFiles(); err != nil {

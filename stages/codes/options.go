@@ -32,6 +32,8 @@ func (o *Options) Check() error {
 type LoadOptions struct {
 	Codes []string `key:"codes" required:"true" example:"runs/codes" doc:"Where the codes are: a folder (searched with its subfolders for .codes.safetensors), a pattern with * and **, or a file. Several may be given as a list."`
 	Use   string   `key:"use" default:"codes" oneof:"codes quantised latents" doc:"What is decoded: the codes; the quantised latents of the file, which may have been edited; or the latents before quantisation, as they are."`
+
+	BadShare float64 `key:"bad_share" default:"0.1" min:"0" max:"1" doc:"Share of the files, rounded up to a whole one, that may be bad before the run stops."`
 }
 
 // Check finds places without a name.

@@ -363,7 +363,7 @@ func TestCodesThatDoNotFit(t *testing.T) {
 		want string
 	}{
 		{func(*volume.Codes) {}, other, Tiling{}, "codes: of [9 8 7] voxels, the volume has [9 8 8]"},
-		{func(c *volume.Codes) { c.Model = "00112233445566" }, v, Tiling{}, "codes: they are of model 001122334455, this one is"},
+		{func(c *volume.Codes) { c.Model = "00112233445566" }, v, Tiling{}, "codes: they are of model 001122334455, not "},
 		{func(c *volume.Codes) { c.Factor[1] = 4 }, v, Tiling{}, "codes: [2 4 2] voxels a code"},
 		{func(c *volume.Codes) { c.Count = 25 }, v, Tiling{}, "codes: of a codebook of 25 (the model's has 24)"},
 		{func(c *volume.Codes) { c.Tiles = nil }, v, Tiling{}, "codes: there are no tiles"},

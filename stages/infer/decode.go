@@ -55,7 +55,7 @@ func tilesOf(c *volume.Codes) (Grid, error) {
 func check(c *volume.Codes, m Model, o Tiling) error {
 	switch {
 	case c.Model != "" && c.Model != m.Fingerprint():
-		return fmt.Errorf("codes: they are of model %.12s, this one is %.12s", c.Model, m.Fingerprint())
+		return fmt.Errorf("codes: they are of model %.12s, not %.12s (want the checkpoint and weights that they were made with)", c.Model, m.Fingerprint())
 	case c.Factor != m.Downsample():
 		return fmt.Errorf("codes: %v voxels a code (the model has %v)", c.Factor, m.Downsample())
 	case c.Count > m.Codes():

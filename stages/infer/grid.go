@@ -68,6 +68,22 @@ func Exact(m Model, dims [3]int, o Tiling) (encode, decode Grid, err error) {
 	return encode, decode, err
 }
 
+// CheckPatch says what is wrong with o.Patch for the exact tiling of a volume of dims that is encoded, decoded, or both. It is nil
+// for a model that isn't tileable: its tiles needn't overlap.
+func CheckPatch(m Model, dims [3]int, o Tiling, encode, decode bool) error {
+	if !m.Tileable() {
+		return nil
+	}
+	var err error
+	if encode {
+		_, err = exactEncode(m, dims, o)
+	}
+	if err == nil && decode {
+		_, err = exactDecode(m, dims, o)
+	}
+	return err
+}
+
 var errNotTileable = errors.New("the model can't be tiled exactly: with norm: group each voxel depends on its whole tile " +
 	"(use merge mode blend, or a model with norm: channel)")
 
