@@ -20,7 +20,7 @@ func TestPlanWritesNothing(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	o := p.must("plan", "train.yaml")
-	says(t, o.stdout, "read", "scans → Volume", "batch", "Patch → Batch", "6 to train on, 1 held out", "[42, 28, 16] voxels", "tiles of [16, 16, 8]",
+	says(t, o.stdout, "read", "→ Volume", "batch", "Patch → Batch", "6 to train on, 1 held out", "[42, 28, 16] voxels", "tiles of [16, 16, 8]",
 		"an epoch", "patches, ", "arena", "activations", "TFLOP", "largest", "host memory", "disk", "a checkpoint", "patches an hour", "to finish")
 	if o.stderr != "" {
 		t.Errorf("stderr: %s", o.stderr)
