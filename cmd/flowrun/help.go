@@ -63,7 +63,7 @@ func overview(p *page, root *cobra.Command) error {
 	stages, blocks := documents()
 	p.line("%s", rootLong)
 	p.line("\nVerbs:")
-	p.line("  %-11s %s", "FILE.yaml", root.Short)
+	p.line("  %-11s %s", "FILE.yaml", "run a file: train, reconstruct, encode, decode")
 	for _, c := range root.Commands() {
 		p.row(c.Name(), c.Short)
 	}

@@ -20,6 +20,8 @@ Start here:
   flowrun plan train.yaml   what a run takes: bytes, steps, hours
   flowrun train.yaml        the run; Ctrl-C stops it with a checkpoint, and the
                             same command goes on from there
+  flowrun reconstruct.yaml  whole scans through the model and back, measured;
+                            encode.yaml and decode.yaml keep them as codes
   flowrun help              the stages, and flowrun help STAGE all of its keys
 
 Any key of the file can be set behind it, the second augment's too:
