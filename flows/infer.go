@@ -73,7 +73,9 @@ func (j *Job) adopt(f *configs.File) error {
 	}
 	asked := j.model
 	if m.Checkpoint == infer.IdentityName {
-		j.model.Downsample = [3]int{1, 1, 1}
+		if o, ok := m.piece.options.(*infer.CodeOptions); ok && o.Patch == [3]int{} {
+			o.Patch = [3]int{128, 128, 64}
+		}
 		return nil
 	}
 	info, err := checkpoint.Peek(m.Checkpoint)

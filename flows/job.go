@@ -212,7 +212,12 @@ func (j *Job) windowHU() [2]float64 {
 }
 
 // multiple is what a patch's extent must be a multiple of.
-func (j *Job) multiple() [3]int { return j.model.Downsample }
+func (j *Job) multiple() [3]int {
+	if m, ok := j.modelStage(); ok && m.Checkpoint == infer.IdentityName {
+		return [3]int{1, 1, 1}
+	}
+	return j.model.Downsample
+}
 
 // option returns the options of the job's first stage that has such.
 func option[T any](j *Job) (*T, bool) {
