@@ -1,0 +1,648 @@
+package integration
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/binary"
+	"encoding/csv"
+	"encoding/json"
+	"fmt"
+	"image/png"
+	"math"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/flowrun/flowrun/stages/nifti"
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+// back is a flow that gives scans back whole.
+const back = `flow:
+  - read:    {scans: [scans]}
+  - tile:    {patch: [16, 16, 8], stride: [12, 12, 8]}
+  - batch:   {size: 2}
+  - infer:   {checkpoint: identity}
+  - merge:   {mode: blend}
+  - measure: {pictures: 0}
+  - write:   {dir: out}
+`
+
+// models are the checkpoints that tests share, of a few steps each: channel.safetensors and group.safetensors by the norm, and
+// spacing.safetensors, which was trained on resampled scans.
+var models = sync.OnceValues(func() (string, error) {
+	scans, err := phantoms()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(built, "models")
+	if err := os.Mkdir(dir, 0o777); err != nil {
+		return "", err
+	}
+	text := strings.ReplaceAll(tiny, "[scans]", "["+scans+"]")
+	if err := os.WriteFile(filepath.Join(dir, "train.yaml"), []byte(text), 0o666); err != nil {
+		return "", err
+	}
+	for name, words := range map[string]string{"channel": "", "group": "model.norm=group", "spacing": "read.spacing=[9,11,15]"} {
+		c := exec.Command(flowrun(), append(strings.Fields("train.yaml train.max_steps=6 train.validate.scans=[] run.dir="+name), strings.Fields(words)...)...)
+		c.Dir = dir
+		if out, err := c.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("the %s model: %w: %s", name, err, out)
+		}
+		if err := os.Rename(filepath.Join(dir, name, "checkpoints/step-00000006.safetensors"), filepath.Join(dir, name+".safetensors")); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
+})
+
+// newBack is a place with back.yaml and the models in models/.
+func newBack(t *testing.T) *place {
+	t.Helper()
+	p := newPlace(t)
+	dir, err := models()
+	p.check(err)
+	p.check(os.Symlink(dir, p.path("models")))
+	p.write("back.yaml", back)
+	return p
+}
+
+// picture is a NIfTI file: intensities in the file's order.
+type picture struct {
+	header *nifti.Header
+	affine volume.Affine
+	voxels []float64
+}
+
+func (p *place) picture(name ...string) picture {
+	p.Helper()
+	r, err := nifti.Open(p.path(name...), nifti.Limits{})
+	p.check(err)
+	defer func() { _ = r.Close() }()
+	h := r.Header
+	a, _ := h.Affine()
+	raw := make([]byte, h.Bytes())
+	if n, err := r.Read(raw); err != nil || n != len(raw) {
+		p.Fatalf("%s: %d of %d bytes: %v", filepath.Join(name...), n, len(raw), err)
+	}
+	_, err = r.Finish()
+	p.check(err)
+	voxels := make([]float64, len(raw)/h.Datatype.Size())
+	h.Float64(voxels, raw)
+	if h.SclSlope != 0 {
+		for i, x := range voxels {
+			voxels[i] = h.SclSlope*x + h.SclInter
+		}
+	}
+	return picture{h, a, voxels}
+}
+
+// sameGrid checks that two files have one size and place.
+func (p *place) sameGrid(name string, a, b picture) {
+	p.Helper()
+	if a.header.Dim != b.header.Dim || a.affine != b.affine || len(a.voxels) != len(b.voxels) {
+		p.Fatalf("%s: %v at %v, the scan: %v at %v", name, b.header.Dim, b.affine, a.header.Dim, a.affine)
+	}
+}
+
+// kind is how a scan is stored.
+type kind struct {
+	dtype        nifti.Type
+	order        binary.ByteOrder
+	version      int
+	slope, inter float64
+	low, high    float64 // of what is stored
+	fraction     float64 // of a float32, how far from whole numbers it goes
+}
+
+var (
+	little, big binary.ByteOrder = binary.LittleEndian, binary.BigEndian
+
+	kinds = []kind{
+		{nifti.Int16, little, 1, 1, 0, -1500, 3500, 0},
+		{nifti.Int16, big, 1, 0, 0, -1500, 3500, 0},
+		{nifti.Int16, little, 2, 0.5, -1000, -1000, 3000, 0},
+		{nifti.Uint8, little, 1, 10, -1100, 0, 255, 0},
+		{nifti.Uint16, big, 2, 1, -1024, 0, 4095, 0},
+		{nifti.Float32, little, 1, 0, 0, -1500, 3500, 0.4},
+		{nifti.Float32, big, 2, 2, -1024, 0, 2000, 0.2},
+		{nifti.Float64, big, 1, 0, 0, -1500, 3500, 0.4},
+		{nifti.Int32, little, 1, 1, 0, -1500, 3500, 0},
+	}
+)
+
+// scan stores random voxels.
+func (p *place) scan(name string, k kind, dims [3]int, a volume.Affine, r *rand.Rand) {
+	p.Helper()
+	h := nifti.New(k.dtype, dims, a)
+	h.Order, h.Version, h.SclSlope, h.SclInter = k.order, k.version, k.slope, k.inter
+	b, err := h.Encode()
+	p.check(err)
+	for range dims[0] * dims[1] * dims[2] {
+		x := math.Round(k.low + (k.high-k.low)*r.Float64())
+		f := x + k.fraction*(2*r.Float64()-1)
+		var v any = f
+		switch k.dtype {
+		case nifti.Uint8:
+			v = uint8(x)
+		case nifti.Int16:
+			v = int16(x)
+		case nifti.Uint16:
+			v = uint16(x)
+		case nifti.Int32:
+			v = int32(x)
+		case nifti.Float32:
+			v = float32(f)
+		}
+		b, err = binary.Append(b, k.order, v)
+		p.check(err)
+	}
+	if strings.HasSuffix(name, ".gz") {
+		var z bytes.Buffer
+		w := gzip.NewWriter(&z)
+		_, err := w.Write(b)
+		p.check(err)
+		p.check(w.Close())
+		b = z.Bytes()
+	}
+	p.write(filepath.Join("scans", name), string(b))
+}
+
+// turned is an affine whose axes are the world's in some order, some of them reversed, with voxels of unequal size.
+func turned(r *rand.Rand) (a volume.Affine) {
+	for f, w := range r.Perm(3) {
+		a[w][f] = []float64{0.5, 0.75, 2.5}[f]
+		if r.IntN(2) == 0 {
+			a[w][f] *= -1
+		}
+	}
+	for w := range 3 {
+		a[w][3] = float64(r.IntN(400) - 200)
+	}
+	return a
+}
+
+// An identity model gives every scan back: clipped to the window and rounded, voxel for voxel, in the file's own order.
+func TestIdentity(t *testing.T) {
+	t.Parallel()
+	p := newBack(t)
+	p.check(os.RemoveAll(p.path("scans")))
+	p.check(os.MkdirAll(p.path("scans", "ward", "a"), 0o777))
+	r := rand.New(rand.NewPCG(5, 8))
+	sizes := [][3]int{{1, 1, 1}, {33, 17, 9}, {5, 3, 2}, {16, 16, 8}, {7, 40, 21}, {64, 10, 3}, {23, 22, 24}, {1, 30, 14}, {20, 26, 1}, {17, 18, 40}}
+	oblique := volume.Affine{{0.6, 0.1, -0.2, 10}, {-0.1, 0.7, 0.3, -20}, {0.05, -0.12, 2.2, 30}}
+	var names []string
+	for i := range 22 {
+		name := fmt.Sprintf("%s%02d.nii%s", []string{"", "ward/", "ward/a/"}[i%3], i, []string{"", ".gz"}[i%2])
+		a := turned(r)
+		if i%7 == 6 {
+			a = oblique
+		}
+		p.scan(name, kinds[i%len(kinds)], sizes[i%len(sizes)], a, r)
+		names = append(names, name)
+	}
+	for i, c := range []struct {
+		window, words string
+		low, high     float64
+	}{
+		{"hann", "batch.size=1", -1000, 1000},
+		{"gaussian", "batch.size=2 tile.patch=[24,8,8] tile.stride=[9,8,5]", -1024, 3071},
+		{"linear", "batch.size=3 tile.patch=[8,32,16] tile.stride=[5,20,16] write.gz=false", -160, 240},
+		{"crop", "tile.patch=[11,13,7] tile.stride=[4,13,6] read.ahead=5", -1000, 400},
+		{"constant", "tile.patch=[64,64,64] tile.stride=[0,0,0] read.cache=cache", -1350.5, 149.75},
+		{"hann", "tile.patch=[64,64,64] tile.stride=[0,0,0] read.cache=cache", -1350.5, 149.75}, // from the cache
+		{"hann", "merge.mode=exact", -1000, 1000},
+	} {
+		dir := fmt.Sprint("out", i)
+		words := append(strings.Fields(c.words), fmt.Sprintf("read.window_hu=[%v,%v]", c.low, c.high), "merge.window="+c.window, "write.dir="+dir)
+		p.must(append([]string{"back.yaml"}, words...)...)
+		ending := ".nii.gz"
+		if strings.Contains(c.words, "gz=false") {
+			ending = ".nii"
+		}
+		for i, name := range names {
+			exact := strings.Contains(c.words, "exact")
+			if k := kinds[i%len(kinds)]; exact && (k.fraction > 0 || k.slope == 0.5) {
+				continue // codes stand for steps of the window: only whole HU are sure to come back
+			}
+			stem, _, _ := strings.Cut(name, ".")
+			in, out := p.picture("scans", name), p.picture(dir, stem+"_recon"+ending)
+			p.sameGrid(name, in, out)
+			if h := out.header; h.Datatype != nifti.Int16 || h.SclSlope != 1 || h.SclInter != 0 {
+				t.Fatalf("%s: written as %v, slope %v, inter %v", name, h.Datatype, h.SclSlope, h.SclInter)
+			}
+			for v, x := range in.voxels {
+				if want := math.Floor(min(max(x, c.low), c.high) + 0.5); out.voxels[v] != want {
+					t.Fatalf("%s %s: %s: voxel %d is %v, was %v (want %v)", c.window, c.words, name, v, out.voxels[v], x, want)
+				}
+			}
+		}
+	}
+	// What was resolved is a file that does the same.
+	p.must("out1/config.yaml", "write.dir=again", "run.dir=again")
+	p.sameFiles("out1", "again")
+}
+
+// sameFiles checks that two folders hold the same volumes, to the byte, and counts them.
+func (p *place) sameFiles(a, b string) int {
+	p.Helper()
+	count := func(dir string) (names []string) {
+		p.check(filepath.WalkDir(p.path(dir), func(path string, d os.DirEntry, err error) error {
+			if strings.Contains(d.Name(), ".nii") {
+				names = append(names, strings.TrimPrefix(path, p.path(dir)))
+			}
+			return err
+		}))
+		return names
+	}
+	names := count(a)
+	if others := count(b); len(names) == 0 || !slices.Equal(names, others) {
+		p.Fatalf("%s: %v, %s: %v", a, names, b, others)
+	}
+	for _, name := range names {
+		if p.text(a, name) != p.text(b, name) {
+			p.Errorf("%s differs in %s and %s", name, a, b)
+		}
+	}
+	return len(names)
+}
+
+// odd adds scans of odd sizes to the phantoms, one of them smaller than a cell of two voxels.
+func (p *place) odd() {
+	p.Helper()
+	r := rand.New(rand.NewPCG(2, 3))
+	p.scan("odd.nii", kinds[0], [3]int{15, 37, 11}, turned(r), r)
+	p.scan("flat.nii.gz", kinds[1], [3]int{21, 1, 19}, turned(r), r)
+	p.scan("point.nii", kinds[2], [3]int{1, 1, 1}, turned(r), r)
+}
+
+// plainly writes float32 without compression, so that any bit that differs shows.
+var plainly = []string{"write.dtype=float32", "write.gz=false"}
+
+// A blend has the same bits for any number of patches at a time and any number of workers.
+func TestBlendHasTheSameBits(t *testing.T) {
+	t.Parallel()
+	p := newBack(t)
+	p.odd()
+	for _, model := range []string{"channel", "group"} {
+		words := append([]string{"back.yaml", "infer.checkpoint=models/" + model + ".safetensors"}, plainly...)
+		p.must(append(words, "write.dir="+model, "batch.size=1", "run.workers=1")...)
+		p.must(append(words, "write.dir="+model+"3", "batch.size=3", "run.workers=3", "read.ahead=6")...)
+		if n := p.sameFiles(model, model+"3"); n != 10 {
+			t.Errorf("%d volumes of 10 scans", n)
+		}
+		p.must(append(words, "write.dir="+model+"-raw", "infer.weights=raw")...)
+		if p.text(model, "odd_recon.nii") == p.text(model+"-raw", "odd_recon.nii") {
+			t.Errorf("%s: EMA and raw weights give the same", model)
+		}
+	}
+	for _, e := range p.events("channel", "written") {
+		if _, err := os.Stat(p.path(e["path"].(string))); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// In exact tiling nothing depends on the tiles.
+func TestExactHasTheSameBits(t *testing.T) {
+	t.Parallel()
+	p := newBack(t)
+	p.odd()
+	words := append([]string{"back.yaml", "infer.checkpoint=models/channel.safetensors", "merge.mode=exact", "tile.stride=[0,0,0]"}, plainly...)
+	p.must(append(words, "write.dir=whole", "tile.patch=[64,64,64]", "run.workers=1")...)
+	for _, patch := range []string{"[14,14,14]", "[16,26,18]", "[40,14,20]"} {
+		dir := "exact" + patch
+		p.must(append(words, "tile.patch="+patch, "write.dir="+dir, "run.workers=2", "batch.size=3")...)
+		if n := p.sameFiles("whole", dir); n != 10 {
+			t.Errorf("%d volumes of 10 scans", n)
+		}
+	}
+	// The patch of the training is enlarged where it is left open.
+	p.write("open.yaml", strings.Replace(back, "{patch: [16, 16, 8], stride: [12, 12, 8]}", "", 1))
+	p.must(append([]string{"open.yaml", "write.dir=open"}, append(slices.Delete(slices.Clone(words[1:]), 2, 3), "run.workers=2")...)...)
+	p.sameFiles("whole", "open")
+	// A tile that is the volume is blended with nothing.
+	one := append([]string{"back.yaml", "infer.checkpoint=models/channel.safetensors", "read.scans=scans/phantom-0001.nii.gz", "tile.patch=[32,24,16]"}, plainly...)
+	p.must(append(one, "write.dir=one", "tile.stride=[32,24,16]")...)
+	if p.text("one", "phantom-0001_recon.nii") != p.text("whole", "phantom-0001_recon.nii") {
+		t.Error("one tile of the volume's size gives something else")
+	}
+}
+
+// A model that was trained on resampled scans gives volumes on the scans' own grids.
+func TestResampledScansComeBackOnTheirGrid(t *testing.T) {
+	t.Parallel()
+	p := newBack(t)
+	r := rand.New(rand.NewPCG(2, 9))
+	a := turned(r)
+	for w := range 3 {
+		for f := range 3 {
+			a[w][f] *= 12
+		}
+	}
+	p.scan("turned.nii", kinds[0], [3]int{15, 17, 9}, a, r)
+	p.must("back.yaml", "infer.checkpoint=models/spacing.safetensors")
+	if text := p.text("out", "config.yaml"); !strings.Contains(text, "spacing: [9, 11, 15]") {
+		t.Errorf("the checkpoint's spacing isn't taken over:\n%s", text)
+	}
+	for name := range p.recons("out") {
+		p.sameGrid(name, p.picture("scans", name), p.picture("out", stem(name)+"_recon.nii.gz"))
+	}
+	// Through an identity, what is lost is what interpolation loses: little, where cells are smaller than voxels.
+	p.must("back.yaml", "read.spacing=[4,5,6]", "write.dir=fine", "read.scans=scans/phantom*")
+	for name := range p.recons("fine") {
+		in, out := p.picture("scans", name), p.picture("fine", stem(name)+"_recon.nii.gz")
+		p.sameGrid(name, in, out)
+		sum := 0.0
+		for i, x := range in.voxels {
+			sum += math.Abs(min(max(x, -1000), 1000) - out.voxels[i])
+		}
+		if mean := sum / float64(len(in.voxels)); mean > 60 {
+			t.Errorf("%s: %v HU on average", name, mean)
+		}
+	}
+}
+
+func stem(name string) string {
+	s, _, _ := strings.Cut(name, ".nii")
+	return s
+}
+
+// recons gives the scans that a run wrote, as its log tells them, and the paths of what it wrote.
+func (p *place) recons(dir string) map[string]string {
+	p.Helper()
+	paths := map[string]string{}
+	for _, e := range p.events(dir, "written") {
+		paths[e["scan"].(string)] = e["path"].(string)
+	}
+	if len(paths) == 0 {
+		p.Fatalf("%s: nothing was written", dir)
+	}
+	return paths
+}
+
+// sums are what PSNR and mean absolute error are made of.
+type sums struct{ square, absolute, voxels float64 }
+
+func (s *sums) add(in, out picture, low, high float64) {
+	for i, x := range in.voxels {
+		d := min(max(x, low), high) - min(max(out.voxels[i], low), high)
+		s.square += d * d
+		s.absolute += math.Abs(d)
+		s.voxels++
+	}
+}
+
+func (s *sums) psnr(width float64) float64 { return 10 * math.Log10(width*width*s.voxels/s.square) }
+
+func (s *sums) mae() float64 { return s.absolute / s.voxels }
+
+// The measures are those of the files, whoever computes them.
+func TestMeasures(t *testing.T) {
+	t.Parallel()
+	p := newBack(t)
+	type row struct {
+		ID   string
+		PSNR float64 `json:"psnr"`
+		MAE  float64 `json:"mae_hu"`
+		Bits float64 `json:"bits_per_voxel"`
+	}
+	for dir, window := range map[string][2]float64{"wide": {-1000, 1000}, "narrow": {-160, 240}} {
+		words := append([]string{"back.yaml", "infer.checkpoint=models/channel.safetensors", "write.dir=" + dir, "measure.pictures=2"}, plainly...)
+		o := p.must(append(words, fmt.Sprintf("measure.window_hu=[%v,%v]", window[0], window[1]))...)
+		var m struct {
+			Window [2]float64 `json:"window_hu"`
+			Pooled row
+			Mean   row
+			Scans  []row
+		}
+		p.check(json.Unmarshal(p.file(dir, "measures.json"), &m))
+		if m.Window != window || len(m.Scans) != 7 {
+			t.Fatalf("window %v, %d scans", m.Window, len(m.Scans))
+		}
+		near := func(what string, got, want float64) {
+			t.Helper()
+			if !(math.Abs(got-want) <= 1e-5*math.Abs(want)) {
+				t.Errorf("%s: %s is %v (want %v)", dir, what, got, want)
+			}
+		}
+		width := window[1] - window[0]
+		var all sums
+		mean := 0.0
+		for _, s := range m.Scans {
+			in, out := p.picture("scans", s.ID), p.picture(dir, stem(s.ID)+"_recon.nii")
+			var one sums
+			one.add(in, out, window[0], window[1])
+			all.add(in, out, window[0], window[1])
+			mean += one.psnr(width) / 7
+			near(s.ID+" PSNR", s.PSNR, one.psnr(width))
+			near(s.ID+" MAE", s.MAE, one.mae())
+			if !(s.Bits > 0.5 && s.Bits < 4) { // 4 bits for 8 voxels, and overlaps
+				t.Errorf("%s: %v bits a voxel", s.ID, s.Bits)
+			}
+			if !strings.Contains(o.stdout, s.ID) || !strings.Contains(o.stdout, fmt.Sprintf("%.2f", s.PSNR)) {
+				t.Errorf("the table lacks %s or its PSNR %.2f:\n%s", s.ID, s.PSNR, o.stdout)
+			}
+		}
+		near("pooled PSNR", m.Pooled.PSNR, all.psnr(width))
+		near("pooled MAE", m.Pooled.MAE, all.mae())
+		near("mean PSNR", m.Mean.PSNR, mean)
+		if !strings.Contains(o.stdout, fmt.Sprintf("window %v to %v HU", window[0], window[1])) {
+			t.Errorf("the table doesn't say its window:\n%s", o.stdout)
+		}
+
+		lines, err := csv.NewReader(strings.NewReader(p.text(dir, "measures.csv"))).ReadAll()
+		p.check(err)
+		if len(lines) != 1+7+2 {
+			t.Fatalf("measures.csv has %d lines", len(lines))
+		}
+		id, psnr := slices.Index(lines[0], "id"), slices.Index(lines[0], "psnr")
+		for i, s := range m.Scans {
+			if line := lines[1+i]; line[id] != s.ID || line[psnr] != fmt.Sprint(s.PSNR) {
+				t.Errorf("measures.csv: %v (want %s with %v)", line, s.ID, s.PSNR)
+			}
+		}
+
+		files, err := filepath.Glob(p.path(dir, "pictures", "*.png"))
+		p.check(err)
+		if len(files) != 2*3 {
+			t.Errorf("%d pictures of 2 scans", len(files))
+		}
+		for _, name := range files {
+			b, err := os.ReadFile(name)
+			p.check(err)
+			if img, err := png.Decode(bytes.NewReader(b)); err != nil || img.Bounds().Dx() < 100 {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+}
+
+// Mistakes on the way back end as those in training do.
+func TestMistakesOnTheWayBack(t *testing.T) {
+	t.Parallel()
+	p := newBack(t)
+	sound := p.file("models", "channel.safetensors")
+	p.write("cut.safetensors", string(sound[:len(sound)/2]))
+	p.write("head.safetensors", string(sound[:3000]))
+	bad := bytes.Clone(sound)
+	bad[len(bad)-100] ^= 1
+	p.write("flipped.safetensors", string(bad))
+	p.write("group.yaml", strings.NewReplacer("identity", "models/group.safetensors", "blend", "exact").Replace(back))
+	p.write("random.yaml", strings.Replace(back, "tile:    {", "tile:    {mode: random, ", 1))
+	p.write("over.yaml", strings.Replace(back, "{dir: out}", `{dir: scans, suffix: ""}`, 1))
+	p.write("nomerge.yaml", strings.Replace(back, "  - merge:   {mode: blend}\n", "", 1))
+	p.write("reshaped.yaml", "model: {hidden: 8, groups: 4}\n"+strings.Replace(back, "identity", "models/channel.safetensors", 1))
+	before := map[string]string{}
+	for _, e := range p.entries("scans") {
+		before[e] = p.text("scans", e)
+	}
+	for _, c := range []struct {
+		args  string
+		words []string
+	}{
+		{"back.yaml infer.checkpoint=none.safetensors", []string{"infer.checkpoint=none.safetensors", "no such file"}},
+		{"back.yaml infer.checkpoint=scans", []string{"infer.checkpoint=scans", "not a file"}},
+		{"back.yaml infer.checkpoint=back.yaml", []string{"back.yaml", "not a safetensors file"}},
+		{"back.yaml infer.checkpoint=scans/" + plain, []string{plain, "not a JSON object"}},
+		{"back.yaml infer.checkpoint=head.safetensors", []string{"head.safetensors", "torn"}},
+		{"back.yaml infer.checkpoint=cut.safetensors", []string{"cut.safetensors"}},
+		{"back.yaml infer.checkpoint=flipped.safetensors", []string{"flipped.safetensors", "damaged", "SHA-256"}},
+		{"back.yaml infer.device=cuda:0", []string{"infer.device=cuda:0", "CUDA"}},
+		{"group.yaml", []string{"group.yaml:6: merge.mode: exact needs a model with norm: channel", "norm: group", "set it to blend"}},
+		{"reshaped.yaml", []string{"reshaped.yaml:1: model: ", "models/channel.safetensors", "leave this block out"}},
+		{"nomerge.yaml", []string{"nomerge.yaml:6: measure takes Slab, but infer (line 5) gives Output"}},
+		{"random.yaml", []string{"random.yaml:3: tile.mode: random: infer needs every voxel; set it to grid"}},
+		{"over.yaml", []string{"over.yaml:8: write.dir: scan phantom-0001.nii.gz: would be written over the scan", "want another dir or suffix"}},
+		{"over.yaml write.gz=false", []string{"would be written over the scan " + plain}},
+		{"back.yaml write.dir=train.yaml", []string{"write.dir: train.yaml: not a directory", "choose a folder that can be written to"}},
+		{"back.yaml write.dir=train.yaml run.dir=run", []string{"write.dir: ", "train.yaml: not a directory"}},
+		{"back.yaml run.dir=train.yaml", []string{"run.dir: train.yaml: not a directory"}},
+		{"back.yaml write.suffix=a/b", []string{"write.suffix=a/b", "isn't part of a file's name"}},
+		{"back.yaml infer.checkpoint=models/channel.safetensors read.window_hu=[-1000,400]", []string{"read.window_hu=[-1000,400]", "was trained in [-1000 1000]", "leave it out"}},
+		{"back.yaml read.window_hu=[-40000,40000]", []string{"back.yaml:8: write.dtype: int16 can't hold", "want float32"}},
+		{"back.yaml measure.window_hu=[-2000,400]", []string{"measure.window_hu=[-2000,400]", "reaches beyond [-1000 1000]"}},
+		{"back.yaml infer.checkpoint=models/channel.safetensors tile.patch=[15,16,8]", []string{"tile.patch=[15,16,8]: 15 along x is not a multiple", "14 and 16"}},
+		{"back.yaml infer.checkpoint=models/channel.safetensors merge.mode=exact tile.patch=[16,12,16]", []string{
+			"tile.patch=[16,12,16]: scan phantom-0001.nii.gz: 12 along y is too small", "halo of 6", "want a patch of at least 14"}},
+		{"back.yaml tile.stride=[20,16,8]", []string{"tile.stride=[20,16,8]: 20 is larger than patch 16 along x"}},
+		{"back.yaml merge.window=han", []string{"merge.window=han", "hann"}},
+	} {
+		p.refused(2, strings.Fields(c.args), c.words...)
+	}
+	for e := range before {
+		if before[e] != p.text("scans", e) {
+			t.Errorf("scans/%s was changed", e)
+		}
+	}
+	for _, e := range p.entries("scans") {
+		if before[e] == "" && strings.Contains(e, ".nii") {
+			t.Errorf("scans/%s came", e)
+		}
+	}
+	p.refused(3, strings.Fields("back.yaml read.scans=missing"), "read.scans: missing: no such file or folder")
+}
+
+// entries are the names in a folder, hidden ones too.
+func (p *place) entries(dir string) (names []string) {
+	p.Helper()
+	list, err := os.ReadDir(p.path(dir))
+	p.check(err)
+	for _, e := range list {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// Volumes may stand beside their scans.
+func TestWrittenBesideTheScans(t *testing.T) {
+	t.Parallel()
+	p := newBack(t)
+	p.must("back.yaml", "write.dir=scans", "run.dir=run")
+	if n := len(p.entries("scans")); n != 14 {
+		t.Errorf("%d files of 7 scans and 7 volumes: %v", n, p.entries("scans"))
+	}
+	p.must("back.yaml", "read.scans=scans/phantom-000?.*")
+	for name := range p.recons("out") {
+		if p.text("scans", stem(name)+"_recon.nii.gz") != p.text("out", stem(name)+"_recon.nii.gz") {
+			t.Errorf("%s differs", name)
+		}
+	}
+}
+
+// A scan that can't be read is set aside; the others are written. Once it is mended the same command takes it.
+func TestBadScansOnTheWayBack(t *testing.T) {
+	t.Parallel()
+	p := newBack(t)
+	whole := p.file("scans", "phantom-0003.nii.gz")
+	p.spoil("phantom-0003.nii.gz")
+	o := p.must("back.yaml")
+	if r := p.reasons("out"); len(r) != 1 || !strings.Contains(r["phantom-0003.nii.gz"], "corrupt") {
+		t.Errorf("quarantined: %v", r)
+	}
+	if n := len(p.recons("out")); n != 6 || strings.Contains(o.stdout, "0003") || !strings.Contains(o.stdout, "0004") {
+		t.Errorf("%d are written; measured:\n%s", n, o.stdout)
+	}
+	p.swept("out")
+	p.refused(3, []string{"back.yaml", "read.bad_share=0", "write.dir=strict"}, "1 of 7 scans are bad", "bad_share 0", "phantom-0003.nii.gz")
+	p.swept("strict")
+	p.refused(3, []string{"back.yaml", "read.scans=scans/phantom-0003.nii.gz", "write.dir=alone"}, "all 1 scans are in quarantine; see alone/quarantine.jsonl")
+	p.write("scans/phantom-0003.nii.gz", string(whole))
+	p.must("back.yaml", "write.dir=out")
+	p.must("back.yaml", "write.dir=new")
+	if n := p.sameFiles("out", "new"); n != 7 || len(p.reasons("out")) > 0 {
+		t.Errorf("%d are written, quarantined: %v", n, p.reasons("out"))
+	}
+}
+
+// Stopped in the middle, a run leaves whole volumes only; the same command does the rest.
+func TestStoppedOnTheWayBack(t *testing.T) {
+	t.Parallel()
+	p := newBack(t)
+	p.must("phantom", "scans", "--size", "48,40,32", "--count", "3", "--seed", "20") // the last ones, and the slowest
+	for _, mode := range []string{"blend", "exact"} {
+		words := []string{"back.yaml", "infer.checkpoint=models/channel.safetensors", "merge.mode=" + mode, "tile.patch=[20,20,20]", "tile.stride=[12,12,12]"}
+		if mode == "exact" {
+			words[4] = "tile.stride=[0,0,0]"
+		}
+		whole, dir := "whole-"+mode, "out-"+mode
+		p.must(append(words, "write.dir="+whole)...)
+		words = append(words, "write.dir="+dir)
+		for i, s := range []os.Signal{syscall.SIGTERM, syscall.SIGINT} {
+			r := p.start(words...)
+			from := len(p.events(dir, "written"))
+			if !r.until(func() bool { return len(p.events(dir, "written")) > from+i }) {
+				t.Fatalf("over before it could be stopped: %s", r.stderr.String())
+			}
+			r.signal(s)
+			p.tells(r.wait(), 75, "interrupted", "what is written is whole", "the same command does the rest")
+			p.swept(dir)
+			n := 0
+			for _, name := range p.entries(dir) {
+				if strings.Contains(name, ".nii") {
+					n++
+					if p.text(dir, name) != p.text(whole, name) {
+						t.Errorf("%s: %s isn't whole", mode, name)
+					}
+				}
+			}
+			if n == 0 || n >= 10 {
+				t.Fatalf("%s: %d of 10 volumes were written before the signal told", mode, n)
+			}
+		}
+		p.must(words...)
+		p.sameFiles(whole, dir)
+		var a, b any
+		p.check(json.Unmarshal(p.file(dir, "measures.json"), &a))
+		p.check(json.Unmarshal(p.file(whole, "measures.json"), &b))
+		if fmt.Sprint(a) != fmt.Sprint(b) {
+			t.Errorf("%s: measured %v and %v", mode, a, b)
+		}
+	}
+}
