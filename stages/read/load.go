@@ -260,8 +260,14 @@ func newQuantiser(window [2]float64) quantiser {
 	return quantiser{step: step, centre: step * math.Round((lo+hi)/2/step), lo: lo, hi: hi}
 }
 
+// sample rounds to the nearest step, but never up to half a HU: what rounds to whole HU afterwards, halves up, is what
+// would have without steps.
 func (q quantiser) sample(hu float64) int16 {
-	s := math.RoundToEven((min(max(hu, q.lo), q.hi) - q.centre) / q.step)
+	hu = min(max(hu, q.lo), q.hi)
+	s := math.Floor((hu-q.centre)/q.step + 0.5)
+	if at := q.step*s + q.centre; at > hu && at-math.Floor(at) == 0.5 {
+		s--
+	}
 	return int16(min(max(s, math.MinInt16), math.MaxInt16))
 }
 
