@@ -158,6 +158,9 @@ func (j *Job) fit() error {
 			if err := p.fitDevice(o.Device); err != nil {
 				return err
 			}
+			if err := j.fitPatch(p, &tile.Options{Patch: o.Patch, Stride: o.Stride}); err != nil {
+				return err
+			}
 		case *metrics.Options:
 			if _, ok := option[codes.LoadOptions](j); ok {
 				return p.file.Errorf("", "codes have no scan beside them to be measured against; leave measure out")
@@ -184,7 +187,7 @@ func (p *piece) fitDevice(device string) error {
 	return nil
 }
 
-// fitPatch checks a patch against the model's downsampling.
+// fitPatch checks a patch and the grid of such against the model's downsampling.
 func (j *Job) fitPatch(p *piece, t *tile.Options) error {
 	multiple := j.multiple()
 	for a, n := range t.Patch {
