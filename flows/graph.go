@@ -188,6 +188,9 @@ func wireTile(w *wiring, s *piece) {
 }
 
 func wireShuffle(w *wiring, s *piece) {
+	if w.job.exact() {
+		return
+	}
 	o := *s.options.(*shuffle.Options)
 	w.patches = pipe.Transform(w.patches, s.label, func(_ context.Context, in iter.Seq[*volume.Patch]) iter.Seq2[*volume.Patch, error] {
 		return shuffle.Shuffle(in, o, w.job.run.Seed)

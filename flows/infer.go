@@ -12,6 +12,7 @@ import (
 	"github.com/flowrun/flowrun/configs"
 	"github.com/flowrun/flowrun/gpu"
 	"github.com/flowrun/flowrun/gpu/vqgan"
+	"github.com/flowrun/flowrun/stages/augment"
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/checkpoint"
 	"github.com/flowrun/flowrun/stages/codes"
@@ -118,6 +119,31 @@ func (j *Job) adoptStream(f *configs.File, trained stream) error {
 	for _, p := range j.pieces {
 		if o, ok := p.options.(*infer.CodeOptions); ok && o.Patch == [3]int{} {
 			o.Patch = j.roomy(trained.Tile.Patch)
+		}
+	}
+	return nil
+}
+
+// fitBack finds stages whose types meet, but which can't do their work on the way back.
+func (j *Job) fitBack(p *piece) error {
+	m, back := j.modelStage()
+	_, loads := option[codes.LoadOptions](j)
+	switch p.options.(type) {
+	case *augment.Options:
+		if back {
+			return p.file.Errorf("", "%s is to give scans back as they are; leave augment out", m.piece.label)
+		}
+	case *metrics.Options:
+		if loads {
+			return p.file.Errorf("", "codes have no scan beside them to be measured against; leave measure out")
+		}
+	case *codes.Options:
+		if loads {
+			return p.file.Errorf("", "what load gives is saved already; put decode behind load")
+		}
+	case *infer.CodeOptions:
+		if p.name == "decode" && !loads {
+			return p.file.Errorf("", "takes the codes that load gives; to encode and decode in one flow put tile, batch and infer behind read, and merge with mode: exact")
 		}
 	}
 	return nil

@@ -10,7 +10,6 @@ import (
 	"github.com/flowrun/flowrun/stages/augment"
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/checkpoint"
-	"github.com/flowrun/flowrun/stages/codes"
 	"github.com/flowrun/flowrun/stages/infer"
 	"github.com/flowrun/flowrun/stages/metrics"
 	"github.com/flowrun/flowrun/stages/read"
@@ -134,6 +133,9 @@ func (j *Job) fit() error {
 	t, _ := option[tile.Options](j)
 	b, _ := option[batch.Options](j)
 	for _, p := range j.pieces {
+		if err := j.fitBack(p); err != nil {
+			return err
+		}
 		switch o := p.options.(type) {
 		case *tile.Options:
 			if err := j.fitPatch(p, o); err != nil {
@@ -162,9 +164,6 @@ func (j *Job) fit() error {
 				return err
 			}
 		case *metrics.Options:
-			if _, ok := option[codes.LoadOptions](j); ok {
-				return p.file.Errorf("", "codes have no scan beside them to be measured against; leave measure out")
-			}
 			if w, r := o.WindowHU, j.windowHU(); w != [2]float64{} && (w[0] < r[0] || w[1] > r[1]) {
 				return p.file.Errorf("window_hu", "%v reaches beyond %v, the window that scans are read with", w, r)
 			}

@@ -327,6 +327,9 @@ func TestExactHasTheSameBits(t *testing.T) {
 	p.write("open.yaml", strings.Replace(back, "{patch: [16, 16, 8], stride: [12, 12, 8]}", "", 1))
 	p.must(append([]string{"open.yaml", "write.dir=open"}, append(slices.Delete(slices.Clone(words[1:]), 2, 3), "run.workers=2")...)...)
 	p.sameFiles("whole", "open")
+	p.write("mixed.yaml", strings.Replace(back, "  - batch:", "  - shuffle: {volumes: 3}\n  - batch:", 1))
+	p.must(append([]string{"mixed.yaml", "write.dir=mixed", "tile.patch=[20,20,20]"}, words[1:]...)...)
+	p.sameFiles("whole", "mixed")
 	// A tile that is the volume is blended with nothing.
 	one := append([]string{"back.yaml", "infer.checkpoint=models/channel.safetensors", "read.scans=scans/phantom-0001.nii.gz", "tile.patch=[32,24,16]"}, plainly...)
 	p.must(append(one, "write.dir=one", "tile.stride=[32,24,16]")...)
@@ -497,6 +500,7 @@ func TestMistakesOnTheWayBack(t *testing.T) {
 	p.write("group.yaml", strings.NewReplacer("identity", "models/group.safetensors", "blend", "exact").Replace(back))
 	p.write("random.yaml", strings.Replace(back, "tile:    {", "tile:    {mode: random, ", 1))
 	p.write("over.yaml", strings.Replace(back, "{dir: out}", `{dir: scans, suffix: ""}`, 1))
+	p.write("turned.yaml", strings.Replace(back, "  - batch:", "  - augment: {flip: [x]}\n  - batch:", 1))
 	p.write("nomerge.yaml", strings.Replace(back, "  - merge:   {mode: blend}\n", "", 1))
 	p.write("reshaped.yaml", "model: {hidden: 8, groups: 4}\n"+strings.Replace(back, "identity", "models/channel.safetensors", 1))
 	before := map[string]string{}
@@ -520,6 +524,7 @@ func TestMistakesOnTheWayBack(t *testing.T) {
 		{"nomerge.yaml", []string{"nomerge.yaml:6: measure takes Slab, but infer (line 5) gives Output"}},
 		{"random.yaml", []string{"random.yaml:3: tile.mode: random: infer needs every voxel; set it to grid"}},
 		{"over.yaml", []string{"over.yaml:8: write.dir: scan phantom-0001.nii.gz: would be written over the scan", "want another dir or suffix"}},
+		{"turned.yaml", []string{"turned.yaml:4: augment: infer is to give scans back as they are; leave augment out"}},
 		{"over.yaml write.gz=false", []string{"would be written over the scan " + plain}},
 		{"back.yaml write.dir=train.yaml", []string{"write.dir: train.yaml: not a directory", "choose a folder that can be written to"}},
 		{"back.yaml write.dir=train.yaml run.dir=run", []string{"write.dir: ", "train.yaml: not a directory"}},

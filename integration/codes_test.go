@@ -221,6 +221,10 @@ func TestMistakesWithCodes(t *testing.T) {
 	p.must("encode.yaml", "read.scans=scans/phantom-0001.nii.gz")
 	p.must("encode.yaml", "read.scans=scans/phantom-0001.nii.gz", "encode.checkpoint=models/group.safetensors", "save.dir=tiles")
 	p.write("measured.yaml", strings.Replace(fromCodes, "  - write", "  - measure:\n  - write", 1))
+	p.write("resaved.yaml", "flow:\n  - load: {codes: [codes]}\n  - save: {dir: again}\n")
+	encode, _, _ := strings.Cut(toCodes, "  - save")
+	_, decode, _ := strings.Cut(fromCodes, "codes: [codes]}\n")
+	p.write("atonce.yaml", encode+decode)
 	p.write("noload.yaml", strings.Replace(fromCodes, "  - load:   {codes: [codes]}\n", "", 1))
 	p.write("nocodes.yaml", strings.Replace(fromCodes, "codes: [codes]", "use: codes", 1))
 	p.check(os.Mkdir(p.path("empty"), 0o777))
@@ -238,6 +242,8 @@ func TestMistakesWithCodes(t *testing.T) {
 		{3, "decode.yaml load.codes=train.yaml", []string{"load.codes: none of 1 files can be used", "train.yaml"}},
 		{3, "decode.yaml load.codes=models/channel.safetensors", []string{"models/channel.safetensors", "no file of codes"}},
 		{2, "measured.yaml", []string{"measured.yaml:5: ", "codes have no scan beside them", "leave measure out"}},
+		{2, "resaved.yaml", []string{"resaved.yaml:3: save: what load gives is saved already"}},
+		{2, "atonce.yaml", []string{"atonce.yaml:4: decode: takes the codes that load gives", "mode: exact"}},
 		{2, "noload.yaml", []string{"noload.yaml:2: the flow begins with decode, which takes Codes"}},
 		{2, "nocodes.yaml", []string{"nocodes.yaml:2: load.codes: "}},
 		{2, "encode.yaml encode.patch=[8,16,16]", []string{"encode.patch=[8,16,16]: scan ", "8 along x is too small", "want a patch of at least 14"}},
