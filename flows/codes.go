@@ -15,9 +15,13 @@ import (
 
 func wireEncode(w *wiring, s *piece) {
 	encode := w.encoder()
-	w.codes = pipe.Map(w.volumes, s.label, 1, func(ctx context.Context, v *volume.Volume) (*volume.Codes, error) {
-		defer v.Release()
-		return encode(ctx, v)
+	w.codes = pipe.Expand(w.volumes, s.label, func(ctx context.Context, v *volume.Volume) iter.Seq2[*volume.Codes, error] {
+		return func(yield func(*volume.Codes, error) bool) {
+			defer v.Release()
+			if !w.stopped() {
+				yield(encode(ctx, v))
+			}
+		}
 	})
 }
 
@@ -61,7 +65,9 @@ func wireDecode(w *wiring, s *piece) {
 		return func(yield func(*volume.Output, error) bool) {
 			v := (&volume.Volume{Scan: c.Scan, Dims: c.Dims, Window: c.Window, Geometry: c.Geometry}).Own(nil, nil)
 			defer v.Release()
-			w.decode(ctx, c, v, yield)
+			if !w.stopped() {
+				w.decode(ctx, c, v, yield)
+			}
 		}
 	})
 }

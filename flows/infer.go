@@ -330,7 +330,7 @@ func (r *run) grid(v *volume.Volume) (merge.Grid, error) {
 func wireInfer(w *wiring, s *piece) {
 	if !w.job.exact() {
 		w.outputs = pipe.Transform(w.batches, s.label, func(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*volume.Output, error] {
-			return infer.Blend(ctx, in, w.back.model, w.countCodes)
+			return infer.Blend(ctx, w.begun(in), w.back.model, w.countCodes)
 		})
 		return
 	}
@@ -338,6 +338,9 @@ func wireInfer(w *wiring, s *piece) {
 	w.outputs = pipe.Expand(w.volumes, s.label, func(ctx context.Context, v *volume.Volume) iter.Seq2[*volume.Output, error] {
 		return func(yield func(*volume.Output, error) bool) {
 			defer v.Release()
+			if w.stopped() {
+				return
+			}
 			c, err := encode(ctx, v)
 			if err != nil {
 				yield(nil, err)
@@ -417,12 +420,35 @@ func wireWrite(w *wiring, s *piece) {
 
 // cut says whether the data is being cut short.
 func (w *wiring) cut(ctx context.Context) func() bool {
-	return func() bool {
-		select {
-		case <-w.g.Stopping():
-			return true
-		default:
-			return ctx.Err() != nil
+	return func() bool { return w.stopped() || ctx.Err() != nil }
+}
+
+// stopped is true after a soft stop: scans that are begun are finished, others aren't begun.
+func (w *wiring) stopped() bool {
+	select {
+	case <-w.g.Stopping():
+		return true
+	default:
+		return false
+	}
+}
+
+// begun passes batches on; after a soft stop only those that a scan needs of which one has passed.
+func (w *wiring) begun(in iter.Seq[*volume.Batch]) iter.Seq[*volume.Batch] {
+	return func(yield func(*volume.Batch) bool) {
+		scans := map[string]bool{}
+		for b := range in {
+			stopped := w.stopped()
+			if stopped && !slices.ContainsFunc(b.Tags, func(t volume.Tag) bool { return scans[t.Scan] }) {
+				b.Release()
+				continue
+			}
+			for _, t := range b.Tags {
+				scans[t.Scan] = scans[t.Scan] || !stopped
+			}
+			if !yield(b) {
+				return
+			}
 		}
 	}
 }

@@ -368,6 +368,7 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options, t tile.Options) 
 			return fmt.Errorf("%s: %w", r.last, err)
 		}
 		l.Step, l.Cursor = snap.Step, snap.Cursor
+		l.Due = len(snap.Metrics) == 0 && snap.Step > 0 && snap.Step%o.Validate.Every == 0
 		if l.Hours > 0 {
 			total, _ = strconv.Atoi(snap.Meta["total"])
 		}

@@ -61,12 +61,14 @@ type Loop struct {
 	// Where the loop is; set to resume.
 	Step   int
 	Cursor volume.Cursor
+	Due    bool // a stop cut the validation at Step short: it is made before the next step
 
 	tags []volume.Tag
 	slot chan struct{}
 }
 
-// pace is how many steps are timed before Hours becomes a number of steps, and how many before them are not counted.
+// pace is how many steps are timed, and unpaced how many before them are not, before Hours becomes a number of steps. A
+// validation is timed then too, for its share in the time of each step.
 const pace, unpaced = 10, 2
 
 // Run is the train stage: batches in, snapshots out. It ends when the batches do, at the schedule's last step, or at
@@ -75,7 +77,8 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 	return func(yield func(*volume.Snapshot, error) bool) {
 		l.slot = make(chan struct{}, 1)
 		first, saved := l.Step, l.Step
-		last, validated := time.Now(), l.Step
+		start := time.Now()
+		last, validated := start, l.Step
 		var timed time.Duration
 		reason := "end"
 
@@ -84,11 +87,16 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 			var metrics map[string]float64
 			if validate && l.Validate != nil {
 				var err error
-				if metrics, err = l.Validate(ctx, l.Step); err != nil {
+				metrics, err = l.validate(ctx)
+				switch {
+				case err != nil && ctx.Err() == nil && l.stopped():
+					reason = "stop" // cut short: nothing was measured
+				case err != nil:
 					yield(nil, fmt.Errorf("validate: %w", err))
 					return false
+				default:
+					validated = l.Step
 				}
-				validated = l.Step
 			}
 			s, err := l.snapshot(ctx, reason, metrics)
 			if err != nil {
@@ -99,6 +107,12 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 			return yield(s, nil)
 		}
 
+		if l.Due && l.Validate != nil && !l.stopped() {
+			if !emit("validate", true) {
+				return
+			}
+			last = time.Now()
+		}
 		if !l.stopped() && !l.finished() {
 			for b := range in {
 				if l.stopped() {
@@ -113,10 +127,9 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 				}
 				now := time.Now()
 				st.Seconds = now.Sub(last).Seconds()
-				if l.Hours > 0 && l.Schedule.Steps == 0 && l.Step-first > unpaced {
-					if timed += now.Sub(last); l.Step-first == unpaced+pace {
-						l.Schedule.Steps = l.Step + max(1, int((l.Hours-timed)*pace/timed))
-					}
+				pacing := l.Hours > 0 && l.Schedule.Steps == 0
+				if pacing && l.Step-first > unpaced {
+					timed += now.Sub(last)
 				}
 				last, st.Total = now, l.Schedule.Steps
 				if l.Report != nil {
@@ -125,7 +138,18 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 				if l.finished() {
 					break
 				}
-				validate, why := l.Validate != nil && l.Step%l.EveryVal == 0, "validate"
+				if pacing && l.Step-first == unpaced+pace {
+					each := timed / pace
+					if began := time.Now(); l.Validate != nil {
+						if !emit("validate", true) {
+							return
+						}
+						each += time.Since(began) / time.Duration(l.EveryVal)
+					}
+					l.Schedule.Steps = l.Step + max(1, int((l.Hours-time.Since(start))/max(each, 1)))
+					last = time.Now()
+				}
+				validate, why := l.Validate != nil && l.Step%l.EveryVal == 0 && validated != l.Step, "validate"
 				if l.Every > 0 && l.Step%l.Every == 0 {
 					why = "every"
 				}
@@ -150,6 +174,22 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 			emit(reason, reason == "end")
 		}
 	}
+}
+
+// validate measures, until Stopping.
+func (l *Loop) validate(ctx context.Context) (map[string]float64, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	defer func() { cancel(); <-watched }()
+	go func() {
+		defer close(watched)
+		select {
+		case <-l.Stopping:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return l.Validate(ctx, l.Step)
 }
 
 func (l *Loop) stopped() bool {

@@ -456,7 +456,8 @@ func TestLoopHardStop(t *testing.T) {
 	}
 }
 
-// TestLoopHours turns hours into steps by the pace of steps 3 to 12, the waits for validations left out.
+// TestLoopHours turns hours into steps by the pace of steps 3 to 12, a second each, and of the validation behind them, 20
+// seconds for 10 steps. The first two steps take a minute more, and one validation falls among the twelve.
 func TestLoopHours(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -466,15 +467,15 @@ func TestLoopHours(t *testing.T) {
 		max   int
 		total int
 	}{
-		{name: "new", hours: 100 * time.Second, total: 12 + 90},
-		{name: "resumed before the pace was known", first: 5, hours: 100 * time.Second, total: 17 + 90},
-		{name: "resumed behind it", first: 40, hours: 100 * time.Second, known: 102, total: 102},
+		{name: "new", hours: 1000 * time.Second, total: 12 + (1000-172)/3},
+		{name: "resumed before the pace was known", first: 5, hours: 1000 * time.Second, total: 17 + (1000-172)/3},
+		{name: "resumed behind it", first: 40, hours: 1000 * time.Second, known: 102, total: 102},
 		{name: "too short for one step more", hours: time.Second, total: 13},
-		{name: "max steps", hours: 100 * time.Second, max: 30, total: 30},
+		{name: "max steps", hours: 1000 * time.Second, max: 30, total: 30},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				l := &train.Loop{Hours: c.hours, MaxSteps: c.max, Step: c.first, EveryVal: 4, Schedule: optim.Schedule{LR: 1, Cosine: true, Steps: c.known}}
+				l := &train.Loop{Hours: c.hours, MaxSteps: c.max, Step: c.first, EveryVal: 10, Schedule: optim.Schedule{LR: 1, Cosine: true, Steps: c.known}}
 				m := &model{steps: c.first, step: func(s int) error {
 					if s <= c.first+2 {
 						time.Sleep(time.Minute) // the first steps are slow
@@ -484,7 +485,7 @@ func TestLoopHours(t *testing.T) {
 				}}
 				l.Model = m
 				l.Validate = func(ctx context.Context, step int) (map[string]float64, error) {
-					time.Sleep(time.Hour)
+					time.Sleep(20 * time.Second)
 					return measured(ctx, step)
 				}
 				var totals []int
@@ -496,7 +497,7 @@ func TestLoopHours(t *testing.T) {
 				if l.Step != c.total {
 					t.Errorf("ended at step %d, want %d", l.Step, c.total)
 				}
-				if unknown := slices.Index(totals, totals[len(totals)-1]); c.known == 0 && unknown != 11 || c.known > 0 && unknown != 0 {
+				if unknown := slices.Index(totals, totals[len(totals)-1]); c.known == 0 && unknown != 12 || c.known > 0 && unknown != 0 {
 					t.Errorf("the total was known after %d steps: %v", unknown, totals[:unknown+1])
 				}
 				if end := m.lrs[len(m.lrs)-1]; c.max == 0 && end > 1e-9 {
@@ -508,4 +509,27 @@ func TestLoopHours(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestLoopStopsInAValidation: a stop cuts a validation short; the snapshot comes without measures, and a loop that goes
+// on from it validates first.
+func TestLoopStopsInAValidation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		stop := make(chan struct{})
+		l := &train.Loop{Model: &model{}, EveryVal: 2, Stopping: stop, Schedule: optim.Schedule{LR: 1, Steps: 9}}
+		l.Validate = func(ctx context.Context, _ int) (map[string]float64, error) {
+			close(stop)
+			<-ctx.Done()
+			return nil, context.Cause(ctx)
+		}
+		shots, err := run(t.Context(), l, newFeed(9).from(0))
+		if want := []shot{{2, "stop", false}}; err != nil || !slices.Equal(shots, want) {
+			t.Fatalf("got %v, %v (want %v)", shots, err, want)
+		}
+		l = &train.Loop{Model: &model{steps: 2}, Step: 2, Due: true, EveryVal: 20, Validate: measured, Schedule: optim.Schedule{LR: 1, Steps: 3}}
+		shots, err = run(t.Context(), l, newFeed(9).from(2))
+		if want := []shot{{2, "validate", true}, {3, "end", true}}; err != nil || !slices.Equal(shots, want) {
+			t.Fatalf("got %v, %v (want %v)", shots, err, want)
+		}
+	})
 }
