@@ -28,7 +28,11 @@ func (r *run) attend(g *pipe.Graph, soft <-chan struct{}) error {
 			case <-tick.C:
 				r.progress.Tick()
 			case <-soft:
-				r.log.Info().Str("event", "stop").Msg("stopping after this step; a second signal stops at once")
+				what := "step"
+				if r.back != nil {
+					what = "scan"
+				}
+				r.log.Info().Str("event", "stop").Msg("stopping after this " + what + "; a second signal stops at once")
 				g.Stop()
 				soft = nil
 			}
