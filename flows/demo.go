@@ -57,10 +57,10 @@ func (j *Job) show(ctx context.Context, soft <-chan struct{}, ui UI) error {
 	if err := back.Run(ctx, soft, ui); err != nil {
 		return err
 	}
-	pictures, err := filepath.Glob(filepath.Join(dir, "pictures", "*.png"))
-	if err != nil || len(pictures) == 0 {
+	shown, err := back.findScans(ctx)
+	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(ui.Out, "\npicture: %s\n", pictures[0])
+	_, err = fmt.Fprintf(ui.Out, "\npicture: %s.png\n", filepath.Join(dir, pictureOf(shown.all[0])))
 	return err
 }

@@ -59,7 +59,7 @@ func (p *pictures) watch(v *volume.Volume, z int, orig, recon []float32) error {
 	w := p.open[v.Scan.ID]
 	if w == nil && z == 0 && p.left > 0 {
 		var err error
-		if w, err = report.NewWorstSlice(v.Dims); err != nil {
+		if w, err = report.NewWorstSlice(v.Dims, float32(2*(metrics.BodyHU-v.Window[0])/(v.Window[1]-v.Window[0])-1)); err != nil {
 			return err
 		}
 		p.left--
@@ -88,7 +88,7 @@ func (p *pictures) done(v *volume.Volume, row metrics.Row) error {
 		fmt.Sprintf("PSNR %.2f dB, SSIM %.4f, MAE %.1f HU", row.PSNR, row.SSIM, row.MAEHU),
 	}}
 	s.Planes(orig, recon, v.Dims, v.Scan.Spacing)
-	base := p.run.file("pictures", strings.TrimSuffix(strings.TrimSuffix(filepath.FromSlash(v.Scan.ID), ".gz"), ".nii"))
+	base := p.run.file(pictureOf(v.Scan))
 	if err := os.MkdirAll(filepath.Dir(base), 0o755); err != nil {
 		return err
 	}
@@ -97,6 +97,11 @@ func (p *pictures) done(v *volume.Volume, row metrics.Row) error {
 		p.run.sample = files[0]
 	}
 	return err
+}
+
+// pictureOf is where a scan's pictures lie below the run's folder, without their endings.
+func pictureOf(s *volume.Scan) string {
+	return filepath.Join("pictures", strings.TrimSuffix(strings.TrimSuffix(filepath.FromSlash(s.ID), ".gz"), ".nii"))
 }
 
 // conclude prints the table of measures.

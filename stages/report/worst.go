@@ -11,11 +11,13 @@ const candidates = 16
 // WorstSlice finds planes with a large error in a volume that comes slice by slice, once, in order. The axial plane is
 // the slice with the largest mean absolute error. Coronal and sagittal planes grow through all slices, so which is worst
 // shows only at the end, when the volume is gone: it keeps 16 of each, spread evenly, and gives the worst of them. Of
-// planes with the same error it gives the first.
+// planes with the same error it gives the first. Outside the body errors count a hundredth: nobody wants to see the
+// table.
 //
 // It holds two slices, and 16 planes each way of both volumes at 16 bits: 2·2·16·(nx+ny)·nz bytes.
 type WorstSlice struct {
 	size  [3]int
+	body  float32 // originals from here on are body
 	next  int
 	at    [2][]int      // columns x and rows y of the candidates
 	sums  [2][]float64  // of their errors
@@ -49,12 +51,13 @@ func unpack(s int16) float32 {
 	return float32(s) / steps
 }
 
-// NewWorstSlice looks at a volume of size x, y, z.
-func NewWorstSlice(size [3]int) (*WorstSlice, error) {
+// NewWorstSlice looks at a volume of size x, y, z, in which voxels whose original is body or more, in [-1, 1], are the
+// body; -1 is all.
+func NewWorstSlice(size [3]int, body float32) (*WorstSlice, error) {
 	if min(size[0], size[1], size[2]) < 1 {
 		return nil, fmt.Errorf("planes of a volume of %v", size)
 	}
-	w := &WorstSlice{size: size}
+	w := &WorstSlice{size: size, body: body}
 	for a := range w.at {
 		n := min(candidates, size[a])
 		w.at[a], w.sums[a], w.kept[a] = make([]int, n), make([]float64, n), make([][]sample, n)
@@ -76,7 +79,7 @@ func (w *WorstSlice) Slice(orig, recon []float32) error {
 	}
 	var sum float64
 	for i, o := range orig {
-		sum += difference(o, recon[i])
+		sum += w.error(o, recon[i])
 	}
 	if worse(sum, w.axial.sum) {
 		w.axial.z, w.axial.sum = w.next, sum
@@ -86,7 +89,7 @@ func (w *WorstSlice) Slice(orig, recon []float32) error {
 	keep := func(a, i, from, step, n int) {
 		for j := range n {
 			o, r := orig[from+j*step], recon[from+j*step]
-			w.sums[a][i] += difference(o, r)
+			w.sums[a][i] += w.error(o, r)
 			w.kept[a][i] = append(w.kept[a][i], sample{pack(o), pack(r)})
 		}
 	}
@@ -134,6 +137,15 @@ func (w *WorstSlice) Cuts() (orig, recon Cuts, at [3]int, err error) {
 	orig = cuts(w.axial.orig, func(s sample) int16 { return s.orig })
 	recon = cuts(w.axial.recon, func(s sample) int16 { return s.recon })
 	return orig, recon, at, nil
+}
+
+// error is what the difference of two voxels counts.
+func (w *WorstSlice) error(orig, recon float32) float64 {
+	d := difference(orig, recon)
+	if orig < w.body {
+		return d / 100
+	}
+	return d
 }
 
 // difference is the absolute error of two voxels, clipped.

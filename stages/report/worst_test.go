@@ -16,7 +16,7 @@ import (
 
 // look shows a volume to a new WorstSlice.
 func look(t interface{ Fatal(...any) }, orig, recon []float32, size [3]int) (o, r Cuts, at [3]int) {
-	w, err := NewWorstSlice(size)
+	w, err := NewWorstSlice(size, -1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,9 +94,9 @@ func TestWorstSliceChoosesAmongCandidates(t *testing.T) {
 }
 
 func TestWorstSliceRefuses(t *testing.T) {
-	_, err := NewWorstSlice([3]int{0, 1, 1})
+	_, err := NewWorstSlice([3]int{0, 1, 1}, -1)
 	refuse(t, "[0 1 1]", err)
-	w, err := NewWorstSlice([3]int{2, 1, 1})
+	w, err := NewWorstSlice([3]int{2, 1, 1}, -1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,5 +170,21 @@ func TestWriteDisplays(t *testing.T) {
 	refuse(t, "a.png", err)
 	if len(paths) != 0 {
 		t.Errorf("%v", paths)
+	}
+}
+
+// TestWorstSliceLooksAtTheBody: a small error in the body outweighs a large one in the air.
+func TestWorstSliceLooksAtTheBody(t *testing.T) {
+	w, err := NewWorstSlice([3]int{2, 1, 2}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range [][2][]float32{{{-1, -1}, {1, 1}}, {{0.5, -1}, {0.4, -1}}} {
+		if err := w.Slice(s[0], s[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, at, err := w.Cuts(); err != nil || at != [3]int{0, 0, 1} {
+		t.Errorf("planes meet at %v, %v (want 0 0 1)", at, err)
 	}
 }
