@@ -1,9 +1,10 @@
 # flowrun. `make demo` and `make test` need Go, gcc and make, nothing else.
 GO ?= go
+PYTHON ?= python3
 FUZZTIME ?= 30s
 ROUNDS ?= 200
 
-.PHONY: build demo test race lint fuzz chaos bench generate generated clean
+.PHONY: build demo test race lint fuzz chaos bench generate generated fixtures clean
 
 build: ## the program, in bin/
 	$(GO) build -trimpath -o bin/flowrun ./cmd/flowrun
@@ -37,6 +38,12 @@ generate: ## the assembly kernels, from their avo generator
 
 generated: generate ## fails where a generated file is stale
 	git diff --exit-code -- gpu/cpu
+
+fixtures: ## what PyTorch and scikit-image say, for tests; needs Debian's python3-torch and python3-skimage
+	mkdir -p bin
+	$(PYTHON) integration/reference/ssim_fixture.py > bin/reference.json
+	mv bin/reference.json stages/metrics/testdata/reference.json
+	$(PYTHON) integration/reference/generator.py gpu/vqgan/testdata
 
 clean:
 	rm -rf bin runs/demo
