@@ -40,6 +40,7 @@ type scratch struct {
 	best    [8 * 16]float32 // of nearest: by row and lane
 	at      [8 * 16]int32
 	taps    []tap
+	soon    [][]float32 // of weightPart
 }
 
 var _ gpu.Engine = (*Engine)(nil)
@@ -153,6 +154,11 @@ func (g grid) inner(r int) []float32 {
 	i := r*g.row + g.Halo*g.C
 	n := g.W * g.C
 	return g.v[i : i+n : i+n]
+}
+
+// strip is rows y0 ≤ y < y1 of a plane, with their halo.
+func (g grid) strip(n, z, y0, y1 int) []float32 {
+	return g.v[((n*g.D+z)*g.H+y0)*g.row:][:(y1-y0)*g.row]
 }
 
 // strides is how far apart neighbours along z, y and x are.

@@ -32,7 +32,8 @@ type outer struct {
 	lda, ldb, ldc int
 	m, n          int
 	vecs          int
-	cStep, slide  int // of outerSlide
+	cStep, slide  int       // of outerSlide
+	ahead         []float32 // of outerSlide: what is wanted soon; it fetches a line of it with each slide inputs
 }
 
 // level is a set of kernels. The tables say how many rows a kernel takes at most, by vecs; 0 where there is none.

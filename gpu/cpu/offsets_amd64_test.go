@@ -40,6 +40,7 @@ func TestOffsets(t *testing.T) {
 		{"outer.ldc", unsafe.Offsetof(o.ldc), 136},
 		{"outer.n", unsafe.Offsetof(o.n), 152},
 		{"outer.cStep", unsafe.Offsetof(o.cStep), 168},
+		{"outer.ahead", unsafe.Offsetof(o.ahead), 184},
 		{"normGrad.x", unsafe.Offsetof(n.x), 0},
 		{"normGrad.dy", unsafe.Offsetof(n.dy), 24},
 		{"normGrad.add", unsafe.Offsetof(n.add), 48},

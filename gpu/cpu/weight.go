@@ -4,43 +4,58 @@ import "github.com/flowrun/flowrun/gpu"
 
 // The weight gradient of a tap is a matrix product too: input channels by output channels, summed over voxels. Voxels are cut
 // into units (a few rows of outputs) and units are dealt to a fixed number of parts, each with sums of its own, which are
-// added in order at the end. Parts are split by the shape alone, so bits don't depend on threads.
+// added in order at the end. Parts are split by the shape alone, so bits don't depend on threads. Each part goes through its
+// units plane by plane: what a unit reads and the one before it didn't is a plane's strip, fetched while that one is computed.
 
 // weightSplit is how a convolution's weight gradient is cut.
 type weightSplit struct {
 	parts  int // partial sums
 	groups int // of taps, in each part
-	rows   int // of outputs in a unit
+	planes int // of outputs in a unit
+	rows   int // of outputs in each of its planes
+	layers int // units along z
 	strips int // units along y
 	size   int // weights and biases
 }
 
 const (
 	unitVoxels = 512     // products behind each sum in one go: enough to pay for the sums' way to memory and back
+	partVoxels = 4096    // products behind each sum of a part: enough to pay for clearing it and adding it up
 	partBytes  = 8 << 20 // all parts together, about
 	maxParts   = 32
-	groupBytes = 1 << 20 // sums that a group of taps may have: they stay in L2 while units go by
+	groupBytes = 256 << 10 // sums that a group of taps may have: they stay in L2 while units go by
 )
 
 // weightSplit depends on the shape without N, which is not known when sizes are asked for.
 func (e *Engine) weightSplit(c gpu.Conv) weightSplit {
-	s := weightSplit{groups: 1, size: c.Taps()*c.In.C*c.Out.C + c.Out.C}
-	each, share := c.Out.W, 1
+	s := weightSplit{groups: 1, planes: 1, size: c.Taps()*c.In.C*c.Out.C + c.Out.C}
+	each, share, voxels := c.Out.W, 1, c.Out.D*c.Out.H*c.Out.W
 	if c.Transposed { // a tap meets one output in so many
-		each, share = c.Out.W/c.S[2], c.S[1]
+		each, share, voxels = c.Out.W/c.S[2], c.S[1], c.In.D*c.In.H*c.In.W
+		s.planes = c.S[0]
 	}
 	s.rows = min(chunks(unitVoxels, max(1, each))*share, c.Out.H)
-	s.strips = chunks(c.Out.H, s.rows)
+	s.layers, s.strips = chunks(c.Out.D, s.planes), chunks(c.Out.H, s.rows)
 	for _, s.groups = range []int{1, c.K[0], c.K[0] * c.K[1]} {
 		if 4*s.size/s.groups <= groupBytes {
 			break
 		}
 	}
-	s.parts = min(max(partBytes/(4*s.size), 2), maxParts, c.Out.D*s.strips)
+	s.parts = max(min(partBytes/(4*s.size), chunks(voxels, partVoxels), maxParts), 2)
+	s.parts = min(s.parts, s.layers*s.strips)
 	return s
 }
 
 func (s weightSplit) floats() int { return s.parts * s.size }
+
+// unit is a block of outputs: planes z0 ≤ z < z1, rows y0 ≤ y < y1 of sample n.
+type unit struct{ n, z0, z1, y0, y1 int }
+
+// unit is number i.
+func (s weightSplit) unit(out gpu.Dims, i int) unit {
+	z, y := i%s.layers*s.planes, i/s.layers%s.strips*s.rows
+	return unit{i / s.layers / s.strips, z, min(z+s.planes, out.D), y, min(y+s.rows, out.H)}
+}
 
 // ConvGradWeight adds to dw and db.
 func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace gpu.Ptr) {
@@ -48,7 +63,7 @@ func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace 
 	in, out := e.grid(x), e.grid(dy)
 	s := e.weightSplit(c)
 	work := e.floats(workspace, s.floats())
-	units := out.N * out.D * s.strips
+	units := out.N * s.layers * s.strips
 	all := weightPart{
 		e: e, c: c, in: in, out: out, axes: [3]axis{axisOf(c, 0), axisOf(c, 1), axisOf(c, 2)},
 		cols: e.level.blocks(out.C), inCols: e.level.blocks(c.K[2] * in.C),
@@ -60,21 +75,25 @@ func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace 
 		g := all
 		g.scratch, g.sums = &e.scratch[thread], sums
 		zy := c.K[0] * c.K[1]
-		from, to := group*zy/s.groups, (group+1)*zy/s.groups
+		g.from, g.to = group*zy/s.groups, (group+1)*zy/s.groups
 		each := c.K[2] * c.In.C * c.Out.C
-		clear(sums[from*each : to*each])
+		clear(sums[g.from*each : g.to*each])
 		bias := sums[s.size-c.Out.C:]
 		if group == 0 {
 			clear(bias)
 		}
-		for u := part * units / s.parts; u < (part+1)*units/s.parts; u++ {
-			n, z, y := u/s.strips/out.D, u/s.strips%out.D, u%s.strips*s.rows
-			y1 := min(y+s.rows, out.H)
-			for k := from; k < to; k++ {
-				g.products(n, z, y, y1, k/c.K[1], k%c.K[1])
+		from, to := part*units/s.parts, (part+1)*units/s.parts
+		for i := from; i < to; i++ {
+			u := s.unit(out.Dims, i)
+			g.soon = g.soon[:0]
+			if i+1 < to {
+				g.expect(u, s.unit(out.Dims, i+1))
+			}
+			for k := g.from; k < g.to; k++ {
+				g.products(u, k/c.K[1], k%c.K[1])
 			}
 			if group == 0 {
-				g.bias(bias, n, z, y, y1)
+				g.bias(bias, u)
 			}
 		}
 	})
@@ -105,19 +124,23 @@ type weightPart struct {
 	inCols  []column // of a row of taps and the input's channels
 	slide   int      // taps that the outerSlide kernel takes at once
 	first   []int    // of each run of them
+	from    int      // taps z, y of the group: from ≤ kz*K[1] + ky < to
+	to      int
 	sums    []float32
 }
 
-// products adds those of taps (kz, ky, all x) over output rows z, y0 ≤ y < y1 of sample n.
-func (g *weightPart) products(n, z, y0, y1, kz, ky int) {
-	iz, ok := g.row(0, z, kz)
-	if !ok {
-		return
-	}
+// products adds those of taps (kz, ky, all x) over a unit.
+func (g *weightPart) products(u unit, kz, ky int) {
 	g.taps = g.taps[:0]
-	for y := y0; y < y1; y++ {
-		if iy, ok := g.row(1, y, ky); ok {
-			g.taps = append(g.taps, tap{g.in.at(n, iz, iy, 0), g.out.at(n, z, y, 0)})
+	for z := u.z0; z < u.z1; z++ {
+		iz, ok := g.row(0, z, kz)
+		if !ok {
+			continue
+		}
+		for y := u.y0; y < u.y1; y++ {
+			if iy, ok := g.row(1, y, ky); ok {
+				g.taps = append(g.taps, tap{g.in.at(u.n, iz, iy, 0), g.out.at(u.n, z, y, 0)})
+			}
 		}
 	}
 	if len(g.taps) == 0 {
@@ -195,8 +218,63 @@ func (g *weightPart) multiply(col column, kernel func(*outer), limit, kx, rows, 
 	for first := 0; first < rows; first += o.m {
 		o.m = share(rows-first, limit)
 		o.a0, o.c = i0*g.in.C+first, g.sums[base+first*g.out.C:]
+		if o.slide > 0 {
+			o.ahead = g.ahead(16 * len(o.taps) * ((o.k - 1) / o.slide))
+		}
 		kernel(o)
 	}
+}
+
+// expect lists what the group reads in the next unit and doesn't in this one.
+func (g *weightPart) expect(now, next unit) {
+	top, bottom := g.in.H, -1
+	for y := next.y0; y < next.y1; y++ {
+		for ky := range g.c.K[1] {
+			if i, ok := g.row(1, y, ky); ok {
+				top, bottom = min(top, i), max(bottom, i)
+			}
+		}
+	}
+	for z := next.z0; z < next.z1; z++ {
+		meets := false // the plane
+		for kz := g.from / g.c.K[1]; kz <= (g.to-1)/g.c.K[1]; kz++ {
+			i, ok := g.row(0, z, kz)
+			if !ok {
+				continue
+			}
+			meets = true
+			if top <= bottom && (now.y0 != next.y0 || now.n != next.n || !g.reads(now, i)) {
+				g.soon = append(g.soon, g.in.strip(next.n, i, top, bottom+1))
+			}
+		}
+		if meets || g.from == 0 { // or it sums up the bias
+			g.soon = append(g.soon, g.out.strip(next.n, z, next.y0, next.y1))
+		}
+	}
+}
+
+// reads says whether the group reads input plane i in a unit.
+func (g *weightPart) reads(u unit, i int) bool {
+	for z := u.z0; z < u.z1; z++ {
+		for kz := g.from / g.c.K[1]; kz <= (g.to-1)/g.c.K[1]; kz++ {
+			if j, ok := g.row(0, z, kz); ok && i == j {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// ahead takes n floats of what is expected. Where nothing is, it gives what is at hand.
+func (g *weightPart) ahead(n int) []float32 {
+	if len(g.soon) == 0 {
+		return g.outer.c
+	}
+	v := g.soon[0]
+	if g.soon[0] = v[min(n, len(v)):]; len(g.soon[0]) == 0 {
+		g.soon = g.soon[1:]
+	}
+	return v
 }
 
 // row is the input row, along z or y, that tap k joins to output row o.
@@ -224,10 +302,12 @@ func (a axis) overlap(k int) (in, out, count int) {
 }
 
 // bias adds the sums of dy.
-func (g *weightPart) bias(sums []float32, n, z, y0, y1 int) {
+func (g *weightPart) bias(sums []float32, u unit) {
 	g.taps = g.taps[:0]
-	for y := y0; y < y1; y++ {
-		g.taps = append(g.taps, tap{0, g.out.at(n, z, y, 0)})
+	for z := u.z0; z < u.z1; z++ {
+		for y := u.y0; y < u.y1; y++ {
+			g.taps = append(g.taps, tap{0, g.out.at(u.n, z, y, 0)})
+		}
 	}
 	o := &g.outer
 	*o = outer{a: one[:], b: g.out.v, taps: g.taps, k: g.out.W, ldb: g.out.C, ldc: g.out.C, m: 1}

@@ -44864,6 +44864,7 @@ TEXT ·outerSlide21x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -44886,6 +44887,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z2
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -44980,6 +44983,7 @@ TEXT ·outerSlide22x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -45004,6 +45008,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z4
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -45123,6 +45129,7 @@ TEXT ·outerSlide23x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -45149,6 +45156,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z6
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -45293,6 +45302,7 @@ TEXT ·outerSlide24x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -45321,6 +45331,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z8
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -45490,6 +45502,7 @@ TEXT ·outerSlide25x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -45520,6 +45533,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z10
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -45714,6 +45729,7 @@ TEXT ·outerSlide26x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -45746,6 +45762,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z12
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -45965,6 +45983,7 @@ TEXT ·outerSlide27x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -45999,6 +46018,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z14
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -46243,6 +46264,7 @@ TEXT ·outerSlide28x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -46279,6 +46301,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z16
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -46548,6 +46572,7 @@ TEXT ·outerSlide29x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -46586,6 +46611,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z18
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -46880,6 +46907,7 @@ TEXT ·outerSlide210x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -46920,6 +46948,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z20
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -47239,6 +47269,7 @@ TEXT ·outerSlide211x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -47281,6 +47312,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z22
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -47625,6 +47658,7 @@ TEXT ·outerSlide212x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -47669,6 +47703,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z24
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -48038,6 +48074,7 @@ TEXT ·outerSlide213x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -48084,6 +48121,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z26
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -48478,6 +48517,7 @@ TEXT ·outerSlide214x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -48526,6 +48566,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z28
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -48866,6 +48908,7 @@ TEXT ·outerSlide21x2Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -48892,6 +48935,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS      (DI), Z4
 	VMOVUPS.Z    64(DI), K1, Z5
 	ADDQ         SI, DI
@@ -49015,6 +49060,7 @@ TEXT ·outerSlide22x2Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -49044,6 +49090,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS      (DI), Z8
 	VMOVUPS.Z    64(DI), K1, Z9
 	ADDQ         SI, DI
@@ -49209,6 +49257,7 @@ TEXT ·outerSlide23x2Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -49241,6 +49290,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS      (DI), Z12
 	VMOVUPS.Z    64(DI), K1, Z13
 	ADDQ         SI, DI
@@ -49448,6 +49499,7 @@ TEXT ·outerSlide24x2Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -49483,6 +49535,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS      (DI), Z16
 	VMOVUPS.Z    64(DI), K1, Z17
 	ADDQ         SI, DI
@@ -49732,6 +49786,7 @@ TEXT ·outerSlide25x2Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -49770,6 +49825,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS      (DI), Z20
 	VMOVUPS.Z    64(DI), K1, Z21
 	ADDQ         SI, DI
@@ -50061,6 +50118,7 @@ TEXT ·outerSlide26x2Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -50102,6 +50160,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS      (DI), Z24
 	VMOVUPS.Z    64(DI), K1, Z25
 	ADDQ         SI, DI
@@ -50375,6 +50435,7 @@ TEXT ·outerSlide31x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -50399,6 +50460,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z3
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -50526,6 +50589,7 @@ TEXT ·outerSlide32x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -50552,6 +50616,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z6
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -50721,6 +50787,7 @@ TEXT ·outerSlide33x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -50749,6 +50816,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z9
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -50960,6 +51029,7 @@ TEXT ·outerSlide34x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -50990,6 +51060,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z12
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -51243,6 +51315,7 @@ TEXT ·outerSlide35x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -51275,6 +51348,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z15
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -51570,6 +51645,7 @@ TEXT ·outerSlide36x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -51604,6 +51680,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z18
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -51941,6 +52019,7 @@ TEXT ·outerSlide37x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -51977,6 +52056,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z21
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -52356,6 +52437,7 @@ TEXT ·outerSlide38x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -52394,6 +52476,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z24
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -52815,6 +52899,7 @@ TEXT ·outerSlide39x1Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 (R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -52855,6 +52940,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS.Z    (DI), K1, Z27
 	ADDQ         SI, DI
 	PREFETCHT0   (DI)(SI*8)
@@ -53244,6 +53331,7 @@ TEXT ·outerSlide31x2Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -53274,6 +53362,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS      (DI), Z6
 	VMOVUPS.Z    64(DI), K1, Z7
 	ADDQ         SI, DI
@@ -53450,6 +53540,7 @@ TEXT ·outerSlide32x2Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -53483,6 +53574,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS      (DI), Z12
 	VMOVUPS.Z    64(DI), K1, Z13
 	ADDQ         SI, DI
@@ -53731,6 +53824,7 @@ TEXT ·outerSlide33x2Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -53767,6 +53861,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS      (DI), Z18
 	VMOVUPS.Z    64(DI), K1, Z19
 	ADDQ         SI, DI
@@ -54087,6 +54183,7 @@ TEXT ·outerSlide34x2Z(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(R10)
 	LEAQ       (R10)(R11*4), R10
 	LEAQ       (R12)(R13*4), R12
+	MOVQ       184(AX), R13
 
 tap:
 	MOVQ         (BX), R9
@@ -54126,6 +54223,8 @@ tap:
 	JLT          few
 
 turns:
+	PREFETCHT1   (R13)
+	ADDQ         $0x40, R13
 	VMOVUPS      (DI), Z24
 	VMOVUPS.Z    64(DI), K1, Z25
 	ADDQ         SI, DI

@@ -25,15 +25,16 @@ const (
 	nAt      = 192
 	bStepAt  = 208
 
-	outerTaps = 72
-	outerA0   = 96
-	outerB0   = 104
-	outerK    = 112
-	outerLda  = 120
-	outerLdb  = 128
-	outerLdc  = 136
-	outerN    = 152
-	outerStep = 168
+	outerTaps  = 72
+	outerA0    = 96
+	outerB0    = 104
+	outerK     = 112
+	outerLda   = 120
+	outerLdb   = 128
+	outerLdc   = 136
+	outerN     = 152
+	outerStep  = 168
+	outerAhead = 184
 )
 
 // rows is the most rows of a kernel with nv vectors: accumulators, nv vectors of b and a spare must fit the registers.

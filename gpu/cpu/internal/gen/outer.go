@@ -231,6 +231,8 @@ func (k *kernels) outerSlideKernel(slide, m, nv int) {
 			}
 		}
 	}
+	ahead := reg.R13 // sums are done with it until the end
+	k.MOVQ(at(args, outerAhead), ahead)
 	k.Label("tap")
 	k.MOVQ(at(taps, 0), aPtr)
 	k.ADDQ(at(args, outerA0), aPtr)
@@ -260,6 +262,8 @@ func (k *kernels) outerSlideKernel(slide, m, nv int) {
 	k.SUBQ(op.Imm(uint64(slide+1)), kLeft)
 	k.JLT(op.LabelRef("few"))
 	k.Label("turns") // after as many steps as taps, each set is where it was
+	k.PREFETCHT1(at(ahead, 0))
+	k.ADDQ(op.Imm(64), ahead)
 	for turn := range slide {
 		step(turn)
 	}
