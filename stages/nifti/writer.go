@@ -69,6 +69,18 @@ func Create(path string, h *Header) (*Writer, error) {
 	return w, nil
 }
 
+// Unfinished gives the name that a file which Create began would have had once it was finished; it is false for other files.
+// Where a process was killed such files are left.
+func Unfinished(name string) (string, bool) {
+	hidden, dot := strings.CutPrefix(name, ".")
+	stem, tmp := strings.CutSuffix(hidden, ".tmp")
+	at := len(stem) - 17
+	if !dot || !tmp || at < 1 || stem[at] != '.' || strings.Trim(stem[at+1:], "0123456789abcdef") != "" {
+		return "", false
+	}
+	return stem[:at], true
+}
+
 func newPart(path string) (*part, error) {
 	// Hidden and ending in .tmp, so that no list of scans takes it for one.
 	name := fmt.Sprintf(".%s.%016x.tmp", filepath.Base(path), rand.Uint64())

@@ -51,7 +51,8 @@ func Bytes(g volume.Geometry, o Options) int64 {
 // be nil where no volume was resampled, is asked once for each that was.
 //
 // A file has the header of its scan, so its orientation, units and description, with voxels in HU, scaling 1 and 0. It
-// appears whole under its name, or never: what is unfinished when the sequence ends or is broken off, is removed.
+// appears whole under its name, or never: what is unfinished when the sequence ends or is broken off, is removed, and so is
+// what a process that was killed left of the files that names has.
 //
 // Slabs that are missing when in ends are an error, but where stopping (which may be nil) then says that the data was cut
 // short. Write releases every slab that it takes from in. Errors name the scan.
@@ -59,6 +60,7 @@ func Write(in iter.Seq[*volume.Slab], o Options, names map[string]string, restor
 	return func(yield func(Written, error) bool) {
 		w := &writer{o: o, names: names, restore: restore, open: map[string]*file{}, done: map[string]bool{}}
 		defer w.close()
+		sweep(names)
 		for s := range in {
 			f, err := w.add(s)
 			if err != nil {
@@ -74,6 +76,22 @@ func Write(in iter.Seq[*volume.Slab], o Options, names map[string]string, restor
 		}
 		if err := w.missing(); err != nil {
 			yield(Written{}, err)
+		}
+	}
+}
+
+// sweep removes what is left, unfinished, of files of these names.
+func sweep(names map[string]string) {
+	paths, dirs := map[string]bool{}, map[string]bool{}
+	for _, path := range names {
+		paths[filepath.Clean(path)], dirs[filepath.Dir(path)] = true, true
+	}
+	for dir := range dirs {
+		entries, _ := os.ReadDir(dir) // it may not be there yet
+		for _, e := range entries {
+			if name, ok := nifti.Unfinished(e.Name()); ok && paths[filepath.Join(dir, name)] {
+				_ = os.Remove(filepath.Join(dir, e.Name()))
+			}
 		}
 	}
 }

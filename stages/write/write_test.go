@@ -341,6 +341,29 @@ func TestStopsLeaveNoPartialFiles(t *testing.T) {
 	}
 }
 
+// What a process that was killed left of the files that are written goes; what else ends in .tmp is somebody else's.
+func TestKilledRunsLeaveNothing(t *testing.T) {
+	dir := t.TempDir()
+	v, _ := blank("a.nii", [3]int{3, 2, 4})
+	o := Options{Dir: dir, Suffix: "_out"}
+	names := must(Names([]*volume.Scan{v.Scan}, o))
+	target := names["a.nii"]
+	h := nifti.New(nifti.Int16, [3]int{3, 2, 4}, identity)
+	must(nifti.Create(target, h)) // and never closed
+	others := []string{".b_out.nii.0123456789abcdef.tmp", "a_out.nii.0123456789abcdef.tmp", ".a_out.nii.0123456789abcdex.tmp", ".a_out.nii.tmp", ".tmp"}
+	for _, name := range others {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all(t, Write(slabs(t, v, 1), o, names, nil, nil))
+	want := append(slices.Clone(others), filepath.Base(target))
+	slices.Sort(want)
+	if got := files(t, dir); !slices.Equal(got, want) {
+		t.Errorf("left are %q (want %q)", got, want)
+	}
+}
+
 // A scan is never written over, not even by another name.
 func TestTheScanIsSafe(t *testing.T) {
 	dir := t.TempDir()
