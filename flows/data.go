@@ -42,20 +42,27 @@ func (j *Job) listScans(ctx context.Context) ([]*volume.Scan, []read.Bad, error)
 	return scans, bad, nil
 }
 
-// freeze splits a list of scans.
+// freeze splits a list of scans as train.validate says.
 func (j *Job) freeze(scans []*volume.Scan, bad []read.Bad) (*data, error) {
+	tr, _ := option[train.Options](j)
+	return j.freezeAs(scans, bad, func() (training, held []*volume.Scan, err error) {
+		return train.Split(scans, tr.Validate)
+	})
+}
+
+// freezeAs splits a list of scans by split.
+func (j *Job) freezeAs(scans []*volume.Scan, bad []read.Bad, split func() (training, held []*volume.Scan, err error)) (*data, error) {
 	if len(scans) == 0 {
 		return nil, dataErrorf("the list of scans is empty")
 	}
 	t, _ := option[tile.Options](j)
-	tr, _ := option[train.Options](j)
 	d := &data{all: scans, bad: bad, seed: j.run.Seed, tiles: func(s *volume.Scan) int {
 		return tile.Count(s.Dims, *t, j.multiple())
 	}}
 	_, trains := option[train.Options](j)
 	d.asListed = !trains
 	var err error
-	if d.train, d.held, err = train.Split(scans, tr.Validate); err != nil {
+	if d.train, d.held, err = split(); err != nil {
 		return nil, configErrorf("train.%w", err)
 	}
 	return d, nil

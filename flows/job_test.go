@@ -213,8 +213,8 @@ func TestIdentity(t *testing.T) {
 	}
 	for word, key := range map[string]string{
 		"run.seed=7": "run.seed", "read.window_hu=[-500,500]": "read.window_hu", "read.spacing=[1,1,1]": "read.spacing", "read.frame=0": "read.frame",
-		"tile.patch=[64,64,32]": "tile", "tile.stride=[32,32,32]": "tile", "tile.body=0.5": "tile", "tile.mode=grid": "tile", "tile.per_scan=3": "tile",
-		"shuffle.volumes=2": "shuffle", "augment.flip=[x]": "augment", "batch.size=3": "batch.size",
+		"tile.patch=[64,64,32]": "tile.patch", "tile.stride=[32,32,32]": "tile.stride", "tile.body=0.5": "tile.body", "tile.mode=grid": "tile.mode", "tile.per_scan=3": "tile.per_scan",
+		"shuffle.volumes=2": "shuffle.volumes", "augment.flip=[x]": "augment.flip", "augment.shift_hu=2": "augment.shift_hu", "batch.size=3": "batch.size",
 		"train.validate.share=0.2": "train.validate.share", "train.validate.scans=[a]": "train.validate.scans", "train.validate.group=a": "train.validate.group",
 		"model.hidden=8": "model.hidden", "model.codes=64": "model.codes", "model.downsample=[4,4,2]": "model.downsample", "model.norm=group": "model.norm",
 
@@ -245,7 +245,11 @@ func TestDifference(t *testing.T) {
 		{`{"a":1,"b":[2]}`, `{"b":[2],"a":1}`, ""},
 		{`{"a":1,"b":2}`, `{"a":3,"b":4}`, "a 1 3"},
 		{`{"a":1}`, `{"a":1,"b":4}`, "b  4"},
-		{`{"a":{"x":1,"y":2}}`, `{"a":{"x":1,"y":3}}`, `a {"x":1,"y":2} {"x":1,"y":3}`},
+		{`{"a":{"x":1,"PerScan":2}}`, `{"a":{"PerScan":3,"x":1}}`, "a.per_scan 2 3"},
+		{`{"a":[1,2]}`, `{"a":[1,3]}`, "a [1,2] [1,3]"},
+		{`{"a":null}`, `{"a":[{"ShiftHU":1}]}`, `a null [{"ShiftHU":1}]`},
+		{`{"a":[{"ShiftHU":1}]}`, `{"a":[{"ShiftHU":2}]}`, "a.shift_hu 1 2"},
+		{`{"a":[{"x":1},{"x":1}]}`, `{"a":[{"x":1},{"x":2}]}`, "a[1].x 1 2"},
 		{"", `{"a":1}`, ` {"a":1}`},
 		{"torn", "torn", ""},
 	} {

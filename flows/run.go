@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"time"
 
@@ -88,7 +89,12 @@ func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) 
 	if r.log, closeLog, err = observe.Logger(j.run.Dir, r.progress, ui.Terminal, ui.Quiet); err != nil {
 		return j.unwritable(err)
 	}
-	defer func() { err = errors.Join(err, closeLog()) }()
+	defer func() {
+		if err != nil && !errors.Is(err, ErrInterrupted) {
+			r.log.Error().Str("event", "failed").Err(err).Int("exit", ExitCode(err)).Msg("failed")
+		}
+		err = errors.Join(err, closeLog())
+	}()
 	defer func() { err = errors.Join(err, r.close()) }()
 	if err := r.prepare(ctx); err != nil {
 		return err
@@ -266,47 +272,6 @@ func (r *run) resumeFrom(path string) (*volume.Snapshot, error) {
 	return snap, nil
 }
 
-// agrees checks that the snapshot's stream of patches and model are the job's.
-func (j *Job) agrees(snap *volume.Snapshot, path string) error {
-	here, err := j.identity()
-	if err != nil {
-		return err
-	}
-	for name := range here {
-		if key, then, now, differ := difference(snap.Meta[name], here[name]); differ {
-			if name == "model" {
-				key = "model." + key
-			}
-			return configErrorf("%s: is %s, but %s was trained with %s; choose another run.dir (train.init takes over its weights), or set it back", key, now, path, then)
-		}
-	}
-	return nil
-}
-
-// identity is what a checkpoint keeps of the job that it must go on with.
-func (j *Job) identity() (map[string]string, error) {
-	stream, err := json.Marshal(j.stream())
-	if err != nil {
-		return nil, err
-	}
-	model, err := j.model.JSON()
-	return map[string]string{"stream": string(stream), "model": model}, err
-}
-
-// difference finds the first key in which two JSON objects differ.
-func difference(then, now string) (key, was, is string, differ bool) {
-	var a, b map[string]json.RawMessage
-	if json.Unmarshal([]byte(then), &a) != nil || json.Unmarshal([]byte(now), &b) != nil {
-		return "", then, now, then != now
-	}
-	for k, v := range b {
-		if string(a[k]) != string(v) && (key == "" || k < key) {
-			key, was, is, differ = k, string(a[k]), string(v), true
-		}
-	}
-	return key, was, is, differ
-}
-
 // thaw takes the frozen list of scans out of a snapshot. They are looked for where the file says now: a folder that was
 // moved is found, and one that isn't there is an error before its scans are taken for bad ones.
 func (r *run) thaw(ctx context.Context, snap *volume.Snapshot) (*data, error) {
@@ -314,7 +279,7 @@ func (r *run) thaw(ctx context.Context, snap *volume.Snapshot) (*data, error) {
 	if err := json.Unmarshal([]byte(snap.Meta["scans"]), &frozen); err != nil {
 		return nil, fmt.Errorf("the checkpoint's list of scans: %w", err)
 	}
-	d, err := r.job.freeze(frozen, nil) // split by the paths that they had
+	d, err := r.refreeze(frozen, snap.Meta["held"])
 	if err != nil {
 		return nil, err
 	}
@@ -341,6 +306,28 @@ func (r *run) thaw(ctx context.Context, snap *volume.Snapshot) (*data, error) {
 		r.log.Warn().Int("scans", len(paths)).Msg("scans that were not there when the run began are left out; a new run.dir takes them in")
 	}
 	return d, nil
+}
+
+// refreeze splits a checkpoint's scans as its run did: held is the list of those held out, whatever the tables and lists
+// that train.validate names may say by now.
+func (r *run) refreeze(frozen []*volume.Scan, held string) (*data, error) {
+	if held == "" { // a checkpoint that doesn't tell
+		return r.job.freeze(frozen, nil)
+	}
+	var names []string
+	if err := json.Unmarshal([]byte(held), &names); err != nil {
+		return nil, fmt.Errorf("the checkpoint's list of scans held out: %w", err)
+	}
+	return r.job.freezeAs(frozen, nil, func() (train, out []*volume.Scan, err error) {
+		for _, s := range frozen {
+			if slices.Contains(names, s.ID) {
+				out = append(out, s)
+			} else {
+				train = append(train, s)
+			}
+		}
+		return train, out, nil
+	})
 }
 
 // openModel plans, opens and fills the engine's session, and the loop around it.
@@ -411,7 +398,16 @@ func (r *run) meta(l *train.Loop) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	meta["scans"], meta["config"], meta["total"] = string(scans), string(r.job.resolved), strconv.Itoa(l.Schedule.Steps)
+	names := []string{}
+	for _, s := range r.data.held {
+		names = append(names, s.ID)
+	}
+	held, err := json.Marshal(names)
+	if err != nil {
+		return nil, err
+	}
+	meta["scans"], meta["held"] = string(scans), string(held)
+	meta["config"], meta["total"] = string(r.job.resolved), strconv.Itoa(l.Schedule.Steps)
 	return meta, nil
 }
 

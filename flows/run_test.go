@@ -240,6 +240,10 @@ func TestRunFails(t *testing.T) {
 		if ExitCode(err) != ExitData || !strings.Contains(err.Error(), "read.scans: none of 3 files can be used") {
 			t.Error(err)
 		}
+		log := lines(t, filepath.Join(dir, "log.jsonl"))
+		if end := log[len(log)-1]; end["event"] != "failed" || end["exit"] != float64(ExitData) || !strings.Contains(end["error"].(string), "none of 3 files") {
+			t.Errorf("the log ends with %v", end)
+		}
 	})
 	t.Run("every scan breaks", func(t *testing.T) {
 		dir, data := t.TempDir(), scans(t)
@@ -371,6 +375,27 @@ func TestRunResume(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "checkpoints", checkpoint.Name(4)+".aside")); err != nil {
 		t.Error(err)
+	}
+	// What was held out when the run began stays so, whatever the table of patients says by now.
+	table, held := filepath.Join(t.TempDir(), "patients.csv"), t.TempDir()
+	words := []string{"run.dir=" + held, "train.validate.share=0.1", "train.validate.group=" + table + "#patient", "train.validate.every=1"}
+	patients := []string{"a", "b", "c"}
+	for round := range 3 {
+		text := "scan,patient\n"
+		for i, p := range patients {
+			text += fmt.Sprintf("phantom-%04d.nii,%s\n", i+1, p)
+		}
+		if err := os.WriteFile(table, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		last, err := do(t, t.Context(), nil, tiny(t, held, append(words, fmt.Sprint("train.max_steps=", round+1))...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := last.Meta["held"]; got != `["phantom-0002.nii"]` {
+			t.Errorf("after step %d, %s is held out", last.Step, got)
+		}
+		patients = append(patients[1:], patients[0])
 	}
 	// Weights taken over by another run begin at step 0.
 	other, err := do(t, t.Context(), nil, tiny(t, t.TempDir(), "run.seed=5", "train.max_steps=2", "train.init="+filepath.Join(dir, "checkpoints", "last.safetensors")))

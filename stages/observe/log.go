@@ -10,8 +10,9 @@ import (
 )
 
 // Logger logs to log.jsonl in dir, which it adds to, and to stderr: as lines for people on a terminal, as JSON lines
-// otherwise; if quiet, only warnings and errors. Give it a Progress as stderr, so that lines don't break the live one.
-// The second result closes the file, and gives the first error of writing to it.
+// otherwise; if quiet, only warnings. Give it a Progress as stderr, so that lines don't break the live one. An error,
+// which ends a run, goes to the file only: on stderr it is the command's last line. The second result closes the file,
+// and gives the first error of writing to it.
 func Logger(dir string, stderr io.Writer, terminal, quiet bool) (zerolog.Logger, func() error, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "log.jsonl"), os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o666)
 	if err != nil {
@@ -30,7 +31,7 @@ func Logger(dir string, stderr io.Writer, terminal, quiet bool) (zerolog.Logger,
 	if quiet {
 		level = zerolog.WarnLevel
 	}
-	people := &zerolog.FilteredLevelWriter{Writer: zerolog.LevelWriterAdapter{Writer: &sticky{w: out}}, Level: level}
+	people := between{&sticky{w: out}, level, zerolog.WarnLevel}
 	logger := zerolog.New(zerolog.MultiLevelWriter(file, people)).Level(zerolog.InfoLevel).With().Timestamp().Logger()
 	return logger, func() error {
 		err := f.Close()
@@ -39,6 +40,19 @@ func Logger(dir string, stderr io.Writer, terminal, quiet bool) (zerolog.Logger,
 		}
 		return err
 	}, nil
+}
+
+// between writes what has a level from least to most.
+type between struct {
+	io.Writer
+	least, most zerolog.Level
+}
+
+func (b between) WriteLevel(level zerolog.Level, line []byte) (int, error) {
+	if level < b.least || level > b.most {
+		return len(line), nil
+	}
+	return b.Write(line)
 }
 
 // endLine ends a line that a killed run left torn.

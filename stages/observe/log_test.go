@@ -29,6 +29,7 @@ func TestLoggerOnATerminalAndOnAPipe(t *testing.T) {
 		log.Info().Str("event", "start").Int("scans", 3).Msg("ready")
 		log.Warn().Msg("odd")
 		log.Debug().Msg("detail")
+		log.Error().Msg("the end")
 		check(t, closeLog())
 		if !regexp.MustCompile(c.want).MatchString(b.String()) {
 			t.Errorf("terminal %v, quiet %v: %q", c.terminal, c.quiet, b.String())
@@ -36,7 +37,7 @@ func TestLoggerOnATerminalAndOnAPipe(t *testing.T) {
 		if c.terminal && strings.Contains(b.String(), "event") {
 			t.Errorf("people needn't see %q", b.String())
 		}
-		if got := read(t, dir, "log.jsonl"); strings.Count(got, "\n") != 2 || !strings.Contains(got, `"event":"start"`) {
+		if got := read(t, dir, "log.jsonl"); strings.Count(got, "\n") != 3 || !strings.Contains(got, `"event":"start"`) || !strings.Contains(got, "the end") {
 			t.Errorf("log.jsonl: %q", got)
 		}
 	}
