@@ -15,6 +15,10 @@ import (
 func TestWhatIsDecoded(t *testing.T) {
 	path := save1(t, small(), SaveOptions{Latents: true})
 	plain := save1(t, small(), SaveOptions{})
+	sampled := rewrite(t, small(), true, func(_, head map[string]any) { // there are no codes for it
+		head["mine"] = head["codes"]
+		delete(head, "codes")
+	})
 	for _, c := range []struct {
 		use, path string
 		want      []float32
@@ -24,6 +28,8 @@ func TestWhatIsDecoded(t *testing.T) {
 		{"", plain, nil, ""},
 		{"quantised", path, small().Quantised, ""},
 		{"latents", path, small().Latents, ""},
+		{"quantised", sampled, small().Quantised, ""},
+		{"codes", sampled, nil, `: no tensor "codes" to decode (want use: quantised, or use: latents)`},
 		{"quantised", plain, nil, `: no tensor "quantised" to decode (want use: codes, or a file saved with latents)`},
 		{"latents", plain, nil, `: no tensor "latents" to decode (want use: codes, or a file saved with latents)`},
 		{"mine", path, nil, `: use: "mine" (want codes, quantised or latents)`},

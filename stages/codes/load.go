@@ -26,9 +26,10 @@ func Load(path string) (*volume.Codes, error) {
 	return f.Codes, nil
 }
 
-// Read reads a file that Save or another program wrote. Codes are below the size of the codebook, latents are finite, the
-// shapes agree with the grid and the tiles cover the volume. Codes may be of any type of integers, latents of any type of
-// floats. Tensors of other names are passed over. Scan.Path is path. Errors start with the path.
+// Read reads a file that Save or another program wrote. It holds codes, or latents, or both. Codes are below the size of the
+// codebook, latents are finite, the shapes agree with the grid and the tiles cover the volume. Codes may be of any type of
+// integers, latents of any type of floats. Tensors of other names are passed over. Scan.Path is path. Errors start with the
+// path.
 //
 // A sealed file is refused if anything in it isn't as it was saved. Who edits one leaves sha256 out of the metadata.
 func Read(path string) (*File, error) {
@@ -115,7 +116,6 @@ func layout(h *safetensors.Header) (*volume.Codes, error) {
 		want := cells
 		switch t.Name {
 		case codesName:
-			found = true
 		case latentsName, quantisedName:
 			if c.Channels < 1 {
 				return nil, fmt.Errorf("tensor %q: the metadata says 0 channels", t.Name)
@@ -127,9 +127,10 @@ func layout(h *safetensors.Header) (*volume.Codes, error) {
 		if !slices.Equal(t.Shape, want) {
 			return nil, fmt.Errorf("tensor %q: shape %v (want %v)", t.Name, t.Shape, want)
 		}
+		found = true
 	}
 	if !found {
-		return nil, fmt.Errorf("no tensor %q", codesName)
+		return nil, fmt.Errorf("no tensor %q, %q or %q", codesName, quantisedName, latentsName)
 	}
 	return c, nil
 }

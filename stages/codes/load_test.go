@@ -125,7 +125,12 @@ func TestLoadRefuses(t *testing.T) {
 			geometry(info)["source_affine"] = [][]int{{1, 2, 3, 4}, {5, 6, 7}, {1, 2, 3, 4}}
 		}},
 		{"illegal base64", func(info, _ map[string]any) { geometry(info)["source_header"] = "*" }},
-		{`no tensor "codes"`, func(_, head map[string]any) { head["kodes"] = head["codes"]; delete(head, "codes") }},
+		{`no tensor "codes", "quantised" or "latents"`, func(_, head map[string]any) {
+			for _, name := range []string{"codes", "quantised", "latents"} {
+				head["my "+name] = head[name]
+				delete(head, name)
+			}
+		}},
 		{`tensor "codes": shape [12] (want [2 2 3])`, func(_, head map[string]any) { head["codes"].(map[string]any)["shape"] = []int{12} }},
 		{`tensor "codes": dtype "F16" (want integers)`, func(_, head map[string]any) { head["codes"].(map[string]any)["dtype"] = "F16" }},
 		{`tensor "quantised": dtype "I32" (want floats)`, func(_, head map[string]any) { head["quantised"].(map[string]any)["dtype"] = "I32" }},

@@ -57,6 +57,9 @@ func (o *LoadOptions) choose(c *volume.Codes) error {
 		}
 		c.Quantised = c.Latents
 	case UseCodes, "":
+		if c.Index == nil {
+			return errors.New(`no tensor "codes" to decode (want use: quantised, or use: latents)`)
+		}
 		c.Quantised = nil
 	default:
 		return fmt.Errorf("use: %q (want codes, quantised or latents)", o.Use)
