@@ -1,7 +1,9 @@
 package cpu
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 
 	"github.com/flowrun/flowrun/gpu"
 )
@@ -161,6 +163,12 @@ func (e *Engine) plan(c gpu.Conv, src, dst grid, forward bool) *plan {
 		return items
 	}
 	p.items = boxes(spans[2])
+	// Boxes that read the same sources take turns: what one has read the next finds in L2.
+	slices.SortStableFunc(p.items, func(a, b item) int {
+		_, s := p.boxes[a.box].line(a.from)
+		_, t := p.boxes[b.box].line(b.from)
+		return cmp.Or(cmp.Compare(s[0], t[0]), cmp.Compare(s[1], t[1]))
+	})
 	if !forward && along.halo > 0 {
 		p.after = boxes(along.foldedSpans())
 	}

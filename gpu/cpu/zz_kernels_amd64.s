@@ -1238,22 +1238,25 @@ store7:
 	RET
 
 // func product1x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product1x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -1304,23 +1307,28 @@ store:
 	RET
 
 // func product2x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product2x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -1379,24 +1387,31 @@ store:
 	RET
 
 // func product3x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product3x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -1463,25 +1478,34 @@ store:
 	RET
 
 // func product4x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product4x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -1556,26 +1580,37 @@ store:
 	RET
 
 // func product5x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product5x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -1658,27 +1693,40 @@ store:
 	RET
 
 // func product6x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product6x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -1772,28 +1820,43 @@ store:
 	RET
 
 // func product7x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product7x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -1895,29 +1958,46 @@ store:
 	RET
 
 // func product8x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product8x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -2027,30 +2107,49 @@ store:
 	RET
 
 // func product9x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product9x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -2168,31 +2267,52 @@ store:
 	RET
 
 // func product10x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product10x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -2318,32 +2438,55 @@ store:
 	RET
 
 // func product11x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product11x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -2480,33 +2623,58 @@ store:
 	RET
 
 // func product12x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product12x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -2651,34 +2819,61 @@ store:
 	RET
 
 // func product13x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product13x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -2831,35 +3026,64 @@ store:
 	RET
 
 // func product14x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product14x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -3020,36 +3244,67 @@ store:
 	RET
 
 // func product15x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product15x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -3218,37 +3473,70 @@ store:
 	RET
 
 // func product16x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product16x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -3428,38 +3716,73 @@ store:
 	RET
 
 // func product17x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product17x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -3647,39 +3970,76 @@ store:
 	RET
 
 // func product18x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product18x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -3875,40 +4235,79 @@ store:
 	RET
 
 // func product19x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product19x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -4112,41 +4511,82 @@ store:
 	RET
 
 // func product20x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product20x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -4358,42 +4798,85 @@ store:
 	RET
 
 // func product21x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product21x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -4616,43 +5099,88 @@ store:
 	RET
 
 // func product22x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product22x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -4883,44 +5411,91 @@ store:
 	RET
 
 // func product23x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product23x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	VMOVAPS   Z0, Z22
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	VMOVAPS    Z0, Z22
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -5159,45 +5734,94 @@ store:
 	RET
 
 // func product24x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product24x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	VMOVAPS   Z0, Z22
-	VMOVAPS   Z0, Z23
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	VMOVAPS    Z0, Z22
+	VMOVAPS    Z0, Z23
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -5444,46 +6068,97 @@ store:
 	RET
 
 // func product25x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product25x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	VMOVAPS   Z0, Z22
-	VMOVAPS   Z0, Z23
-	VMOVAPS   Z0, Z24
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	VMOVAPS    Z0, Z22
+	VMOVAPS    Z0, Z23
+	VMOVAPS    Z0, Z24
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -5738,47 +6413,100 @@ store:
 	RET
 
 // func product26x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product26x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	VMOVAPS   Z0, Z22
-	VMOVAPS   Z0, Z23
-	VMOVAPS   Z0, Z24
-	VMOVAPS   Z0, Z25
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	VMOVAPS    Z0, Z22
+	VMOVAPS    Z0, Z23
+	VMOVAPS    Z0, Z24
+	VMOVAPS    Z0, Z25
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -6044,48 +6772,103 @@ store:
 	RET
 
 // func product27x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product27x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	VMOVAPS   Z0, Z22
-	VMOVAPS   Z0, Z23
-	VMOVAPS   Z0, Z24
-	VMOVAPS   Z0, Z25
-	VMOVAPS   Z0, Z26
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	VMOVAPS    Z0, Z22
+	VMOVAPS    Z0, Z23
+	VMOVAPS    Z0, Z24
+	VMOVAPS    Z0, Z25
+	VMOVAPS    Z0, Z26
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -6359,49 +7142,106 @@ store:
 	RET
 
 // func product28x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product28x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	VMOVAPS   Z0, Z22
-	VMOVAPS   Z0, Z23
-	VMOVAPS   Z0, Z24
-	VMOVAPS   Z0, Z25
-	VMOVAPS   Z0, Z26
-	VMOVAPS   Z0, Z27
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	VMOVAPS    Z0, Z22
+	VMOVAPS    Z0, Z23
+	VMOVAPS    Z0, Z24
+	VMOVAPS    Z0, Z25
+	VMOVAPS    Z0, Z26
+	VMOVAPS    Z0, Z27
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -6683,24 +7523,28 @@ store:
 	RET
 
 // func product1x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product1x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVUPS.Z 64(DI), K1, Z1
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVUPS.Z  64(DI), K1, Z1
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -6762,26 +7606,33 @@ store:
 	RET
 
 // func product2x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product2x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -6859,28 +7710,38 @@ store:
 	RET
 
 // func product3x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product3x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -6974,30 +7835,43 @@ store:
 	RET
 
 // func product4x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product4x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -7107,32 +7981,48 @@ store:
 	RET
 
 // func product5x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product5x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -7258,34 +8148,53 @@ store:
 	RET
 
 // func product6x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product6x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -7430,36 +8339,58 @@ store:
 	RET
 
 // func product7x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product7x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -7620,38 +8551,63 @@ store:
 	RET
 
 // func product8x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product8x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z14
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	VMOVAPS   Z1, Z15
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z14
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	VMOVAPS    Z1, Z15
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -7828,40 +8784,68 @@ store:
 	RET
 
 // func product9x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product9x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z16
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	VMOVAPS   Z1, Z15
-	VMOVAPS   Z1, Z17
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z16
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	VMOVAPS    Z1, Z15
+	VMOVAPS    Z1, Z17
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -8054,42 +9038,73 @@ store:
 	RET
 
 // func product10x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product10x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z18
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	VMOVAPS   Z1, Z15
-	VMOVAPS   Z1, Z17
-	VMOVAPS   Z1, Z19
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z18
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	VMOVAPS    Z1, Z15
+	VMOVAPS    Z1, Z17
+	VMOVAPS    Z1, Z19
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -8298,44 +9313,78 @@ store:
 	RET
 
 // func product11x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product11x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z20
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	VMOVAPS   Z1, Z15
-	VMOVAPS   Z1, Z17
-	VMOVAPS   Z1, Z19
-	VMOVAPS   Z1, Z21
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z20
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	VMOVAPS    Z1, Z15
+	VMOVAPS    Z1, Z17
+	VMOVAPS    Z1, Z19
+	VMOVAPS    Z1, Z21
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -8563,46 +9612,83 @@ store:
 	RET
 
 // func product12x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product12x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z22
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	VMOVAPS   Z1, Z15
-	VMOVAPS   Z1, Z17
-	VMOVAPS   Z1, Z19
-	VMOVAPS   Z1, Z21
-	VMOVAPS   Z1, Z23
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z22
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	VMOVAPS    Z1, Z15
+	VMOVAPS    Z1, Z17
+	VMOVAPS    Z1, Z19
+	VMOVAPS    Z1, Z21
+	VMOVAPS    Z1, Z23
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -8846,48 +9932,88 @@ store:
 	RET
 
 // func product13x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product13x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z22
-	VMOVAPS   Z0, Z24
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	VMOVAPS   Z1, Z15
-	VMOVAPS   Z1, Z17
-	VMOVAPS   Z1, Z19
-	VMOVAPS   Z1, Z21
-	VMOVAPS   Z1, Z23
-	VMOVAPS   Z1, Z25
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z22
+	VMOVAPS    Z0, Z24
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	VMOVAPS    Z1, Z15
+	VMOVAPS    Z1, Z17
+	VMOVAPS    Z1, Z19
+	VMOVAPS    Z1, Z21
+	VMOVAPS    Z1, Z23
+	VMOVAPS    Z1, Z25
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -9147,50 +10273,93 @@ store:
 	RET
 
 // func product14x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·product14x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z22
-	VMOVAPS   Z0, Z24
-	VMOVAPS   Z0, Z26
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	VMOVAPS   Z1, Z15
-	VMOVAPS   Z1, Z17
-	VMOVAPS   Z1, Z19
-	VMOVAPS   Z1, Z21
-	VMOVAPS   Z1, Z23
-	VMOVAPS   Z1, Z25
-	VMOVAPS   Z1, Z27
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z22
+	VMOVAPS    Z0, Z24
+	VMOVAPS    Z0, Z26
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	VMOVAPS    Z1, Z15
+	VMOVAPS    Z1, Z17
+	VMOVAPS    Z1, Z19
+	VMOVAPS    Z1, Z21
+	VMOVAPS    Z1, Z23
+	VMOVAPS    Z1, Z25
+	VMOVAPS    Z1, Z27
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -21277,24 +22446,27 @@ partloop:
 	RET
 
 // func slide21x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide21x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -21357,25 +22529,30 @@ store:
 	RET
 
 // func slide22x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide22x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -21452,26 +22629,33 @@ store:
 	RET
 
 // func slide23x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide23x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -21562,27 +22746,36 @@ store:
 	RET
 
 // func slide24x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide24x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -21687,28 +22880,39 @@ store:
 	RET
 
 // func slide25x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide25x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -21830,29 +23034,42 @@ store:
 	RET
 
 // func slide26x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide26x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -21988,30 +23205,45 @@ store:
 	RET
 
 // func slide27x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide27x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -22161,31 +23393,48 @@ store:
 	RET
 
 // func slide28x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide28x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -22349,32 +23598,51 @@ store:
 	RET
 
 // func slide29x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide29x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -22552,33 +23820,54 @@ store:
 	RET
 
 // func slide210x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide210x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -22773,34 +24062,57 @@ store:
 	RET
 
 // func slide211x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide211x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -23009,35 +24321,60 @@ store:
 	RET
 
 // func slide212x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide212x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -23260,36 +24597,63 @@ store:
 	RET
 
 // func slide213x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide213x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -23526,37 +24890,66 @@ store:
 	RET
 
 // func slide214x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide214x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -23807,38 +25200,69 @@ store:
 	RET
 
 // func slide215x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide215x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -24106,39 +25530,72 @@ store:
 	RET
 
 // func slide216x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide216x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -24420,40 +25877,75 @@ store:
 	RET
 
 // func slide217x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide217x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -24749,41 +26241,78 @@ store:
 	RET
 
 // func slide218x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide218x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -25093,42 +26622,81 @@ store:
 	RET
 
 // func slide219x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide219x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -25452,43 +27020,84 @@ store:
 	RET
 
 // func slide220x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide220x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -25829,44 +27438,87 @@ store:
 	RET
 
 // func slide221x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide221x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -26221,45 +27873,90 @@ store:
 	RET
 
 // func slide222x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide222x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -26628,46 +28325,93 @@ store:
 	RET
 
 // func slide223x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide223x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	VMOVAPS   Z0, Z22
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	VMOVAPS    Z0, Z22
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -27050,47 +28794,96 @@ store:
 	RET
 
 // func slide224x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide224x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	VMOVAPS   Z0, Z22
-	VMOVAPS   Z0, Z23
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	VMOVAPS    Z0, Z22
+	VMOVAPS    Z0, Z23
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -27487,48 +29280,99 @@ store:
 	RET
 
 // func slide225x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide225x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	VMOVAPS   Z0, Z22
-	VMOVAPS   Z0, Z23
-	VMOVAPS   Z0, Z24
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	VMOVAPS    Z0, Z22
+	VMOVAPS    Z0, Z23
+	VMOVAPS    Z0, Z24
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -27942,49 +29786,102 @@ store:
 	RET
 
 // func slide226x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide226x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	VMOVAPS   Z0, Z22
-	VMOVAPS   Z0, Z23
-	VMOVAPS   Z0, Z24
-	VMOVAPS   Z0, Z25
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	VMOVAPS    Z0, Z22
+	VMOVAPS    Z0, Z23
+	VMOVAPS    Z0, Z24
+	VMOVAPS    Z0, Z25
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -28412,50 +30309,105 @@ store:
 	RET
 
 // func slide227x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide227x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	VMOVAPS   Z0, Z22
-	VMOVAPS   Z0, Z23
-	VMOVAPS   Z0, Z24
-	VMOVAPS   Z0, Z25
-	VMOVAPS   Z0, Z26
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	VMOVAPS    Z0, Z22
+	VMOVAPS    Z0, Z23
+	VMOVAPS    Z0, Z24
+	VMOVAPS    Z0, Z25
+	VMOVAPS    Z0, Z26
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -28897,51 +30849,108 @@ store:
 	RET
 
 // func slide228x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide228x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	VMOVAPS   Z0, Z22
-	VMOVAPS   Z0, Z23
-	VMOVAPS   Z0, Z24
-	VMOVAPS   Z0, Z25
-	VMOVAPS   Z0, Z26
-	VMOVAPS   Z0, Z27
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	VMOVAPS    Z0, Z22
+	VMOVAPS    Z0, Z23
+	VMOVAPS    Z0, Z24
+	VMOVAPS    Z0, Z25
+	VMOVAPS    Z0, Z26
+	VMOVAPS    Z0, Z27
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -29397,26 +31406,30 @@ store:
 	RET
 
 // func slide21x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide21x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVUPS.Z 64(DI), K1, Z1
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVUPS.Z  64(DI), K1, Z1
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -29493,28 +31506,35 @@ store:
 	RET
 
 // func slide22x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide22x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -29613,30 +31633,40 @@ store:
 	RET
 
 // func slide23x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide23x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -29757,32 +31787,45 @@ store:
 	RET
 
 // func slide24x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide24x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -29925,34 +31968,50 @@ store:
 	RET
 
 // func slide25x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide25x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -30120,36 +32179,55 @@ store:
 	RET
 
 // func slide26x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide26x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -30339,38 +32417,60 @@ store:
 	RET
 
 // func slide27x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide27x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -30582,40 +32682,65 @@ store:
 	RET
 
 // func slide28x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide28x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z14
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	VMOVAPS   Z1, Z15
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z14
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	VMOVAPS    Z1, Z15
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -30849,42 +32974,70 @@ store:
 	RET
 
 // func slide29x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide29x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z16
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	VMOVAPS   Z1, Z15
-	VMOVAPS   Z1, Z17
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z16
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	VMOVAPS    Z1, Z15
+	VMOVAPS    Z1, Z17
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -31140,44 +33293,75 @@ store:
 	RET
 
 // func slide210x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide210x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z18
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	VMOVAPS   Z1, Z15
-	VMOVAPS   Z1, Z17
-	VMOVAPS   Z1, Z19
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z18
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	VMOVAPS    Z1, Z15
+	VMOVAPS    Z1, Z17
+	VMOVAPS    Z1, Z19
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -31458,46 +33642,80 @@ store:
 	RET
 
 // func slide211x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide211x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z20
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	VMOVAPS   Z1, Z15
-	VMOVAPS   Z1, Z17
-	VMOVAPS   Z1, Z19
-	VMOVAPS   Z1, Z21
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z20
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	VMOVAPS    Z1, Z15
+	VMOVAPS    Z1, Z17
+	VMOVAPS    Z1, Z19
+	VMOVAPS    Z1, Z21
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -31800,48 +34018,85 @@ store:
 	RET
 
 // func slide212x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide212x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z22
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	VMOVAPS   Z1, Z15
-	VMOVAPS   Z1, Z17
-	VMOVAPS   Z1, Z19
-	VMOVAPS   Z1, Z21
-	VMOVAPS   Z1, Z23
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z22
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	VMOVAPS    Z1, Z15
+	VMOVAPS    Z1, Z17
+	VMOVAPS    Z1, Z19
+	VMOVAPS    Z1, Z21
+	VMOVAPS    Z1, Z23
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -32166,50 +34421,90 @@ store:
 	RET
 
 // func slide213x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide213x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z22
-	VMOVAPS   Z0, Z24
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	VMOVAPS   Z1, Z15
-	VMOVAPS   Z1, Z17
-	VMOVAPS   Z1, Z19
-	VMOVAPS   Z1, Z21
-	VMOVAPS   Z1, Z23
-	VMOVAPS   Z1, Z25
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z22
+	VMOVAPS    Z0, Z24
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	VMOVAPS    Z1, Z15
+	VMOVAPS    Z1, Z17
+	VMOVAPS    Z1, Z19
+	VMOVAPS    Z1, Z21
+	VMOVAPS    Z1, Z23
+	VMOVAPS    Z1, Z25
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -32556,24 +34851,27 @@ store:
 	RET
 
 // func slide31x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide31x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -32645,25 +34943,30 @@ store:
 	RET
 
 // func slide32x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide32x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -32752,26 +35055,33 @@ store:
 	RET
 
 // func slide33x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide33x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -32877,27 +35187,36 @@ store:
 	RET
 
 // func slide34x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide34x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -33023,28 +35342,39 @@ store:
 	RET
 
 // func slide35x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide35x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -33187,29 +35517,42 @@ store:
 	RET
 
 // func slide36x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide36x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -33369,30 +35712,45 @@ store:
 	RET
 
 // func slide37x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide37x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -33569,31 +35927,48 @@ store:
 	RET
 
 // func slide38x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide38x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -33787,32 +36162,51 @@ store:
 	RET
 
 // func slide39x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide39x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -34026,33 +36420,54 @@ store:
 	RET
 
 // func slide310x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide310x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -34283,34 +36698,57 @@ store:
 	RET
 
 // func slide311x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide311x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -34558,35 +36996,60 @@ store:
 	RET
 
 // func slide312x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide312x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -34851,36 +37314,63 @@ store:
 	RET
 
 // func slide313x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide313x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -35162,37 +37652,66 @@ store:
 	RET
 
 // func slide314x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide314x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -35494,38 +38013,69 @@ store:
 	RET
 
 // func slide315x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide315x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -35844,39 +38394,72 @@ store:
 	RET
 
 // func slide316x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide316x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -36212,40 +38795,75 @@ store:
 	RET
 
 // func slide317x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide317x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -36598,41 +39216,78 @@ store:
 	RET
 
 // func slide318x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide318x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -37002,42 +39657,81 @@ store:
 	RET
 
 // func slide319x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide319x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -37427,43 +40121,84 @@ store:
 	RET
 
 // func slide320x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide320x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -37870,44 +40605,87 @@ store:
 	RET
 
 // func slide321x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide321x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -38331,45 +41109,90 @@ store:
 	RET
 
 // func slide322x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide322x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -38810,46 +41633,93 @@ store:
 	RET
 
 // func slide323x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide323x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	VMOVAPS   Z0, Z22
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	VMOVAPS    Z0, Z22
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -39307,47 +42177,96 @@ store:
 	RET
 
 // func slide324x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide324x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	VMOVAPS   Z0, Z22
-	VMOVAPS   Z0, Z23
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	VMOVAPS    Z0, Z22
+	VMOVAPS    Z0, Z23
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -39825,48 +42744,99 @@ store:
 	RET
 
 // func slide325x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide325x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	VMOVAPS   Z0, Z22
-	VMOVAPS   Z0, Z23
-	VMOVAPS   Z0, Z24
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	VMOVAPS    Z0, Z22
+	VMOVAPS    Z0, Z23
+	VMOVAPS    Z0, Z24
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -40361,49 +43331,102 @@ store:
 	RET
 
 // func slide326x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide326x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	VMOVAPS   Z0, Z22
-	VMOVAPS   Z0, Z23
-	VMOVAPS   Z0, Z24
-	VMOVAPS   Z0, Z25
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	VMOVAPS    Z0, Z22
+	VMOVAPS    Z0, Z23
+	VMOVAPS    Z0, Z24
+	VMOVAPS    Z0, Z25
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -40915,50 +43938,105 @@ store:
 	RET
 
 // func slide327x1Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide327x1Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS.Z (DI), K1, Z0
-	VMOVAPS   Z0, Z1
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z3
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z5
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z7
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z9
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z11
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z13
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z15
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z17
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z19
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z21
-	VMOVAPS   Z0, Z22
-	VMOVAPS   Z0, Z23
-	VMOVAPS   Z0, Z24
-	VMOVAPS   Z0, Z25
-	VMOVAPS   Z0, Z26
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS.Z  (DI), K1, Z0
+	VMOVAPS    Z0, Z1
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z3
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z5
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z7
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z9
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z11
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z13
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z15
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z17
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z19
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z21
+	VMOVAPS    Z0, Z22
+	VMOVAPS    Z0, Z23
+	VMOVAPS    Z0, Z24
+	VMOVAPS    Z0, Z25
+	VMOVAPS    Z0, Z26
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -41487,26 +44565,30 @@ store:
 	RET
 
 // func slide31x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide31x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVUPS.Z 64(DI), K1, Z1
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVUPS.Z  64(DI), K1, Z1
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -41598,28 +44680,35 @@ store:
 	RET
 
 // func slide32x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide32x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -41739,30 +44828,40 @@ store:
 	RET
 
 // func slide33x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide33x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -41910,32 +45009,45 @@ store:
 	RET
 
 // func slide34x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide34x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -42114,34 +45226,50 @@ store:
 	RET
 
 // func slide35x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide35x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -42348,36 +45476,55 @@ store:
 	RET
 
 // func slide36x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide36x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -42612,38 +45759,60 @@ store:
 	RET
 
 // func slide37x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide37x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -42906,40 +46075,65 @@ store:
 	RET
 
 // func slide38x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide38x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z14
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	VMOVAPS   Z1, Z15
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z14
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	VMOVAPS    Z1, Z15
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -43230,42 +46424,70 @@ store:
 	RET
 
 // func slide39x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide39x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z16
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	VMOVAPS   Z1, Z15
-	VMOVAPS   Z1, Z17
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z16
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	VMOVAPS    Z1, Z15
+	VMOVAPS    Z1, Z17
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -43587,44 +46809,75 @@ store:
 	RET
 
 // func slide310x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide310x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z18
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	VMOVAPS   Z1, Z15
-	VMOVAPS   Z1, Z17
-	VMOVAPS   Z1, Z19
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z18
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	VMOVAPS    Z1, Z15
+	VMOVAPS    Z1, Z17
+	VMOVAPS    Z1, Z19
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -43974,46 +47227,80 @@ store:
 	RET
 
 // func slide311x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide311x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z20
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	VMOVAPS   Z1, Z15
-	VMOVAPS   Z1, Z17
-	VMOVAPS   Z1, Z19
-	VMOVAPS   Z1, Z21
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z20
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	VMOVAPS    Z1, Z15
+	VMOVAPS    Z1, Z17
+	VMOVAPS    Z1, Z19
+	VMOVAPS    Z1, Z21
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -44391,48 +47678,85 @@ store:
 	RET
 
 // func slide312x2Z(p *product)
-// Requires: AVX, AVX512F, BMI2
+// Requires: AVX, AVX512F, BMI2, MMX+
 TEXT ·slide312x2Z(SB), NOSPLIT, $0-8
-	MOVQ      p+0(FP), AX
-	MOVQ      192(AX), R9
-	SUBQ      $0x10, R9
-	MOVQ      $-1, R10
-	BZHIQ     R9, R10, R10
-	KMOVW     R10, K1
-	MOVQ      72(AX), DI
-	VMOVUPS   (DI), Z0
-	VMOVAPS   Z0, Z2
-	VMOVAPS   Z0, Z4
-	VMOVAPS   Z0, Z6
-	VMOVAPS   Z0, Z8
-	VMOVAPS   Z0, Z10
-	VMOVAPS   Z0, Z12
-	VMOVAPS   Z0, Z14
-	VMOVAPS   Z0, Z16
-	VMOVAPS   Z0, Z18
-	VMOVAPS   Z0, Z20
-	VMOVAPS   Z0, Z22
-	VMOVUPS.Z 64(DI), K1, Z1
-	VMOVAPS   Z1, Z3
-	VMOVAPS   Z1, Z5
-	VMOVAPS   Z1, Z7
-	VMOVAPS   Z1, Z9
-	VMOVAPS   Z1, Z11
-	VMOVAPS   Z1, Z13
-	VMOVAPS   Z1, Z15
-	VMOVAPS   Z1, Z17
-	VMOVAPS   Z1, Z19
-	VMOVAPS   Z1, Z21
-	VMOVAPS   Z1, Z23
-	MOVQ      120(AX), BX
-	MOVQ      128(AX), CX
-	MOVQ      160(AX), DX
-	SHLQ      $0x02, DX
-	LEAQ      (DX)(DX*2), SI
-	MOVQ      208(AX), R14
-	SHLQ      $0x02, R14
-	TESTQ     CX, CX
-	JZ        done
+	MOVQ       p+0(FP), AX
+	MOVQ       192(AX), R9
+	SUBQ       $0x10, R9
+	MOVQ       $-1, R10
+	BZHIQ      R9, R10, R10
+	KMOVW      R10, K1
+	MOVQ       72(AX), DI
+	VMOVUPS    (DI), Z0
+	VMOVAPS    Z0, Z2
+	VMOVAPS    Z0, Z4
+	VMOVAPS    Z0, Z6
+	VMOVAPS    Z0, Z8
+	VMOVAPS    Z0, Z10
+	VMOVAPS    Z0, Z12
+	VMOVAPS    Z0, Z14
+	VMOVAPS    Z0, Z16
+	VMOVAPS    Z0, Z18
+	VMOVAPS    Z0, Z20
+	VMOVAPS    Z0, Z22
+	VMOVUPS.Z  64(DI), K1, Z1
+	VMOVAPS    Z1, Z3
+	VMOVAPS    Z1, Z5
+	VMOVAPS    Z1, Z7
+	VMOVAPS    Z1, Z9
+	VMOVAPS    Z1, Z11
+	VMOVAPS    Z1, Z13
+	VMOVAPS    Z1, Z15
+	VMOVAPS    Z1, Z17
+	VMOVAPS    Z1, Z19
+	VMOVAPS    Z1, Z21
+	VMOVAPS    Z1, Z23
+	MOVQ       120(AX), BX
+	MOVQ       128(AX), CX
+	MOVQ       160(AX), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), SI
+	MOVQ       208(AX), R14
+	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 64(R9)
+	TESTQ      CX, CX
+	JZ         done
 
 tap:
 	MOVQ (BX), R9
@@ -56816,7 +60140,7 @@ store7:
 	RET
 
 // func product1x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·product1x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -56830,6 +60154,9 @@ TEXT ·product1x1Y(SB), NOSPLIT, $0-8
 	MOVQ       160(AX), DX
 	SHLQ       $0x02, DX
 	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -56889,7 +60216,7 @@ store:
 	RET
 
 // func product2x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·product2x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -56904,6 +60231,11 @@ TEXT ·product2x1Y(SB), NOSPLIT, $0-8
 	MOVQ       160(AX), DX
 	SHLQ       $0x02, DX
 	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -56974,7 +60306,7 @@ store:
 	RET
 
 // func product3x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·product3x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -56990,6 +60322,13 @@ TEXT ·product3x1Y(SB), NOSPLIT, $0-8
 	MOVQ       160(AX), DX
 	SHLQ       $0x02, DX
 	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -57071,7 +60410,7 @@ store:
 	RET
 
 // func product4x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·product4x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -57088,6 +60427,15 @@ TEXT ·product4x1Y(SB), NOSPLIT, $0-8
 	MOVQ       160(AX), DX
 	SHLQ       $0x02, DX
 	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -57180,7 +60528,7 @@ store:
 	RET
 
 // func product5x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·product5x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -57198,6 +60546,17 @@ TEXT ·product5x1Y(SB), NOSPLIT, $0-8
 	MOVQ       160(AX), DX
 	SHLQ       $0x02, DX
 	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -57301,7 +60660,7 @@ store:
 	RET
 
 // func product6x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·product6x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -57320,6 +60679,19 @@ TEXT ·product6x1Y(SB), NOSPLIT, $0-8
 	MOVQ       160(AX), DX
 	SHLQ       $0x02, DX
 	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -57437,7 +60809,7 @@ store:
 	RET
 
 // func product7x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·product7x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -57457,6 +60829,21 @@ TEXT ·product7x1Y(SB), NOSPLIT, $0-8
 	MOVQ       160(AX), DX
 	SHLQ       $0x02, DX
 	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -57585,7 +60972,7 @@ store:
 	RET
 
 // func product8x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·product8x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -57606,6 +60993,23 @@ TEXT ·product8x1Y(SB), NOSPLIT, $0-8
 	MOVQ       160(AX), DX
 	SHLQ       $0x02, DX
 	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -57745,7 +61149,7 @@ store:
 	RET
 
 // func product9x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·product9x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -57767,6 +61171,25 @@ TEXT ·product9x1Y(SB), NOSPLIT, $0-8
 	MOVQ       160(AX), DX
 	SHLQ       $0x02, DX
 	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -57917,7 +61340,7 @@ store:
 	RET
 
 // func product10x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·product10x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -57940,6 +61363,27 @@ TEXT ·product10x1Y(SB), NOSPLIT, $0-8
 	MOVQ       160(AX), DX
 	SHLQ       $0x02, DX
 	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -58101,7 +61545,7 @@ store:
 	RET
 
 // func product11x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·product11x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -58125,6 +61569,29 @@ TEXT ·product11x1Y(SB), NOSPLIT, $0-8
 	MOVQ       160(AX), DX
 	SHLQ       $0x02, DX
 	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -58300,7 +61767,7 @@ store:
 	RET
 
 // func product12x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·product12x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -58325,6 +61792,31 @@ TEXT ·product12x1Y(SB), NOSPLIT, $0-8
 	MOVQ       160(AX), DX
 	SHLQ       $0x02, DX
 	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -58511,7 +62003,7 @@ store:
 	RET
 
 // func product1x2Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·product1x2Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -58527,6 +62019,10 @@ TEXT ·product1x2Y(SB), NOSPLIT, $0-8
 	MOVQ       160(AX), DX
 	SHLQ       $0x02, DX
 	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -58595,7 +62091,7 @@ store:
 	RET
 
 // func product2x2Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·product2x2Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -58613,6 +62109,13 @@ TEXT ·product2x2Y(SB), NOSPLIT, $0-8
 	MOVQ       160(AX), DX
 	SHLQ       $0x02, DX
 	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -58697,7 +62200,7 @@ store:
 	RET
 
 // func product3x2Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·product3x2Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -58717,6 +62220,16 @@ TEXT ·product3x2Y(SB), NOSPLIT, $0-8
 	MOVQ       160(AX), DX
 	SHLQ       $0x02, DX
 	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -58817,7 +62330,7 @@ store:
 	RET
 
 // func product4x2Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·product4x2Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -58839,6 +62352,19 @@ TEXT ·product4x2Y(SB), NOSPLIT, $0-8
 	MOVQ       160(AX), DX
 	SHLQ       $0x02, DX
 	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -58955,7 +62481,7 @@ store:
 	RET
 
 // func product5x2Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·product5x2Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -58979,6 +62505,22 @@ TEXT ·product5x2Y(SB), NOSPLIT, $0-8
 	MOVQ       160(AX), DX
 	SHLQ       $0x02, DX
 	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -59111,7 +62653,7 @@ store:
 	RET
 
 // func product6x2Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·product6x2Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -59137,6 +62679,25 @@ TEXT ·product6x2Y(SB), NOSPLIT, $0-8
 	MOVQ       160(AX), DX
 	SHLQ       $0x02, DX
 	LEAQ       (DX)(DX*2), SI
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	PREFETCHT0 32(R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -63043,7 +66604,7 @@ partloop:
 	RET
 
 // func slide21x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide21x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -63059,6 +66620,9 @@ TEXT ·slide21x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -63127,7 +66691,7 @@ store:
 	RET
 
 // func slide22x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide22x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -63144,6 +66708,11 @@ TEXT ·slide22x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -63226,7 +66795,7 @@ store:
 	RET
 
 // func slide23x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide23x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -63244,6 +66813,13 @@ TEXT ·slide23x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -63340,7 +66916,7 @@ store:
 	RET
 
 // func slide24x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide24x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -63359,6 +66935,15 @@ TEXT ·slide24x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -63469,7 +67054,7 @@ store:
 	RET
 
 // func slide25x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide25x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -63489,6 +67074,17 @@ TEXT ·slide25x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -63616,7 +67212,7 @@ store:
 	RET
 
 // func slide26x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide26x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -63637,6 +67233,19 @@ TEXT ·slide26x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -63778,7 +67387,7 @@ store:
 	RET
 
 // func slide27x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide27x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -63800,6 +67409,21 @@ TEXT ·slide27x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -63955,7 +67579,7 @@ store:
 	RET
 
 // func slide28x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide28x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -63978,6 +67602,23 @@ TEXT ·slide28x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -64147,7 +67788,7 @@ store:
 	RET
 
 // func slide29x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide29x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -64171,6 +67812,25 @@ TEXT ·slide29x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -64354,7 +68014,7 @@ store:
 	RET
 
 // func slide210x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide210x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -64379,6 +68039,27 @@ TEXT ·slide210x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -64579,7 +68260,7 @@ store:
 	RET
 
 // func slide211x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide211x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -64605,6 +68286,29 @@ TEXT ·slide211x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -64819,7 +68523,7 @@ store:
 	RET
 
 // func slide212x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide212x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -64846,6 +68550,31 @@ TEXT ·slide212x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -65074,7 +68803,7 @@ store:
 	RET
 
 // func slide31x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide31x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -65090,6 +68819,9 @@ TEXT ·slide31x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -65167,7 +68899,7 @@ store:
 	RET
 
 // func slide32x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide32x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -65184,6 +68916,11 @@ TEXT ·slide32x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -65278,7 +69015,7 @@ store:
 	RET
 
 // func slide33x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide33x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -65296,6 +69033,13 @@ TEXT ·slide33x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -65407,7 +69151,7 @@ store:
 	RET
 
 // func slide34x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide34x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -65426,6 +69170,15 @@ TEXT ·slide34x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -65557,7 +69310,7 @@ store:
 	RET
 
 // func slide35x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide35x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -65577,6 +69330,17 @@ TEXT ·slide35x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -65725,7 +69489,7 @@ store:
 	RET
 
 // func slide36x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide36x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -65746,6 +69510,19 @@ TEXT ·slide36x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -65911,7 +69688,7 @@ store:
 	RET
 
 // func slide37x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide37x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -65933,6 +69710,21 @@ TEXT ·slide37x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -66115,7 +69907,7 @@ store:
 	RET
 
 // func slide38x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide38x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -66138,6 +69930,23 @@ TEXT ·slide38x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -66337,7 +70146,7 @@ store:
 	RET
 
 // func slide39x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide39x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -66361,6 +70170,25 @@ TEXT ·slide39x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -66580,7 +70408,7 @@ store:
 	RET
 
 // func slide310x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide310x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -66605,6 +70433,27 @@ TEXT ·slide310x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 
@@ -66841,7 +70690,7 @@ store:
 	RET
 
 // func slide311x1Y(p *product)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·slide311x1Y(SB), NOSPLIT, $0-8
 	MOVQ       p+0(FP), AX
 	MOVQ       192(AX), R9
@@ -66867,6 +70716,29 @@ TEXT ·slide311x1Y(SB), NOSPLIT, $0-8
 	LEAQ       (DX)(DX*2), SI
 	MOVQ       208(AX), R14
 	SHLQ       $0x02, R14
+	MOVQ       48(AX), R9
+	MOVQ       168(AX), R10
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
+	LEAQ       (R9)(R10*4), R9
+	PREFETCHT0 (R9)
 	TESTQ      CX, CX
 	JZ         done
 

@@ -208,6 +208,17 @@ func (k *kernels) frame(m, rows, nv int, mask, rest reg.VecPhysical, body func(b
 		k.MOVQ(at(args, bStepAt), bStep)
 		k.SHLQ(op.Imm(2), bStep)
 	}
+	// Where sums go may lie far away: it is fetched meanwhile.
+	k.MOVQ(at(args, productC), reg.R9)
+	k.MOVQ(at(args, ldcAt), reg.R10)
+	for i := range m {
+		for v := range nv {
+			k.PREFETCHT0(at(reg.R9, v*k.bytes))
+		}
+		if i < m-1 {
+			k.LEAQ(op.Mem{Base: reg.R9, Index: reg.R10, Scale: 4}, reg.R9)
+		}
+	}
 	k.TESTQ(left, left)
 	k.JZ(op.LabelRef("done"))
 
