@@ -61,6 +61,6 @@ func (j *Job) show(ctx context.Context, soft <-chan struct{}, ui UI) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(ui.Out, "\npicture: %s.png\n", filepath.Join(dir, pictureOf(shown.all[0])))
+	_, err = fmt.Fprintf(ui.Out, "\npicture: %s.png\n", filepath.Join(dir, pictureOf(shown.all[0], shown.all)))
 	return err
 }

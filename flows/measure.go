@@ -88,7 +88,7 @@ func (p *pictures) done(v *volume.Volume, row metrics.Row) error {
 		fmt.Sprintf("PSNR %.2f dB, SSIM %.4f, MAE %.1f HU", row.PSNR, row.SSIM, row.MAEHU),
 	}}
 	s.Planes(orig, recon, v.Dims, v.Scan.Spacing)
-	base := p.run.file(pictureOf(v.Scan))
+	base := p.run.file(pictureOf(v.Scan, p.run.data.all))
 	if err := os.MkdirAll(filepath.Dir(base), 0o755); err != nil {
 		return err
 	}
@@ -99,9 +99,18 @@ func (p *pictures) done(v *volume.Volume, row metrics.Row) error {
 	return err
 }
 
-// pictureOf is where a scan's pictures lie below the run's folder, without their endings.
-func pictureOf(s *volume.Scan) string {
-	return filepath.Join("pictures", strings.TrimSuffix(strings.TrimSuffix(filepath.FromSlash(s.ID), ".gz"), ".nii"))
+// pictureOf is where a scan's pictures lie below the run's folder, without what they end in. Scans that differ in their
+// endings alone keep them.
+func pictureOf(scan *volume.Scan, all []*volume.Scan) string {
+	stem := func(s *volume.Scan) string {
+		return strings.TrimSuffix(strings.TrimSuffix(filepath.FromSlash(s.ID), ".gz"), ".nii")
+	}
+	for _, s := range all {
+		if s.ID != scan.ID && stem(s) == stem(scan) {
+			return filepath.Join("pictures", filepath.FromSlash(scan.ID))
+		}
+	}
+	return filepath.Join("pictures", stem(scan))
 }
 
 // conclude prints the table of measures.

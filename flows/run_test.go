@@ -418,7 +418,7 @@ func TestRunTwice(t *testing.T) {
 	}
 	second := tiny(t, dir)
 	err := second.Run(t.Context(), nil, UI{Out: &bytes.Buffer{}, Err: &bytes.Buffer{}})
-	if ExitCode(err) != ExitUsage || !strings.Contains(err.Error(), "is training in "+dir) {
+	if ExitCode(err) != ExitUsage || !strings.Contains(err.Error(), "is running in "+dir) {
 		t.Error(err)
 	}
 	close(stop)
