@@ -1,6 +1,7 @@
 package main
 
 import (
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -15,6 +16,22 @@ func completeFile(_ *cobra.Command, args []string, word string) ([]string, cobra
 		return []string{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt
 	}
 	return completeKey(word)
+}
+
+// completeFirst completes FILE.yaml where a verb may stand as well, then key=value words. The shell would take verbs
+// beside a filter of file names for such filters; so the files are named here, and where there are none (a folder is
+// being typed) the shell completes paths.
+func completeFirst(c *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return completeFile(c, args, word)
+	}
+	var files []string
+	for _, ext := range []string{".yaml", ".yml"} {
+		if found, err := filepath.Glob(word + "*" + ext); err == nil { // a word may be a broken pattern
+			files = append(files, found...)
+		}
+	}
+	return files, cobra.ShellCompDirectiveDefault
 }
 
 // completeKey completes one key=value word: the key of any stage or block, then its choices.

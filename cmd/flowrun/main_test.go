@@ -205,6 +205,9 @@ func TestVersion(t *testing.T) {
 
 func TestCompletion(t *testing.T) {
 	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "pulmonary.yaml"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for args, want := range map[string]string{
 		"train.yaml\x00tile.m":        "tile.mode=\t",
 		"train.yaml\x00tile.mode=":    "tile.mode=random\ntile.mode=grid\n",
@@ -213,6 +216,7 @@ func TestCompletion(t *testing.T) {
 		"t.yaml\x00augment.rotate90=": "augment.rotate90=true\naugment.rotate90=false\n",
 		"help\x00shuf":                "shuffle\n",
 		"":                            "plan\t",
+		"p":                           "pulmonary.yaml\n:0\n", // beside plan and phantom: no filter of file names
 	} {
 		out, _, _ := flowrun(t, dir, append([]string{"__complete"}, strings.Split(args, "\x00")...)...)
 		if !strings.Contains(out, want) {

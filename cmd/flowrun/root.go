@@ -41,7 +41,7 @@ func rootCommand() *cobra.Command {
 		Args:              cobra.ArbitraryArgs, // checked below, where the errors teach
 		SilenceErrors:     true,
 		SilenceUsage:      true,
-		ValidArgsFunction: completeFile,
+		ValidArgsFunction: completeFirst,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usagef("", "which file? as in flowrun train.yaml")
