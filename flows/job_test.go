@@ -417,6 +417,14 @@ func TestHours(t *testing.T) {
 	}
 }
 
+func TestFigure(t *testing.T) {
+	for v, want := range map[float64]string{0.012345: "0.0123", 3.338: "3.34", 999: "999", 1083.4: "1083", 366619.6: "366620"} {
+		if got := figure(v); got != want {
+			t.Errorf("%g: got %s, want %s", v, got, want)
+		}
+	}
+}
+
 // TestFreezeNothing: a list without scans, as a damaged checkpoint might have it, is an error of the data.
 func TestFreezeNothing(t *testing.T) {
 	if _, err := mustLoad(t, "flow: [read: {scans: [x]}]").freeze(nil, nil); ExitCode(err) != ExitData {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -224,18 +225,27 @@ func (p *planner) time(ctx context.Context, o train.Options, patch [3]int) error
 	if timed != patch {
 		note = fmt.Sprintf(" (estimated from patches of %s)", list(timed))
 	}
-	p.line("time\t%.3g s a step, %.4g steps and %.4g patches an hour, without reading and validation%s", step, 3600/step, 3600/step*float64(options.Batch), note)
+	p.line("time\t%s s a step, %s steps and %s patches an hour, without reading and validation%s",
+		figure(step), figure(3600/step), figure(3600/step*float64(options.Batch)), note)
 	total := p.data.steps(o.Epochs, options.Batch)
 	switch {
 	case p.run.Hours > 0:
 		fit := int(p.run.Hours * 3600 / step)
-		p.line("  run.hours\t%g hours are about %d steps, %.3g epochs", p.run.Hours, fit, float64(fit)/float64(max(1, p.data.steps(1, options.Batch))))
+		p.line("  run.hours\t%g hours are about %d steps, %s epochs", p.run.Hours, fit, figure(float64(fit)/float64(max(1, p.data.steps(1, options.Batch)))))
 	case o.MaxSteps > 0 && o.MaxSteps < total:
 		p.line("  to finish\t%d steps (train.max_steps): %s", o.MaxSteps, hours(float64(o.MaxSteps)*step))
 	default:
 		p.line("  to finish\t%d steps of %d epochs: %s", total, o.Epochs, hours(float64(total)*step))
 	}
 	return nil
+}
+
+// figure says a number to three places, or whole where it has more, without an exponent where it is large.
+func figure(v float64) string {
+	if v >= 1000 {
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	}
+	return strconv.FormatFloat(v, 'g', 3, 64)
 }
 
 // hours says a time as people do.

@@ -38,7 +38,7 @@ func (f *frame) fields() []field {
 }
 
 // line is the live line in at most so many columns, and how many it takes. Where there is less room than it wants, the
-// bar gets shorter, and then parts go, the least needed first.
+// bar gets shorter, and then parts go, the least needed first; the bar outlives those that a log tells as well.
 func (f *frame) line(columns int) (string, int) {
 	type part struct {
 		text string
@@ -49,6 +49,7 @@ func (f *frame) line(columns int) (string, int) {
 		parts = append(parts, part{fmt.Sprintf(format, values...), need})
 	}
 	const bar = 1 // where the bar goes: after the first part
+	const shortest, longest, needed = 8, 30, 3
 	if s := f.step; s.Step > 0 {
 		if f.total > 0 {
 			add(9, "step %d/%d", s.Step, f.total)
@@ -79,16 +80,22 @@ func (f *frame) line(columns int) (string, int) {
 		}
 		return n
 	}
-	for room() < 0 && len(parts) > 1 {
+	for len(parts) > 1 {
 		least := 0
 		for i, p := range parts {
 			if p.need < parts[least].need {
 				least = i
 			}
 		}
+		want := 0
+		if f.total > 0 && f.step.Step > 0 && parts[least].need < needed {
+			want = shortest + 2
+		}
+		if room() >= want {
+			break
+		}
 		parts = append(parts[:least], parts[least+1:]...)
 	}
-	const shortest, longest = 8, 30
 	texts := make([]string, 0, len(parts)+1)
 	for i, p := range parts {
 		if n := min(longest, room()-2); i == bar && f.total > 0 && f.step.Step > 0 && n >= shortest {

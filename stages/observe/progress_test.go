@@ -131,6 +131,15 @@ func TestLiveLine(t *testing.T) {
 	}
 }
 
+// A terminal of the usual width has a bar, too.
+func TestLiveLineOf80Columns(t *testing.T) {
+	p, s, _ := terminal(80)
+	p.Step(someStep, 1000)
+	if got, want := s.text(), "step 300/1000  ━━━─────────  30%  epoch 2  loss 0.03125  psnr 31.50  23:20 left"; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
 func TestLiveLineFitsAnyWidth(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		columns := rapid.IntRange(0, 200).Draw(t, "columns")
