@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"iter"
 	"slices"
 	"strings"
@@ -356,6 +357,8 @@ func (w *wiring) encoder() func(context.Context, *volume.Volume) (*volume.Codes,
 	scratch := batch.NewScratch(w.job.workers())
 	cut := func(dst []float32, p *volume.Patch) error { return batch.Cut(dst, p, scratch) }
 	return func(ctx context.Context, v *volume.Volume) (*volume.Codes, error) {
+		w.at(v.Scan, "encoding")
+		defer w.progress.Status("")
 		c, err := infer.Encode(ctx, v, w.back.model, w.back.tiling, cut)
 		if err != nil {
 			return nil, err
@@ -397,7 +400,7 @@ func wireMerge(w *wiring, s *piece) {
 		o.Window = merge.Crop // tiles overlap by twice the receptive field: the middle is true on either side
 	}
 	w.slabs = pipe.Transform(w.outputs, s.label, func(ctx context.Context, in iter.Seq[*volume.Output]) iter.Seq2[*volume.Slab, error] {
-		return merge.Merge(in, o, w.grid, w.cut(ctx))
+		return merge.Merge(w.tell(in), o, w.grid, w.cut(ctx))
 	})
 }
 
@@ -416,6 +419,24 @@ func wireWrite(w *wiring, s *piece) {
 			}
 		}
 	})
+}
+
+// tell says of each output how far its scan is.
+func (w *wiring) tell(in iter.Seq[*volume.Output]) iter.Seq[*volume.Output] {
+	return func(yield func(*volume.Output) bool) {
+		defer w.progress.Status("")
+		for o := range in {
+			w.at(o.Volume.Scan, fmt.Sprintf("tile %d of %d", o.Tile+1, o.Tiles))
+			if !yield(o) {
+				return
+			}
+		}
+	}
+}
+
+// at says what is done to a scan.
+func (w *wiring) at(s *volume.Scan, what string) {
+	w.progress.Status(fmt.Sprintf("scan %d of %d, %s: %s", s.Index+1, len(w.data.all), s.ID, what))
 }
 
 // cut says whether the data is being cut short.

@@ -91,7 +91,7 @@ func (p *Progress) Status(text string) {
 	defer p.mu.Unlock()
 	if text != p.now.status {
 		p.now.status = text
-		p.fresh = p.fresh || text != ""
+		p.fresh = text != "" || p.fresh && p.now.step.Step > 0 // else there is nothing to go back to
 		p.show(false)
 	}
 }

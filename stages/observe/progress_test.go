@@ -263,6 +263,22 @@ func TestPipeHasJSONLinesOnly(t *testing.T) {
 	}
 }
 
+// A run without steps has its status alone to tell of, and nothing once that is over.
+func TestPipeWithoutSteps(t *testing.T) {
+	c := newClock()
+	var b strings.Builder
+	p := NewProgress(&b, ProgressOptions{Now: c.now})
+	for i := range 4 { // the last comes too soon after that before it
+		p.Status(fmt.Sprintf("scan %d", i))
+		c.wind(8 * time.Second)
+	}
+	p.Status("")
+	check(t, p.Close())
+	if n := strings.Count(b.String(), "\n"); n != 2 || !strings.Contains(b.String(), `"status":"scan 0"`) || !strings.Contains(b.String(), `"status":"scan 2"`) {
+		t.Errorf("%d lines:\n%s", n, b.String())
+	}
+}
+
 func TestQuietIsQuiet(t *testing.T) {
 	for _, tty := range []bool{false, true} {
 		var b strings.Builder
