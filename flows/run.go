@@ -355,7 +355,6 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options, t tile.Options) 
 			return fmt.Errorf("%s: %w", r.last, err)
 		}
 		l.Step, l.Cursor = snap.Step, snap.Cursor
-		l.Due = len(snap.Metrics) == 0 && snap.Step > 0 && snap.Step%o.Validate.Every == 0
 		if l.Hours > 0 {
 			total, _ = strconv.Atoi(snap.Meta["total"])
 		}
@@ -373,6 +372,7 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options, t tile.Options) 
 		workers: j.workers(), setAside: r.setAside, status: r.progress.Status})
 	if r.validator != nil {
 		l.Validate = r.validate
+		l.Due = snap != nil && len(snap.Metrics) == 0 && l.Step > 0 && (l.Step%o.Validate.Every == 0 || total > 0 && l.Step >= total)
 	} else {
 		r.log.Warn().Msg("no scan is held out: nothing is validated, and no checkpoint can be called the best")
 	}
@@ -413,7 +413,7 @@ func (r *run) meta(l *train.Loop) (map[string]string, error) {
 
 // carryOut runs the graph and says how it ended.
 func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
-	if l := r.loop; l != nil && l.Schedule.Steps > 0 && l.Step >= l.Schedule.Steps {
+	if l := r.loop; l != nil && l.Schedule.Steps > 0 && l.Step >= l.Schedule.Steps && !l.Due {
 		r.log.Info().Str("event", "done").Int("step", l.Step).Str("checkpoint", r.last).
 			Msg("already trained to its last step; raise train.epochs to go on")
 		return nil

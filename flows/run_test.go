@@ -162,6 +162,29 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// A run that was stopped in its last validation makes it when it goes on.
+func TestLastValidationIsMadeUp(t *testing.T) {
+	dir := t.TempDir()
+	job := func() *Job { return tiny(t, dir, validated, "train.max_steps=1") }
+	want, err := do(t, t.Context(), nil, job())
+	if err != nil || len(want.Metrics) == 0 {
+		t.Fatal(err, want.Metrics)
+	}
+	stopped := *want
+	stopped.Reason, stopped.Metrics = "stop", nil
+	store, err := checkpoint.Open(filepath.Join(dir, "checkpoints"), checkpoint.Options{Keep: 1, Best: "psnr"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Save(t.Context(), &stopped); err != nil {
+		t.Fatal(err)
+	}
+	got, err := do(t, t.Context(), nil, job())
+	if err != nil || got.Step != want.Step || !reflect.DeepEqual(got.Metrics, want.Metrics) {
+		t.Errorf("%v: step %d, %v, want %v", err, got.Step, got.Metrics, want.Metrics)
+	}
+}
+
 // TestRunStops stops and resumes runs at moments of all kinds, softly and at once: they end where the run does that
 // nobody stopped, bit for bit, whatever the number of workers.
 func TestRunStops(t *testing.T) {
