@@ -18,7 +18,7 @@ func (j *Job) engine(string) gpu.Engine { return cpu.New(j.workers()) }
 func (j *Job) sessionOptions(o train.Options, patch [3]int) vqgan.Options {
 	b, _ := option[batch.Options](j)
 	limit := o.Memory
-	if host := j.hostLimit(); limit == 0 || limit > host {
+	if host := j.hostLimit() - j.reserved; limit == 0 || limit > host {
 		limit = host
 	}
 	return vqgan.Options{Patch: patch, Batch: b.Size, MicroBatch: o.MicroBatch, Infer: 1, Loss: o.Loss, Codebook: o.Codebook,
@@ -34,8 +34,9 @@ func (j *Job) hostLimit() int64 {
 }
 
 // openSession opens the model on its device.
-func (j *Job) openSession(o train.Options, patch [3]int) (*vqgan.Session, gpu.Engine, error) {
+func (j *Job) openSession(d *data, o train.Options, patch [3]int) (*vqgan.Session, gpu.Engine, error) {
 	e := j.engine(o.Device)
+	j.reserve(e, d, o, patch)
 	s, err := vqgan.Open(e, j.model, j.sessionOptions(o, patch))
 	if err != nil {
 		return nil, nil, errors.Join(j.misfit(e, o, patch, err), e.Close())

@@ -26,6 +26,7 @@ type Job struct {
 	dirKey   string // by which the file names the run's folder
 	model    vqgan.Config
 	pieces   []*piece
+	reserved int64  // host memory that isn't the engine's; 0 until it is known
 	resolved []byte // the file with every default written out
 }
 

@@ -6,12 +6,14 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/flowrun/flowrun/gpu"
 	"github.com/flowrun/flowrun/stages/augment"
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/codes"
 	"github.com/flowrun/flowrun/stages/infer"
 	"github.com/flowrun/flowrun/stages/read"
 	"github.com/flowrun/flowrun/stages/shuffle"
+	"github.com/flowrun/flowrun/stages/train"
 	"github.com/flowrun/flowrun/stages/volume"
 )
 
@@ -23,6 +25,7 @@ type memory struct {
 	snapshot   int64 // the host copy that a checkpoint is written from
 	validation int64 // the held-out scan being measured, and its patches
 	scans      int64 // what is left for volumes: the pipe's budget
+	least      int64 // what volumes can't do without
 }
 
 func (m memory) String() string {
@@ -58,15 +61,32 @@ func (j *Job) divide(d *data, arena, snapshot int64, batches int64) (memory, err
 		}
 	}
 	big, most := largest(d.train, cost)
-	if need := int64(held) * most; need > m.scans {
+	m.least = int64(held) * most
+	if m.least > m.scans {
 		hint := "raise run.memory"
 		if room := m.scans/most - 1; windows > 0 && room >= windows {
 			hint = fmt.Sprintf("set shuffle.volumes to %d or less, or raise run.memory", room/windows)
 		}
 		return m, configErrorf("run.memory: too little: %s, but %d scans as large as %s (%s) are held at a time, %s: %s",
-			m, held, big.ID, size(most), size(need), hint)
+			m, held, big.ID, size(most), size(m.least), hint)
 	}
 	return m, nil
+}
+
+// reserve takes the memory of all that isn't the engine's from its limit, so that its planner leaves room for scans. Where
+// it can't, the limit stays, and divide says what is missing.
+func (j *Job) reserve(e gpu.Engine, d *data, o train.Options, patch [3]int) {
+	j.reserved = 0
+	plan, _ := j.plan(e, o, patch)
+	m := j.maker(patch)
+	if plan == nil || m == nil {
+		return
+	}
+	parts, _ := j.divide(d, 0, stateBytes(plan.Parameters, o.EMA > 0, j.model), m.Bytes())
+	j.reserved = parts.limit - parts.scans + parts.least
+	if _, err := j.plan(e, o, patch); err != nil {
+		j.reserved = 0
+	}
 }
 
 // maker returns the batch stage's buffers: one being filled, one on its way, one in training.

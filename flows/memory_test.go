@@ -14,6 +14,7 @@ import (
 
 	"github.com/flowrun/flowrun/stages/pipe"
 	"github.com/flowrun/flowrun/stages/read"
+	"github.com/flowrun/flowrun/stages/train"
 	"github.com/flowrun/flowrun/stages/volume"
 )
 
@@ -87,6 +88,40 @@ func TestDivide(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestReserve: the engine leaves room for scans where it can do with less, and says nothing of it where it can't.
+func TestReserve(t *testing.T) {
+	plan := func(limit int64) (total int64, err error) {
+		j := mustLoad(t, fmt.Sprintf(`
+run: {memory: %d}
+model: {hidden: 8, downsample: [2, 2, 2], codes: 16}
+flow: [read: {scans: [x]}, tile: {patch: [32, 32, 32]}, batch, train: {device: cpu}]
+`, limit))
+		e := j.engine("cpu")
+		defer func() { err = errors.Join(err, e.Close()) }()
+		o, _ := option[train.Options](j)
+		patch := [3]int{32, 32, 32}
+		d := &data{train: sized(20, 20)}
+		j.reserve(e, d, *o, patch)
+		p, err := j.plan(e, *o, patch)
+		if err != nil {
+			return 0, err
+		}
+		_, err = j.divide(d, p.Total, stateBytes(p.Parameters, o.EMA > 0, j.model), j.maker(patch).Bytes())
+		return p.Total, err
+	}
+	free, err := plan(1 << 30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tight, err := plan(free + 21*mib)
+	if err != nil || tight >= free {
+		t.Errorf("%d bytes of %d: %v", tight, free, err)
+	}
+	if _, err := plan(tight); ExitCode(err) != ExitUsage || !strings.Contains(err.Error(), "run.memory: too little") {
+		t.Error(err)
 	}
 }
 

@@ -116,6 +116,7 @@ func (p *planner) trained(w io.Writer, m modelKeys) error {
 func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch [3]int) error {
 	e := p.engine(o.Device)
 	defer func() { _ = e.Close() }()
+	p.reserve(e, p.data, o, patch)
 	options := p.sessionOptions(o, patch)
 	plan, err := vqgan.PlanFor(e, p.Job.model, options)
 	if plan == nil {
@@ -137,7 +138,7 @@ func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch
 	if err != nil {
 		return err
 	}
-	state := stateBytes(plan.Parameters, o.EMA > 0)
+	state := stateBytes(plan.Parameters, o.EMA > 0, p.Job.model)
 	batches := int64(0)
 	if m := p.maker(patch); m != nil {
 		batches = m.Bytes()
@@ -153,13 +154,13 @@ func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch
 	return p.time(ctx, o, patch)
 }
 
-// stateBytes is the size of a checkpoint's arrays but for the codebook: weights, two moments and maybe running means.
-func stateBytes(parameters int, ema bool) int64 {
-	n := int64(3)
+// stateBytes is the size of a checkpoint's arrays: weights, two moments and maybe running means; the codebook.
+func stateBytes(parameters int, ema bool, c vqgan.Config) int64 {
+	blocks := 3
 	if ema {
-		n++
+		blocks++
 	}
-	return n * 4 * int64(parameters)
+	return vqgan.StateBytes(c, blocks*parameters)
 }
 
 // bits is what it takes to tell so many codes apart.

@@ -333,7 +333,7 @@ func (r *run) refreeze(frozen []*volume.Scan, held string) (*data, error) {
 // openModel plans, opens and fills the engine's session, and the loop around it.
 func (r *run) openModel(snap *volume.Snapshot, o train.Options, t tile.Options) error {
 	j := r.job
-	session, engine, err := j.openSession(o, t.Patch)
+	session, engine, err := j.openSession(r.data, o, t.Patch)
 	if err != nil {
 		return err
 	}

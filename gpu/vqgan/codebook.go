@@ -44,10 +44,13 @@ type codebook struct {
 func newCodebook(codes, dim int, o CodebookOptions, perStep int, seed uint64) *codebook {
 	b := &codebook{codes: codes, dim: dim, decay: o.Decay, seed: seed,
 		vectors: make([]float32, codes*dim), n: make([]float32, codes), sum: make([]float32, codes*dim),
-		pool: make([]float32, max(codes, 1024)*dim), far: make([]float32, max(codes, 1024))}
+		pool: make([]float32, reservoir(codes)*dim), far: make([]float32, reservoir(codes))}
 	b.threshold = o.Restart * min(1, float64(perStep)/float64(4*codes))
 	return b
 }
+
+// reservoir is how many latents the codebook keeps.
+func reservoir(codes int) int { return max(codes, 1024) }
 
 func (b *codebook) slots() int { return len(b.far) }
 

@@ -126,10 +126,12 @@ func (s *Session) State() ([]Array, error) {
 }
 
 // StateBytes is the host memory of a State.
-func (s *Session) StateBytes() int64 {
-	per := int64(s.params.Count()) * int64(len(s.blocks()))
-	b := s.book
-	return 4 * (per + int64(len(b.vectors)+len(b.n)+len(b.sum)+len(b.pool)+len(b.far)) + 12)
+func (s *Session) StateBytes() int64 { return StateBytes(s.c, s.params.Count()*len(s.blocks())) }
+
+// StateBytes is the host memory of a State of the model, with so many elements in parameters, moments and running means.
+func StateBytes(c Config, elements int) int64 {
+	const counters = 12
+	return 4 * int64(elements+c.Codes*(2*c.Embedding+1)+reservoir(c.Codes)*(c.Embedding+1)+counters)
 }
 
 // SetState goes on from a State. Nothing changes unless all of it fits. With strict every array must be there and be known;
