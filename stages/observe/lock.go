@@ -26,7 +26,7 @@ func LockRun(dir string) (unlock func(), err error) {
 				who = fmt.Sprintf(" (pid %d)", pid)
 			}
 		}
-		return nil, fmt.Errorf("another flowrun%s is running in %s: choose another run.dir or stop it", who, dir)
+		return nil, fmt.Errorf("another flowrun%s is running in %s: choose another folder or stop it", who, dir)
 	}
 	// Who holds it is only told to people: a folder that can't be written to fails where it matters.
 	_ = os.WriteFile(path, fmt.Appendf(nil, "%d\n", os.Getpid()), 0o666)

@@ -102,7 +102,7 @@ func TestLockRun(t *testing.T) {
 	dir := t.TempDir()
 	unlock, err := LockRun(dir)
 	check(t, err)
-	if _, err := LockRun(dir); err == nil || !regexp.MustCompile(`^another flowrun \(pid \d+\) is running in .+: choose another run.dir or stop it$`).MatchString(err.Error()) {
+	if _, err := LockRun(dir); err == nil || !regexp.MustCompile(`^another flowrun \(pid \d+\) is running in .+: choose another folder or stop it$`).MatchString(err.Error()) {
 		t.Errorf("got %v", err)
 	}
 	unlock()
