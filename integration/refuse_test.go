@@ -172,7 +172,7 @@ func TestTwoRunsInOneFolder(t *testing.T) {
 	if !first.until(func() bool { return p.reached("run") > 0 }) {
 		t.Fatal(first.stderr.String())
 	}
-	p.refused(2, []string{"train.yaml"}, "run.dir: another flowrun (pid ", "is running in run", "choose another run.dir or stop it")
+	p.refused(2, []string{"train.yaml"}, "run.dir: another flowrun (pid ", "is running in run", "choose another folder or stop it")
 	first.kill()
 	p.must("train.yaml")
 }
