@@ -346,6 +346,16 @@ func TestRunFails(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	t.Run("a validation finds the weights broken", func(t *testing.T) {
+		dir := t.TempDir()
+		if _, err := do(t, t.Context(), nil, tiny(t, dir, validated, "train.max_steps=3")); err != nil {
+			t.Fatal(err)
+		}
+		last, err := do(t, t.Context(), nil, tiny(t, dir, validated, "train.validate.every=4", "train.lr=1e30", "train.clip=0", "checkpoint.every=4"))
+		if ExitCode(err) != ExitDiverged || last.Step != 3 || !strings.HasPrefix(err.Error(), "train: validate: step 4 diverged: ") {
+			t.Errorf("%v, kept step %d", err, last.Step)
+		}
+	})
 	t.Run("the loss diverges", func(t *testing.T) {
 		dir := t.TempDir()
 		if _, err := do(t, t.Context(), nil, tiny(t, dir, "train.max_steps=3")); err != nil {

@@ -141,6 +141,9 @@ func (v *validator) measure(ctx context.Context) (map[string]float64, *picture, 
 			prefix = "val/ema_"
 		}
 		r := p.meter.Result()
+		if l1 := r.L1; patches > 0 && !p.ema && (math.IsNaN(l1) || math.IsInf(l1, 0)) { // no checkpoint is to keep such weights
+			return nil, nil, &vqgan.NonFiniteError{What: "the reconstruction"}
+		}
 		for name, x := range map[string]float64{
 			"recon_loss": r.L1, "psnr": r.PSNR, "psnr_mean": r.PSNRMean, "psnr_body": r.PSNRBody, "ssim": r.SSIM, "mae_hu": r.MAEHU,
 			"perplexity": p.usage.Perplexity(), "codebook_usage": p.usage.Share(),

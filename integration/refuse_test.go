@@ -101,8 +101,8 @@ func TestResumeIsRefusedOrChosen(t *testing.T) {
 	}{
 		{"model.hidden=8", []string{"model.hidden: is 8", "step-00000012.safetensors was trained with 4", "choose another run.dir", "train.init"}},
 		{"run.seed=8", []string{"run.seed: is 8", "was trained with 7"}},
-		{"tile.patch=[8,8,8]", []string{"tile: is ", "choose another run.dir"}},
-		{"augment.flip=[]", []string{"augment: is "}},
+		{"tile.patch=[8,8,8]", []string{"tile.patch: is [8,8,8]", "choose another run.dir"}},
+		{"augment.flip=[]", []string{"augment.flip: is []"}},
 		{"batch.size=2", []string{"batch.size: is 2", "was trained with 3"}},
 		{"run.resume=never", []string{"run.resume: never, but run holds checkpoints up to step 12", "choose another run.dir"}},
 		{"run.resume=none.safetensors", []string{"run.resume: none.safetensors: no such checkpoint"}},

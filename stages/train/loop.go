@@ -34,13 +34,21 @@ type Step struct {
 
 // DivergedError ends a run whose loss is no longer a number. The state before the step is kept.
 type DivergedError struct {
-	Step int
-	Tags []volume.Tag
-	Err  *vqgan.NonFiniteError
+	Step  int
+	First bool         // of a run that went on from a checkpoint, which is of no use then
+	Tags  []volume.Tag // none where a validation found it
+	Err   *vqgan.NonFiniteError
 }
 
 func (e *DivergedError) Error() string {
-	return fmt.Sprintf("step %d diverged on %s: %s isn't finite; continue from the last checkpoint with a lower train.lr", e.Step, e.Tags[0], e.Err.What)
+	on, hint := "", "continue from the last checkpoint with a lower train.lr"
+	if len(e.Tags) > 0 {
+		on = " on " + e.Tags[0].String()
+	}
+	if e.First {
+		hint = "the checkpoint had diverged already: set run.resume to the one before it, and a lower train.lr"
+	}
+	return fmt.Sprintf("step %d diverged%s: %s isn't finite; %s", e.Step, on, e.Err.What, hint)
 }
 
 func (e *DivergedError) Unwrap() error { return e.Err }
@@ -63,8 +71,9 @@ type Loop struct {
 	Cursor volume.Cursor
 	Due    bool // a stop cut the validation at Step short: it is made before the next step
 
-	tags []volume.Tag
-	slot chan struct{}
+	first int // Step when Run began
+	tags  []volume.Tag
+	slot  chan struct{}
 }
 
 // pace is how many steps are timed, and unpaced how many before them are not, before Hours becomes a number of steps. A
@@ -76,7 +85,8 @@ const pace, unpaced = 10, 2
 func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*volume.Snapshot, error] {
 	return func(yield func(*volume.Snapshot, error) bool) {
 		l.slot = make(chan struct{}, 1)
-		first, saved := l.Step, l.Step
+		l.first = l.Step
+		saved := l.Step
 		start := time.Now()
 		last, validated := start, l.Step
 		var timed time.Duration
@@ -92,6 +102,9 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 				case err != nil && ctx.Err() == nil && l.stopped():
 					reason = "stop" // cut short: nothing was measured
 				case err != nil:
+					if what, ok := errors.AsType[*vqgan.NonFiniteError](err); ok {
+						err = &DivergedError{Step: l.Step, Err: what}
+					}
 					yield(nil, fmt.Errorf("validate: %w", err))
 					return false
 				default:
@@ -128,7 +141,7 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 				now := time.Now()
 				st.Seconds = now.Sub(last).Seconds()
 				pacing := l.Hours > 0 && l.Schedule.Steps == 0
-				if pacing && l.Step-first > unpaced {
+				if pacing && l.Step-l.first > unpaced {
 					timed += now.Sub(last)
 				}
 				last, st.Total = now, l.Schedule.Steps
@@ -138,7 +151,7 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 				if l.finished() {
 					break
 				}
-				if pacing && l.Step-first == unpaced+pace {
+				if pacing && l.Step-l.first == unpaced+pace {
 					each := timed / pace
 					if began := time.Now(); l.Validate != nil {
 						if !emit("validate", true) {
@@ -213,7 +226,7 @@ func (l *Loop) step(b *volume.Batch) (Step, error) {
 	stats, err := l.Model.Step(b.Input, b.Target, n, lr)
 	if err != nil {
 		if what, ok := errors.AsType[*vqgan.NonFiniteError](err); ok {
-			return Step{}, &DivergedError{Step: l.Step + 1, Tags: b.Tags, Err: what}
+			return Step{}, &DivergedError{Step: l.Step + 1, First: l.Step == l.first && l.first > 0, Tags: b.Tags, Err: what}
 		}
 		return Step{}, fmt.Errorf("step %d on %s: %w", l.Step+1, b.Tags[0], err)
 	}

@@ -384,6 +384,24 @@ func TestLoopDiverges(t *testing.T) {
 	}
 }
 
+// TestLoopDivergesUnseen: a step that breaks the weights is found by the validation before they are kept, or else by the
+// first step from the checkpoint that keeps them.
+func TestLoopDivergesUnseen(t *testing.T) {
+	nan := &vqgan.NonFiniteError{Step: 4, What: "the reconstruction"}
+	l := &train.Loop{Every: 2, EveryVal: 4, Model: &model{}, Validate: func(context.Context, int) (map[string]float64, error) { return nil, nan }}
+	got, err := run(t.Context(), l, newFeed(5).from(0))
+	if want := "validate: step 4 diverged: the reconstruction isn't finite; continue from the last checkpoint with a lower train.lr"; err == nil || err.Error() != want {
+		t.Errorf("got %v", err)
+	}
+	if want := []shot{{2, "every", false}}; !slices.Equal(got, want) {
+		t.Errorf("got %v", got)
+	}
+	l = &train.Loop{Step: 4, Model: &model{step: func(int) error { return nan }}}
+	if _, err = run(t.Context(), l, newFeed(5).from(0)); err == nil || !strings.Contains(err.Error(), "set run.resume to the one before it") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // TestLoopOneSnapshot has a consumer that is slow to write: the next snapshot waits until the one before is released.
 func TestLoopOneSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
