@@ -110,7 +110,11 @@ func (r *rig) normAct(t fataler, n gpu.Norm, d gpu.Dims, x, gamma, beta, dy, add
 	stats := r.alloc(r.e.NormStats(n, d))
 	ty, again := r.tensor(d, halo, pad), r.tensor(d, halo, pad)
 	r.e.NormAct(n, tx, pg, pb, stats, ty)
-	near(t, "y", r.get(ty), refNormAct(n, d, x, gamma, beta), nil, 4e-6)
+	tolY := 4e-6
+	if n.Groups > 0 { // sums of a group in float32, about a voxel that may lie some deviations from its mean
+		tolY = 3e-5
+	}
+	near(t, "y", r.get(ty), refNormAct(n, d, x, gamma, beta), nil, tolY)
 	r.checkHalo(t, "y", ty)
 	r.e.NormActApply(n, tx, pg, pb, stats, again)
 	equal(t, "y recomputed", r.get(again), r.get(ty))
