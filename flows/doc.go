@@ -2,6 +2,7 @@
 // that neighbours fit, the wiring on stages/pipe, and what the stages demand of one another.
 //
 // Reading order: table.go (the stages), job.go (from file to Job), run.go (one run from lock to outcome), graph.go (the
-// wiring), data.go (which scans, in which order), replay.go (resuming in mid-epoch), validate.go; plan.go, demo.go,
+// wiring), data.go (which scans, in which order), replay.go (resuming in mid-epoch), validate.go and whole.go; adopt.go
+// (what a trained model's checkpoint decides), infer.go, codes.go and measure.go (the way back); plan.go, demo.go,
 // phantoms.go and inspect.go are the verbs beside the run.
 package flows
