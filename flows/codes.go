@@ -32,6 +32,7 @@ func wireSave(w *wiring, s *piece) {
 		if err != nil {
 			return nil, err
 		}
+		w.back.written.Add(1)
 		w.log.Info().Str("event", "written").Str("scan", c.Scan.ID).Str("path", path).Int("codes", len(c.Index)).Msg("written")
 		return c, nil
 	})

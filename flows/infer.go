@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/flowrun/flowrun/gpu"
 	"github.com/flowrun/flowrun/gpu/vqgan"
@@ -32,6 +33,8 @@ type back struct {
 	tiling infer.Tiling
 	names  map[string]string // of the files written, by scan
 	study  *metrics.Study    // nil without measure
+
+	written atomic.Int64 // files
 
 	mu    sync.Mutex
 	grids map[string]merge.Grid // of the scans being decoded
@@ -258,6 +261,7 @@ func wireWrite(w *wiring, s *piece) {
 		return func(yield func(string, error) bool) {
 			for f, err := range write.Write(in, o, w.back.names, restore, w.cut(ctx)) {
 				if err == nil {
+					w.back.written.Add(1)
 					w.log.Info().Str("event", "written").Str("scan", f.Scan).Str("path", f.Path).Int64("bytes", f.Bytes).Msg("written")
 				}
 				if !yield(f.Path, err) {

@@ -367,6 +367,9 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options, t tile.Options) 
 			return configErrorf("train.init: %s: %w", o.Init, err)
 		}
 	}
+	if total > 0 && o.Warmup >= total {
+		r.log.Warn().Int("warmup", o.Warmup).Int("steps", total).Msg("train.warmup is longer than the run: the learning rate never gets to train.lr")
+	}
 	l.Schedule = optim.Schedule{LR: o.LR, Warmup: o.Warmup, Steps: total, Cosine: o.Schedule == "cosine"}
 	r.validator = j.newValidator(session, r.data, validateOptions{patch: t.Patch, limit: o.Validate.Patches, whole: o.Validate.Whole, ema: o.EMA > 0,
 		workers: j.workers(), setAside: r.setAside, status: r.progress.Status})
@@ -433,7 +436,7 @@ func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
 	}
 	select {
 	case <-g.Stopping():
-		if r.loop == nil || r.loop.Schedule.Steps == 0 || r.loop.Step < r.loop.Schedule.Steps {
+		if !r.complete() {
 			return fmt.Errorf("%w; %s", ErrInterrupted, r.lastCheckpoint())
 		}
 	default:
@@ -443,6 +446,14 @@ func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
 	}
 	r.done()
 	return nil
+}
+
+// complete says that a stop came when there was nothing left to do.
+func (r *run) complete() bool {
+	if r.back != nil {
+		return r.back.written.Load() == int64(len(r.data.all)-r.quarantine.Len())
+	}
+	return r.loop != nil && r.loop.Schedule.Steps > 0 && r.loop.Step >= r.loop.Schedule.Steps
 }
 
 func (r *run) lastCheckpoint() string {
