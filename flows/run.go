@@ -367,7 +367,7 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options, t tile.Options) 
 			return configErrorf("train.init: %s: %w", o.Init, err)
 		}
 	}
-	if total > 0 && o.Warmup >= total {
+	if total > 0 && o.Warmup > total {
 		r.log.Warn().Int("warmup", o.Warmup).Int("steps", total).Msg("train.warmup is longer than the run: the learning rate never gets to train.lr")
 	}
 	l.Schedule = optim.Schedule{LR: o.LR, Warmup: o.Warmup, Steps: total, Cosine: o.Schedule == "cosine"}
