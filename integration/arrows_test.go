@@ -31,6 +31,7 @@ var house = []struct{ room, may string }{
 	{"stages/read", "stages/nifti stages/volume"},
 	{"stages/train", "stages/volume gpu gpu/nn gpu/optim gpu/vqgan"},
 	{"stages/infer", "stages/volume gpu gpu/vqgan"},
+	{"stages/torch", "stages/safetensors stages/volume"},
 	{"stages/write", "stages/nifti stages/volume"},
 	{"stages/volume", ""},
 	{"stages/*", "stages/volume"},
