@@ -95,6 +95,10 @@ func inspect(w io.Writer, path string) error {
 	return flows.Inspect(w, path)
 }
 
+func export(ctx context.Context, w io.Writer, from, to string, o flows.ExportOptions) error {
+	return flows.Export(ctx, w, from, to, o)
+}
+
 // documents are the stages in the order in which data meets them, then the blocks.
 func documents() (stages, blocks []flows.StageDoc) {
 	return flows.StageDocs(), flows.BlockDocs()
