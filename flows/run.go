@@ -453,7 +453,8 @@ func (r *run) complete() bool {
 	if r.back != nil {
 		return r.back.written.Load() == int64(len(r.data.all)-r.quarantine.Len())
 	}
-	return r.loop != nil && r.loop.Schedule.Steps > 0 && r.loop.Step >= r.loop.Schedule.Steps
+	l := r.loop
+	return l != nil && l.Schedule.Steps > 0 && l.Step >= l.Schedule.Steps && !l.Due
 }
 
 func (r *run) lastCheckpoint() string {

@@ -69,7 +69,7 @@ type Loop struct {
 	// Where the loop is; set to resume.
 	Step   int
 	Cursor volume.Cursor
-	Due    bool // a stop cut the validation at Step short: it is made before the next step
+	Due    bool // a stop cut the validation at Step short: the loop that goes on makes it before its next step
 
 	first int // Step when Run began
 	tags  []volume.Tag
@@ -100,7 +100,7 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 				metrics, err = l.validate(ctx)
 				switch {
 				case err != nil && ctx.Err() == nil && l.stopped():
-					reason = "stop" // cut short: nothing was measured
+					reason, l.Due = "stop", true // cut short: nothing was measured
 				case err != nil:
 					if what, ok := errors.AsType[*vqgan.NonFiniteError](err); ok {
 						err = &DivergedError{Step: l.Step, Err: what}
@@ -108,7 +108,7 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 					yield(nil, fmt.Errorf("validate: %w", err))
 					return false
 				default:
-					validated = l.Step
+					validated, l.Due = l.Step, false
 				}
 			}
 			s, err := l.snapshot(ctx, reason, metrics)

@@ -541,13 +541,13 @@ func TestLoopStopsInAValidation(t *testing.T) {
 			return nil, context.Cause(ctx)
 		}
 		shots, err := run(t.Context(), l, newFeed(9).from(0))
-		if want := []shot{{2, "stop", false}}; err != nil || !slices.Equal(shots, want) {
-			t.Fatalf("got %v, %v (want %v)", shots, err, want)
+		if want := []shot{{2, "stop", false}}; err != nil || !slices.Equal(shots, want) || !l.Due {
+			t.Fatalf("got %v, %v, due %v (want %v, due)", shots, err, l.Due, want)
 		}
 		l = &train.Loop{Model: &model{steps: 2}, Step: 2, Due: true, EveryVal: 20, Validate: measured, Schedule: optim.Schedule{LR: 1, Steps: 3}}
 		shots, err = run(t.Context(), l, newFeed(9).from(2))
-		if want := []shot{{2, "validate", true}, {3, "end", true}}; err != nil || !slices.Equal(shots, want) {
-			t.Fatalf("got %v, %v (want %v)", shots, err, want)
+		if want := []shot{{2, "validate", true}, {3, "end", true}}; err != nil || !slices.Equal(shots, want) || l.Due {
+			t.Fatalf("got %v, %v, due %v (want %v)", shots, err, l.Due, want)
 		}
 	})
 }
