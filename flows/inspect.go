@@ -7,24 +7,29 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/flowrun/flowrun/stages/checkpoint"
 	"github.com/flowrun/flowrun/stages/nifti"
+	"github.com/flowrun/flowrun/stages/torch"
 )
 
-// Inspect says what a safetensors file or a NIfTI image holds, and whether a checkpoint verifies.
+// Inspect says what a safetensors file, a file of torch.save or a NIfTI image holds, and whether a checkpoint verifies.
 func Inspect(w io.Writer, path string) error {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return configErrorf("%s: no such file", path)
 	}
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	var err error
-	if strings.HasSuffix(path, ".safetensors") {
+	switch filepath.Ext(path) {
+	case ".safetensors":
 		err = inspectCheckpoint(t, path)
-	} else {
+	case ".pth", ".pt", ".ckpt":
+		err = inspectTorch(t, path)
+	default:
 		err = inspectImage(t, path)
 	}
 	if err != nil {
@@ -62,6 +67,18 @@ func inspectCheckpoint(w io.Writer, path string) error {
 	}
 	row("checksum", "verified")
 	return nil
+}
+
+// inspectTorch lists the tensors of a file that torch.save wrote. Nothing of its pickle is run.
+func inspectTorch(w io.Writer, path string) error {
+	f, err := torch.Open(path)
+	if err != nil {
+		return err
+	}
+	for _, t := range f.Tensors {
+		_, _ = fmt.Fprintf(w, "%s\t%v %s\n", t.Name, t.Shape, t.DType)
+	}
+	return f.Close()
 }
 
 func inspectImage(w io.Writer, path string) error {

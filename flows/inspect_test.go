@@ -114,3 +114,13 @@ func TestInspectFails(t *testing.T) {
 		}
 	}
 }
+
+func TestInspectTorch(t *testing.T) {
+	got, err := inspect(t, filepath.Join("..", "stages", "torch", "testdata", "small.pth"))
+	if err != nil || !strings.Contains(got, "F32") {
+		t.Errorf("%v\n%s", err, got)
+	}
+	if _, err := inspect(t, filepath.Join(t.TempDir(), "a.pth")); ExitCode(err) != ExitUsage {
+		t.Errorf("a file that isn't there: %v", err)
+	}
+}
