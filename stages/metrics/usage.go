@@ -70,9 +70,3 @@ func (u *Usage) Join(o *Usage) {
 	}
 	u.total += o.total
 }
-
-// Reset forgets all codes.
-func (u *Usage) Reset() {
-	clear(u.counts)
-	u.total = 0
-}
