@@ -9,6 +9,9 @@
 // Determinism. Every op's result depends on its operands and their shapes only: never on the number of threads or on
 // timing. What a convolution gives at one output voxel doesn't depend on the extent of the tensor around it.
 //
+// Numbers that change from one run of a program to the next (scale, in most ops) are floats in the arena, so that the same
+// calls can be made again, or recorded once.
+//
 // Errors. Ops have no error results: wrong shapes are found when a program is built, so an op that meets one panics, and a
 // device that fails does so at Sync. Offsets are bytes in the arena, multiples of Align.
 package gpu
@@ -37,11 +40,23 @@ const (
 	Replicate
 )
 
+// Type is how a tensor's elements are stored.
+type Type uint8
+
+// The types. Parameters, statistics, losses and codebooks are always Float32.
+const (
+	Float32 Type = iota
+	BFloat16
+)
+
+func (t Type) String() string { return [...]string{"float32", "bfloat16"}[t] }
+
 // Tensor is an activation or a gradient in the arena. Every op that writes a tensor also fills its halo according to Pad.
 type Tensor struct {
 	Dims
 	Halo int     // columns in front of and behind each row
 	Pad  Padding // what the halo holds
+	Type Type
 	At   Ptr
 }
 
@@ -58,6 +73,7 @@ type Conv struct {
 	K, S, Lo   [3]int // z, y, x
 	Transposed bool
 	Pad        Padding
+	Type       Type // of the input, and of what is multiplied; sums are float32
 }
 
 // Halo is the halo that the input of the convolution must have along W: what its taps can reach.
@@ -127,8 +143,10 @@ type Engine interface {
 	Codes(dst []int32, src Ptr)
 	// Fill sets n floats to a value.
 	Fill(dst Ptr, n int, value float32)
+	// Native is the type of activations that nothing asks to be float32.
+	Native() Type
 	// Bytes is the storage of a tensor.
-	Bytes(d Dims, halo int) int64
+	Bytes(d Dims, halo int, t Type) int64
 	// WriteTensor stores dense [N, D, H, W, C] data; ReadTensor is its inverse.
 	WriteTensor(dst Tensor, src []float32)
 	ReadTensor(dst []float32, src Tensor)
@@ -163,15 +181,15 @@ type Engine interface {
 	Quantize(k Quantizer, z Tensor, codebook, idx Ptr, q Tensor, counts, sums, loss, workspace Ptr)
 	QuantizeWork(k Quantizer, d Dims) int64
 	// QuantizeGrad writes dz = dq + scale*(z - codebook[idx]): the straight-through gradient and that of the commitment
-	// loss. dz may be dq's memory.
-	QuantizeGrad(k Quantizer, z Tensor, codebook, idx Ptr, dq Tensor, scale float32, dz Tensor)
+	// loss. dz may be dq's memory; dq may be nil for none.
+	QuantizeGrad(k Quantizer, z Tensor, codebook, idx Ptr, dq *Tensor, scale Ptr, dz Tensor)
 	// Lookup writes q = codebook[idx].
 	Lookup(k Quantizer, codebook, idx Ptr, q Tensor)
 
 	// ReconLoss compares a reconstruction with its target. It writes to out four floats: mean |y-t|, mean (y-t)², mean
-	// (clip(y)-clip(t))² with clip to [-1, 1], and the count of voxels whose y isn't finite; and, where dy isn't nil, the gradient
-	// scale*(l1*sign(y-t) + l2*2*(y-t))/len. dy may be y's memory. workspace is LossWork bytes.
-	ReconLoss(y, t Tensor, l1, l2, scale float32, dy *Tensor, out, workspace Ptr)
+	// (clip(y)-clip(t))² with clip to [-1, 1], and the count of voxels whose y isn't finite; and, where dy isn't nil (scale may
+	// be -1 where it is), the gradient scale*(l1*sign(y-t) + l2*2*(y-t))/len. dy may be y's memory. workspace is LossWork bytes.
+	ReconLoss(y, t Tensor, l1, l2 float32, scale Ptr, dy *Tensor, out, workspace Ptr)
 	LossWork(d Dims) int64
 
 	// Add writes y = a + b; y may be either.

@@ -58,7 +58,7 @@ func everything(t *testing.T, e *Engine) []uint32 {
 		return p
 	}
 	tensor := func(d gpu.Dims, halo int, pad gpu.Padding) gpu.Tensor {
-		x := gpu.Tensor{Dims: d, Halo: halo, Pad: pad, At: alloc(e.Bytes(d, halo))}
+		x := gpu.Tensor{Dims: d, Halo: halo, Pad: pad, At: alloc(e.Bytes(d, halo, gpu.Float32))}
 		v := make([]float32, d.Len())
 		for i := range v {
 			v[i] = float32(rng.NormFloat64())

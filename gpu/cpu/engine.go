@@ -235,8 +235,14 @@ func (e *Engine) Fill(dst gpu.Ptr, n int, value float32) {
 	})
 }
 
+// Native is gpu.Float32, the only type there is here.
+func (e *Engine) Native() gpu.Type { return gpu.Float32 }
+
 // Bytes is N*D*H*(W+2*halo)*C floats, rounded up to Align.
-func (e *Engine) Bytes(d gpu.Dims, halo int) int64 {
+func (e *Engine) Bytes(d gpu.Dims, halo int, t gpu.Type) int64 {
+	if t != gpu.Float32 {
+		panic(fmt.Sprintf("cpu: a tensor of %v", t))
+	}
 	return bytesOf(d.N * d.D * d.H * (d.W + 2*halo) * d.C)
 }
 

@@ -13,7 +13,7 @@ type lossSums [4]float64
 func (e *Engine) LossWork(d gpu.Dims) int64 { return bytesOf(2 * 4 * e.rowChunks(d)) }
 
 // ReconLoss compares y with t.
-func (e *Engine) ReconLoss(y, t gpu.Tensor, l1, l2, scale float32, dy *gpu.Tensor, out, workspace gpu.Ptr) {
+func (e *Engine) ReconLoss(y, t gpu.Tensor, l1, l2 float32, scale gpu.Ptr, dy *gpu.Tensor, out, workspace gpu.Ptr) {
 	same(y, t)
 	gy, gt := e.grid(y), e.grid(t)
 	var gdy grid
@@ -22,7 +22,10 @@ func (e *Engine) ReconLoss(y, t gpu.Tensor, l1, l2, scale float32, dy *gpu.Tenso
 		inPlace(y, *dy)
 		gdy = e.grid(*dy)
 	}
-	per := scale / float32(y.Len())
+	var per float32
+	if dy != nil {
+		per = e.floats(scale, 1)[0] / float32(y.Len())
+	}
 	parts := e.doubles(workspace, 4*e.rowChunks(y.Dims))
 	e.eachRows(y.Dims, func(own *scratch, chunk, r0, r1 int) {
 		var s lossSums

@@ -136,22 +136,32 @@ func nearestGo(_ *scratch, idx []int32, z, packed, half []float32) {
 	}
 }
 
-// QuantizeGrad writes dz = dq + scale*(z - codebook[idx]).
-func (e *Engine) QuantizeGrad(k gpu.Quantizer, z gpu.Tensor, codebook, idx gpu.Ptr, dq gpu.Tensor, scale float32, dz gpu.Tensor) {
+// QuantizeGrad writes dz = dq + scale*(z - codebook[idx]), dq 0 where it is nil.
+func (e *Engine) QuantizeGrad(k gpu.Quantizer, z gpu.Tensor, codebook, idx gpu.Ptr, dq *gpu.Tensor, scale gpu.Ptr, dz gpu.Tensor) {
 	checkCodes(k, z)
-	same(z, dq)
 	same(z, dz)
-	inPlace(dq, dz)
-	gz, gdq, gdz := e.grid(z), e.grid(dq), e.grid(dz)
+	gz, gdz := e.grid(z), e.grid(dz)
+	var gdq grid
+	if dq != nil {
+		same(z, *dq)
+		inPlace(*dq, dz)
+		gdq = e.grid(*dq)
+	}
+	by := e.floats(scale, 1)[0]
 	codes, index := e.floats(codebook, k.Codes*k.Dim), e.ints(idx, z.Voxels())
 	e.eachRows(z.Dims, func(_ *scratch, _, r0, r1 int) {
 		for r := r0; r < r1; r++ {
-			vz, vdq, vdz := gz.inner(r), gdq.inner(r), gdz.inner(r)
+			vz, vdz := gz.inner(r), gdz.inner(r)
+			if dq != nil {
+				copy(vdz, gdq.inner(r))
+			} else {
+				clear(vdz)
+			}
 			for w, i := range index[r*z.W : (r+1)*z.W] {
 				code := codes[int(i)*k.Dim:][:k.Dim]
 				for j, c := range code {
 					at := w*k.Dim + j
-					vdz[at] = vdq[at] + scale*(vz[at]-c)
+					vdz[at] += by * (vz[at] - c)
 				}
 			}
 			gdz.fillHalo(r)

@@ -129,8 +129,8 @@ func Bench(b *testing.B, open func() gpu.Engine) {
 	one := gpu.Dims{N: 16, D: 32, H: 64, W: 64, C: 1}
 	run("ReconLoss", "GB/s", 3*size*int64(one.Len())/int64(d.Len()), func(r *rig) func() {
 		y, t, dy := r.put(one, 1, gpu.Zero, random(rng, one.Len())), r.put(one, 1, gpu.Zero, random(rng, one.Len())), r.tensor(one, 1, gpu.Zero)
-		out, work := r.alloc(16), r.alloc(r.e.LossWork(one))
-		return func() { r.e.ReconLoss(y, t, 1, 1, 1, &dy, out, work) }
+		out, work, scale := r.alloc(16), r.alloc(r.e.LossWork(one)), r.floats([]float64{1})
+		return func() { r.e.ReconLoss(y, t, 1, 1, scale, &dy, out, work) }
 	})
 	const params = 4 << 20
 	run("Adam", "GB/s", 9*4*params, func(r *rig) func() {

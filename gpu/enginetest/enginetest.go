@@ -96,7 +96,7 @@ func (r *rig) read(p gpu.Ptr, n int) []float64 {
 
 // tensor allocates a tensor.
 func (r *rig) tensor(d gpu.Dims, halo int, pad gpu.Padding) gpu.Tensor {
-	return gpu.Tensor{Dims: d, Halo: halo, Pad: pad, At: r.alloc(r.e.Bytes(d, halo))}
+	return gpu.Tensor{Dims: d, Halo: halo, Pad: pad, Type: gpu.Float32, At: r.alloc(r.e.Bytes(d, halo, gpu.Float32))}
 }
 
 // put allocates a tensor and stores v.

@@ -97,14 +97,20 @@ func testQuantize(t *testing.T, r *rig) {
 		r.checkHalo(t, "looked up", tl)
 
 		dq := random(rng, d.Len())
-		tdq, tdz := r.put(d, 0, gpu.Zero, dq), r.tensor(d, 1, gpu.Zero)
-		r.e.QuantizeGrad(k, tz, pb, idx, tdq, 0.25, tdz)
+		tdq, tdz, scale := r.put(d, 0, gpu.Zero, dq), r.tensor(d, 1, gpu.Zero), r.floats([]float64{0.25})
+		alone := make([]float64, d.Len())
+		for i := range alone {
+			alone[i] = 0.25 * (z[i] - want[i])
+		}
+		r.e.QuantizeGrad(k, tz, pb, idx, nil, scale, tdz)
+		near(t, "dz of the commitment alone", r.get(tdz), alone, nil, 1e-6)
+		r.e.QuantizeGrad(k, tz, pb, idx, &tdq, scale, tdz)
 		for i := range dq {
-			dq[i] += 0.25 * (z[i] - want[i])
+			dq[i] += alone[i]
 		}
 		near(t, "dz", r.get(tdz), dq, nil, 1e-6)
 		r.checkHalo(t, "dz", tdz)
-		r.e.QuantizeGrad(k, tz, pb, idx, tdq, 0.25, tdq)
+		r.e.QuantizeGrad(k, tz, pb, idx, &tdq, scale, tdq)
 		equal(t, "dz in place", r.get(tdq), r.get(tdz))
 	})
 }
@@ -175,17 +181,17 @@ func testReconLoss(t *testing.T, r *rig) {
 			dy[i] *= scale / n
 		}
 		ty, tt := r.put(d, 1, gpu.Replicate, y), r.put(d, 0, gpu.Zero, x)
-		out, work := r.alloc(16), r.alloc(r.e.LossWork(d))
-		r.e.ReconLoss(ty, tt, l1, l2, scale, nil, out, work)
+		out, work, by := r.alloc(16), r.alloc(r.e.LossWork(d)), r.floats([]float64{scale})
+		r.e.ReconLoss(ty, tt, l1, l2, -1, nil, out, work)
 		near(t, "losses", r.read(out, 4), want[:], nil, 2e-6)
 		td := r.tensor(d, 1, gpu.Zero)
-		r.e.ReconLoss(ty, tt, l1, l2, scale, &td, out, work)
+		r.e.ReconLoss(ty, tt, l1, l2, by, &td, out, work)
 		near(t, "losses", r.read(out, 4), want[:], nil, 2e-6)
 		near(t, "dy", r.get(td), dy, nil, 1e-6)
 		r.checkHalo(t, "dy", td)
 		over := ty
 		over.Pad = gpu.Zero
-		r.e.ReconLoss(ty, tt, l1, l2, scale, &over, out, work)
+		r.e.ReconLoss(ty, tt, l1, l2, by, &over, out, work)
 		equal(t, "dy over y", r.get(over), r.get(td))
 		r.checkHalo(t, "dy over y", over)
 	})
@@ -196,7 +202,7 @@ func testReconLossNotFinite(t *testing.T, r *rig) {
 	y := make([]float64, d.Len())
 	y[0], y[5], y[40], y[d.Len()-1] = math.NaN(), math.Inf(1), math.Inf(-1), math.NaN()
 	out := r.alloc(16)
-	r.e.ReconLoss(r.put(d, 0, gpu.Zero, y), r.put(d, 0, gpu.Zero, make([]float64, d.Len())), 1, 1, 1, nil, out, r.alloc(r.e.LossWork(d)))
+	r.e.ReconLoss(r.put(d, 0, gpu.Zero, y), r.put(d, 0, gpu.Zero, make([]float64, d.Len())), 1, 1, -1, nil, out, r.alloc(r.e.LossWork(d)))
 	if got := r.read(out, 4)[3]; got != 4 {
 		t.Fatalf("%v values that aren't finite, want 4", got)
 	}

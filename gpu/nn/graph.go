@@ -45,10 +45,20 @@ type Value struct {
 	uses   []op
 	kept   bool // until the end of the program
 	grad   bool // depends on a parameter
+	wide   bool // float32 on any engine
 }
 
 // Halo is the number of columns in front of and behind each row, and what they hold.
 func (v *Value) Halo() (columns int, holds gpu.Padding) { return v.halo, v.pad }
+
+// Wide keeps values, and their gradients, float32 on engines whose activations are narrower.
+func (g *Graph) Wide(vs ...*Value) {
+	for _, v := range vs {
+		if v != nil {
+			v.wide = true
+		}
+	}
+}
 
 var errSkipped = errors.New("an operand is wrong")
 
@@ -91,7 +101,7 @@ func (g *Graph) value(name string, d gpu.Dims, by op, from ...*Value) *Value {
 	return v
 }
 
-// Input is a value that is written before each run.
+// Input is a value that is written before each run. It is float32.
 func (g *Graph) Input(name string, d gpu.Dims) *Value {
 	if !g.operands(name) {
 		return nil
@@ -100,6 +110,7 @@ func (g *Graph) Input(name string, d gpu.Dims) *Value {
 		return g.fail(name, "dims %v (want at least 1)", d)
 	}
 	v := g.value(name, d, nil)
+	v.wide = true
 	g.inputs = append(g.inputs, v)
 	return v
 }
@@ -260,7 +271,7 @@ func (g *Graph) Quantize(name string, z *Value, k Codebook, commitment float64) 
 	}
 	o := &quantizeOp{id: name, book: k, z: z, commitment: commitment, loss: &Scalars{n: 1}}
 	o.q = g.value(name, z.Dims, o, z)
-	o.q.grad = z.grad
+	o.q.grad, o.q.wide = z.grad, z.wide
 	return Quantized{Q: o.q, Loss: o.loss, op: o}
 }
 
@@ -278,6 +289,16 @@ func (g *Graph) ReconLoss(name string, y, t *Value, l1, l2 float64) *Scalars {
 	y.uses, t.uses = append(y.uses, o), append(t.uses, o)
 	g.ops = append(g.ops, o)
 	return o.result
+}
+
+// Factor is a number that a loss is multiplied by and that may change from run to run: the weight of a loss that ramps up.
+type Factor struct{ Value float64 }
+
+// number is what a run writes for its ops: a constant, times a factor, times the run's share of the batch.
+type number struct {
+	constant float64
+	by       *Factor // nil is 1
+	shared   bool
 }
 
 // Scalars are floats that an op leaves for the host.

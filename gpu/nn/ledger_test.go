@@ -25,7 +25,8 @@ func newLedger(size int64) *ledger {
 	return &ledger{lies: map[gpu.Ptr]entry{}, size: size, calls: map[string]int{}}
 }
 
-func (l *ledger) Bytes(d gpu.Dims, halo int) int64 {
+func (l *ledger) Native() gpu.Type { return gpu.Float32 }
+func (l *ledger) Bytes(d gpu.Dims, halo int, _ gpu.Type) int64 {
 	return 4 * int64(d.N*d.D*d.H) * int64(d.W+2*halo) * int64(d.C)
 }
 func (l *ledger) ConvSizes(c gpu.Conv) gpu.ConvSizes {
@@ -40,8 +41,21 @@ func (l *ledger) Sync() error                                    { return nil }
 func (l *ledger) WriteTensor(dst gpu.Tensor, _ []float32) {
 	l.write(l.bytes(dst), l.tensor(dst), dst.At)
 }
-func (l *ledger) bytes(t gpu.Tensor) int64   { return l.Bytes(t.Dims, t.Halo) }
+func (l *ledger) bytes(t gpu.Tensor) int64   { return l.Bytes(t.Dims, t.Halo, t.Type) }
 func (l *ledger) tensor(t gpu.Tensor) string { return fmt.Sprint(t.Dims, t.Halo) }
+func (l *ledger) Write(dst gpu.Ptr, src []float32) {
+	l.write(4*int64(len(src)), "numbers", dst)
+}
+
+// number says that a number of the run's is read.
+func (l *ledger) number(op string, at gpu.Ptr) {
+	for p, e := range l.lies {
+		if p <= at && int64(at)+4 <= int64(p)+e.bytes && e.what == "numbers" {
+			return
+		}
+	}
+	l.fault("%s reads a number at %d, where none was written", op, at)
+}
 func (l *ledger) fault(format string, args ...any) {
 	l.faults = append(l.faults, fmt.Sprintf(format, args...))
 }
@@ -153,16 +167,21 @@ func (l *ledger) Quantize(k gpu.Quantizer, z gpu.Tensor, codebook, idx gpu.Ptr, 
 	l.write(4*int64(z.Voxels()), "codes", idx)
 	l.write(4, "loss", loss)
 }
-func (l *ledger) QuantizeGrad(k gpu.Quantizer, z gpu.Tensor, codebook, idx gpu.Ptr, dq gpu.Tensor, scale float32, dz gpu.Tensor) {
-	l.read("quantize grad", z, dq)
+func (l *ledger) QuantizeGrad(k gpu.Quantizer, z gpu.Tensor, codebook, idx gpu.Ptr, dq *gpu.Tensor, scale gpu.Ptr, dz gpu.Tensor) {
+	l.read("quantize grad", z)
+	if dq != nil {
+		l.read("quantize grad", *dq)
+	}
+	l.number("quantize grad", scale)
 	l.expect("quantize grad", 4*int64(z.Voxels()), "codes", idx)
 	l.put(dz)
 }
-func (l *ledger) ReconLoss(y, t gpu.Tensor, l1, l2, scale float32, dy *gpu.Tensor, out, workspace gpu.Ptr) {
+func (l *ledger) ReconLoss(y, t gpu.Tensor, l1, l2 float32, scale gpu.Ptr, dy *gpu.Tensor, out, workspace gpu.Ptr) {
 	l.write(l.LossWork(y.Dims), "workspace", workspace)
 	l.read("loss", y, t)
 	l.write(16, "result", out)
 	if dy != nil {
+		l.number("loss", scale)
 		l.apart("loss", *dy, t)
 		l.put(*dy)
 	}

@@ -10,7 +10,8 @@ import (
 
 // Sizes is what planning asks of an engine; every gpu.Engine answers it before anything is reserved.
 type Sizes interface {
-	Bytes(d gpu.Dims, halo int) int64
+	Native() gpu.Type
+	Bytes(d gpu.Dims, halo int, t gpu.Type) int64
 	ConvSizes(c gpu.Conv) gpu.ConvSizes
 	NormStats(n gpu.Norm, d gpu.Dims) int64
 	NormWork(n gpu.Norm, d gpu.Dims) int64
@@ -56,7 +57,8 @@ type instr struct {
 
 // packs are a convolution's packed weights.
 type packs struct {
-	op                *convOp
+	conv              gpu.Conv // as the op's, with its type
+	w                 *Param
 	forward, backward *buffer
 }
 
@@ -75,6 +77,8 @@ type lowering struct {
 	halos   map[*Value]int  // of gradients
 	again   map[*Value]bool // recomputed in the backward pass
 	turn    int             // index of the first instruction of the backward pass
+	numbers []number        // what a run writes to given
+	given   *buffer         // nil where there are none
 }
 
 // lower emits the instructions of a graph.
@@ -83,7 +87,7 @@ func lower(g *Graph, s Sizes, train bool, again map[*Value]bool) *lowering {
 		results: map[*Scalars]*buffer{}, stats: map[op]*buffer{}, packed: map[*convOp]*packs{},
 		halos: map[*Value]int{}}
 	for _, v := range g.inputs {
-		t := l.tensor(v.Name, Inputs, gpu.Tensor{Dims: v.Dims, Halo: v.halo, Pad: v.pad})
+		t := l.tensor(v.Name, Inputs, gpu.Tensor{Dims: v.Dims, Halo: v.halo, Pad: v.pad, Type: l.kind(v)})
 		t.buf.first = -1
 		l.at[v] = t
 	}
@@ -126,19 +130,39 @@ func (l *lowering) scalars(name string, s *Scalars) *buffer {
 }
 
 func (l *lowering) tensor(name string, kind Kind, t gpu.Tensor) *tensor {
-	r := &tensor{Tensor: t, buf: l.buffer(name, kind, l.sizes.Bytes(t.Dims, t.Halo))}
+	r := &tensor{Tensor: t, buf: l.buffer(name, kind, l.sizes.Bytes(t.Dims, t.Halo, t.Type))}
 	l.tensors = append(l.tensors, r)
 	return r
 }
 
+// kind is the type that a value and its gradient are stored in.
+func (l *lowering) kind(v *Value) gpu.Type {
+	if v.wide {
+		return gpu.Float32
+	}
+	return l.sizes.Native()
+}
+
+// number is the place of a number that a run writes before its first instruction.
+func (l *lowering) number(n number) func() gpu.Ptr {
+	if l.given == nil {
+		l.given = l.buffer("numbers", Inputs, 0)
+		l.given.whole = true
+	}
+	at := gpu.Ptr(4 * len(l.numbers))
+	l.numbers = append(l.numbers, n)
+	l.given.bytes = align(4 * int64(len(l.numbers)))
+	return func() gpu.Ptr { return l.given.at + at }
+}
+
 // y is a new place for a value.
 func (l *lowering) y(v *Value) *tensor {
-	return l.tensor(v.Name, Activations, gpu.Tensor{Dims: v.Dims, Halo: v.halo, Pad: v.pad})
+	return l.tensor(v.Name, Activations, gpu.Tensor{Dims: v.Dims, Halo: v.halo, Pad: v.pad, Type: l.kind(v)})
 }
 
 // dy is a new place for a value's gradient.
 func (l *lowering) dy(v *Value) *tensor {
-	return l.tensor("∇"+v.Name, Deltas, gpu.Tensor{Dims: v.Dims, Halo: l.reach(v), Pad: gpu.Zero})
+	return l.tensor("∇"+v.Name, Deltas, gpu.Tensor{Dims: v.Dims, Halo: l.reach(v), Pad: gpu.Zero, Type: l.kind(v)})
 }
 
 // reach is the halo of a value's gradient: what the input gradient of the convolution that made the value wants. A sum hands
@@ -202,8 +226,10 @@ func (l *lowering) pack(o *convOp) *packs {
 	if p := l.packed[o]; p != nil {
 		return p
 	}
-	s := l.sizes.ConvSizes(o.conv)
-	p := &packs{op: o, forward: l.buffer(o.id+" packed", Packed, s.Packed)}
+	c := o.conv
+	c.Type = l.kind(o.x)
+	s := l.sizes.ConvSizes(c)
+	p := &packs{conv: c, w: o.w, forward: l.buffer(o.id+" packed", Packed, s.Packed)}
 	p.forward.whole = true
 	if l.train && o.x.grad {
 		p.backward = l.buffer(o.id+" packed for the input gradient", Packed, s.PackedGrad)

@@ -345,13 +345,14 @@ func TestSamePadding(t *testing.T) {
 // idle is a ledger that keeps no books.
 type idle struct{ *ledger }
 
-func (idle) Conv(gpu.Conv, gpu.Tensor, gpu.Ptr, gpu.Ptr, *gpu.Tensor, gpu.Tensor)       {}
-func (idle) ConvGradInput(gpu.Conv, gpu.Tensor, gpu.Ptr, gpu.Tensor)                    {}
-func (idle) ConvGradWeight(gpu.Conv, gpu.Tensor, gpu.Tensor, gpu.Ptr, gpu.Ptr, gpu.Ptr) {}
-func (idle) NormAct(gpu.Norm, gpu.Tensor, gpu.Ptr, gpu.Ptr, gpu.Ptr, gpu.Tensor)        {}
-func (idle) NormActApply(gpu.Norm, gpu.Tensor, gpu.Ptr, gpu.Ptr, gpu.Ptr, gpu.Tensor)   {}
-func (idle) ReconLoss(_, _ gpu.Tensor, _, _, _ float32, _ *gpu.Tensor, _, _ gpu.Ptr)    {}
-func (idle) Add(_, _, _ gpu.Tensor)                                                     {}
+func (idle) Conv(gpu.Conv, gpu.Tensor, gpu.Ptr, gpu.Ptr, *gpu.Tensor, gpu.Tensor)            {}
+func (idle) ConvGradInput(gpu.Conv, gpu.Tensor, gpu.Ptr, gpu.Tensor)                         {}
+func (idle) ConvGradWeight(gpu.Conv, gpu.Tensor, gpu.Tensor, gpu.Ptr, gpu.Ptr, gpu.Ptr)      {}
+func (idle) NormAct(gpu.Norm, gpu.Tensor, gpu.Ptr, gpu.Ptr, gpu.Ptr, gpu.Tensor)             {}
+func (idle) NormActApply(gpu.Norm, gpu.Tensor, gpu.Ptr, gpu.Ptr, gpu.Ptr, gpu.Tensor)        {}
+func (idle) ReconLoss(_, _ gpu.Tensor, _, _ float32, _ gpu.Ptr, _ *gpu.Tensor, _, _ gpu.Ptr) {}
+func (idle) Write(gpu.Ptr, []float32)                                                        {}
+func (idle) Add(_, _, _ gpu.Tensor)                                                          {}
 func (idle) NormActGrad(_ gpu.Norm, _ gpu.Tensor, _, _, _ gpu.Ptr, _ gpu.Tensor, _ *gpu.Tensor, _ gpu.Tensor, _, _, _ gpu.Ptr) {
 }
 

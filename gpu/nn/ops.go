@@ -29,6 +29,7 @@ func (o *convOp) replay(l *lowering)  { l.at[o.y] = o.emit(l, l.y(o.y)) }
 
 func (o *convOp) emit(l *lowering, y *tensor) *tensor {
 	p, x := l.pack(o), l.need(o.x)
+	conv := p.conv
 	in := instr{kind: "conv", name: o.id, flops: o.conv.FLOPs(), out: y, reads: []*buffer{x.buf, p.forward}, writes: []*buffer{y.buf}}
 	var add *gpu.Tensor
 	if o.add != nil {
@@ -37,7 +38,7 @@ func (o *convOp) emit(l *lowering, y *tensor) *tensor {
 		in.reads = append(in.reads, a.buf)
 		in.over = []*tensor{a}
 	}
-	in.run = func(e gpu.Engine, _ *Call) { e.Conv(o.conv, x.Tensor, p.forward.at, o.b.weight(), add, y.Tensor) }
+	in.run = func(e gpu.Engine, _ *Call) { e.Conv(conv, x.Tensor, p.forward.at, o.b.weight(), add, y.Tensor) }
 	l.emit(in)
 	return y
 }
@@ -51,10 +52,11 @@ func (o *convOp) backward(l *lowering) {
 		l.gradient(o.add, dy)
 	}
 	p, x := l.pack(o), l.need(o.x)
-	work := l.buffer(o.id+" workspace", Workspace, l.sizes.ConvSizes(o.conv).Workspace)
+	conv := p.conv
+	work := l.buffer(o.id+" workspace", Workspace, l.sizes.ConvSizes(conv).Workspace)
 	l.emit(instr{kind: "conv.grad_weight", name: o.id, flops: o.conv.FLOPs(), reads: []*buffer{x.buf, dy.buf}, writes: []*buffer{work},
 		run: func(e gpu.Engine, _ *Call) {
-			e.ConvGradWeight(o.conv, x.Tensor, dy.Tensor, o.w.grad(), o.b.grad(), work.at)
+			e.ConvGradWeight(conv, x.Tensor, dy.Tensor, o.w.grad(), o.b.grad(), work.at)
 		}})
 	if !o.x.grad {
 		return
@@ -62,7 +64,7 @@ func (o *convOp) backward(l *lowering) {
 	dx := l.dy(o.x)
 	l.emit(instr{kind: "conv.grad_input", name: o.id, flops: o.conv.FLOPs(), out: dx,
 		reads: []*buffer{dy.buf, p.backward}, writes: []*buffer{dx.buf},
-		run: func(e gpu.Engine, _ *Call) { e.ConvGradInput(o.conv, dy.Tensor, p.backward.at, dx.Tensor) }})
+		run: func(e gpu.Engine, _ *Call) { e.ConvGradInput(conv, dy.Tensor, p.backward.at, dx.Tensor) }})
 	l.gradient(o.x, dx)
 }
 
@@ -186,10 +188,10 @@ func (o *quantizeOp) backward(l *lowering) {
 		return
 	}
 	z, idx, dz := l.need(o.z), l.stats[o], l.dy(o.z)
-	scale := 2 * o.commitment / float64(o.z.Len())
+	scale := l.number(number{constant: 2 * o.commitment / float64(o.z.Len()), shared: true})
 	l.emit(instr{kind: "quantize.grad", name: o.id, out: dz, reads: []*buffer{z.buf, idx, dq.buf}, writes: []*buffer{dz.buf}, over: []*tensor{dq},
-		run: func(e gpu.Engine, c *Call) {
-			e.QuantizeGrad(o.book.Quantizer, z.Tensor, o.book.Codes.At, idx.at, dq.Tensor, float32(c.Share*scale), dz.Tensor)
+		run: func(e gpu.Engine, _ *Call) {
+			e.QuantizeGrad(o.book.Quantizer, z.Tensor, o.book.Codes.At, idx.at, &dq.Tensor, scale(), dz.Tensor)
 		}})
 	l.gradient(o.z, dz)
 }
@@ -227,13 +229,14 @@ func (o *reconOp) emit(l *lowering, dy *tensor) {
 	work := l.buffer(o.id+" workspace", Workspace, l.sizes.LossWork(o.y.Dims))
 	in := instr{kind: "loss", name: o.id, reads: []*buffer{y.buf, t.buf}, writes: []*buffer{result, work}}
 	var grad *gpu.Tensor
+	scale := func() gpu.Ptr { return -1 }
 	if dy != nil {
-		grad = &dy.Tensor
+		grad, scale = &dy.Tensor, l.number(number{constant: 1, shared: true})
 		in.out, in.over = dy, []*tensor{y}
 		in.writes = append(in.writes, dy.buf)
 	}
-	in.run = func(e gpu.Engine, c *Call) {
-		e.ReconLoss(y.Tensor, t.Tensor, float32(o.l1), float32(o.l2), float32(c.Share), grad, result.at, work.at)
+	in.run = func(e gpu.Engine, _ *Call) {
+		e.ReconLoss(y.Tensor, t.Tensor, float32(o.l1), float32(o.l2), scale(), grad, result.at, work.at)
 	}
 	l.emit(in)
 }

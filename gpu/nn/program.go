@@ -40,6 +40,9 @@ type Program struct {
 	at         map[*Value]*tensor
 	scalars    map[*Scalars]*buffer
 	codes      map[op]*buffer
+	numbers    []number
+	given      *buffer
+	values     []float32 // of the numbers, in a run
 	recomputed []string
 	size       int64
 	peakAt     int
@@ -118,7 +121,7 @@ func compile(g *Graph, s Sizes, train bool, again map[*Value]bool) *Program {
 	lives(l)
 	reuse(l)
 	p := &Program{ins: l.program, turn: l.turn, convs: l.convs, buffers: l.buffers, tensors: l.tensors, at: l.at,
-		scalars: l.results, codes: l.stats, size: place(l)}
+		scalars: l.results, codes: l.stats, numbers: l.numbers, given: l.given, values: make([]float32, len(l.numbers)), size: place(l)}
 	p.peakAt, p.live = peak(l)
 	for v := range again {
 		p.recomputed = append(p.recomputed, v.Name)
@@ -161,7 +164,7 @@ func (p *Program) Pack(e gpu.Engine) {
 		if c.backward != nil {
 			backward = c.backward.at
 		}
-		e.PackConv(c.op.conv, c.op.w.weight(), c.forward.at, backward)
+		e.PackConv(c.conv, c.w.weight(), c.forward.at, backward)
 	}
 }
 
@@ -193,12 +196,31 @@ func (p *Program) RunTo(e gpu.Engine, c *Call, v *Value) {
 }
 
 func (p *Program) run(e gpu.Engine, c *Call, n int) {
+	p.give(e, c)
 	for i := range n {
 		p.ins[i].run(e, c)
 		if c.After != nil {
 			c.After(p.op(i))
 		}
 	}
+}
+
+// give writes the run's numbers.
+func (p *Program) give(e gpu.Engine, c *Call) {
+	if p.given == nil {
+		return
+	}
+	for i, n := range p.numbers {
+		x := n.constant
+		if n.by != nil {
+			x *= n.by.Value
+		}
+		if n.shared {
+			x *= c.Share
+		}
+		p.values[i] = float32(x)
+	}
+	e.Write(p.given.at, p.values)
 }
 
 func (p *Program) op(i int) Op {

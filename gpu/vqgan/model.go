@@ -32,7 +32,9 @@ func encoder(g *nn.Graph, c *Config, x *nn.Value) *nn.Value {
 		h = residual(g, c, block+".res", h)
 	}
 	h = g.NormAct("encoder.final_block.0", h, c.norm())
-	return g.Conv("pre_vq_conv.conv", h, nn.Conv{Channels: c.Embedding, Kernel: k1, Stride: unit, Pad: c.pad()})
+	z := g.Conv("pre_vq_conv.conv", h, nn.Conv{Channels: c.Embedding, Kernel: k1, Stride: unit, Pad: c.pad()})
+	g.Wide(h, z) // codes are chosen in float32
+	return z
 }
 
 // decoder adds the layers from quantised latents to voxels.
@@ -52,7 +54,9 @@ func decoder(g *nn.Graph, c *Config, q *nn.Value) *nn.Value {
 		h = residual(g, c, block+".res1", h)
 		h = residual(g, c, block+".res2", h)
 	}
-	return g.Conv("decoder.conv_last.conv", h, nn.Conv{Channels: 1, Kernel: k3, Stride: unit, Pad: c.pad()})
+	y := g.Conv("decoder.conv_last.conv", h, nn.Conv{Channels: 1, Kernel: k3, Stride: unit, Pad: c.pad()})
+	g.Wide(y)
+	return y
 }
 
 func residual(g *nn.Graph, c *Config, name string, x *nn.Value) *nn.Value {
