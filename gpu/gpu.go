@@ -67,7 +67,8 @@ type Tensor struct {
 //	transposed:  out[o] = Σ in[i] · w[k] over all i, k with o = i*S - Lo + k, i from -1 (-2 where S is 1) to the size (inclusive)
 //
 // The shapes in use are k1 s1 Lo 0; k3 s1 Lo 1; k4 s2 Lo 1; k4 s1 Lo 2 (an axis that is not downsampled); transposed
-// k4 s2 Lo 1 and k4 s1 Lo 1; each axis by itself.
+// k4 s2 Lo 1 and k4 s1 Lo 1; and in discriminators, with Zero padding, k4 s2 Lo 2 to Out = In/2+1 and k4 s1 Lo 2 to Out =
+// In+1; each axis by itself. A 2D convolution has D = 1 and k1 along it, its images along N.
 type Conv struct {
 	In, Out    Dims
 	K, S, Lo   [3]int // z, y, x
@@ -81,7 +82,7 @@ func (c Conv) Halo() int {
 	switch {
 	case c.K[2] == 1:
 		return 0
-	case c.S[2] == 1 && c.K[2] == 4:
+	case c.K[2] == 4 && (c.S[2] == 1 || c.Lo[2] == 2):
 		return 2
 	}
 	return 1
