@@ -97,38 +97,70 @@ func refConvGrad(c gpu.Conv, x, w, dy []float64) grads {
 	return g
 }
 
-// drawConv gives a convolution of a shape in use, each axis by itself.
-func drawConv(t *rapid.T) gpu.Conv {
+// axisKind is one axis of a convolution in use.
+type axisKind struct {
+	k, s, lo   int
+	margin     int // what padding on both sides exceeds k-s by
+	transposed bool
+}
+
+// size is how many outputs n inputs give.
+func (a axisKind) size(n int) int {
+	if a.transposed {
+		return n * a.s
+	}
+	return (n + a.margin) / a.s
+}
+
+// drawConv gives a convolution of a shape in use, each axis by itself, and those axes.
+func drawConv(t *rapid.T) (gpu.Conv, [3]axisKind) {
 	c := gpu.Conv{Pad: drawPad(t), Transposed: rapid.Bool().Draw(t, "transposed")}
 	c.In = drawDims(t, drawChannels(t, "ci"))
-	c.Out = gpu.Dims{N: c.In.N, C: drawChannels(t, "co")}
-	kinds := [][3]int{{1, 1, 0}, {3, 1, 1}, {4, 2, 1}, {4, 1, 2}} // k, s, lo
-	if c.Transposed {
-		kinds = [][3]int{{4, 2, 1}, {4, 1, 1}}
-	}
-	in, out := [3]*int{&c.In.D, &c.In.H, &c.In.W}, [3]*int{&c.Out.D, &c.Out.H, &c.Out.W}
-	for i := range 3 {
-		k := rapid.SampledFrom(kinds).Draw(t, "kind")
-		c.K[i], c.S[i], c.Lo[i] = k[0], k[1], k[2]
-		switch {
-		case c.Transposed:
-			*out[i] = *in[i] * k[1]
-		case k[1] == 2:
-			*in[i] += *in[i] % 2
-			*out[i] = *in[i] / 2
-		default:
-			*out[i] = *in[i]
+	c.Out.C = drawChannels(t, "co")
+	if rapid.IntRange(0, 7).Draw(t, "deep") == 0 { // a thin end of a deep network
+		c.In.C, c.Out.C = 1, 512
+		if rapid.Bool().Draw(t, "last") {
+			c.In.C, c.Out.C = 512, 1
 		}
 	}
-	for c.FLOPs() > 10e6 && c.In.C > 1 { // the reference is slow
-		c.In.C /= 2
+	kinds := []axisKind{{k: 1, s: 1}, {k: 3, s: 1, lo: 1}, {k: 4, s: 2, lo: 1}, {k: 4, s: 1, lo: 2}}
+	switch {
+	case c.Transposed:
+		kinds = []axisKind{{k: 4, s: 2, lo: 1, transposed: true}, {k: 4, s: 1, lo: 1, transposed: true}}
+	case c.Pad == gpu.Zero:
+		kinds = append(kinds, axisKind{k: 4, s: 2, lo: 2, margin: 2}, axisKind{k: 4, s: 1, lo: 2, margin: 1})
 	}
-	return c
+	flat := !c.Transposed && rapid.IntRange(0, 3).Draw(t, "flat") == 0 // images along N
+	if flat {
+		c.In.N, c.In.D = rapid.IntRange(1, 5).Draw(t, "images"), 1
+	}
+	c.Out.N = c.In.N
+	in, out := [3]*int{&c.In.D, &c.In.H, &c.In.W}, [3]*int{&c.Out.D, &c.Out.H, &c.Out.W}
+	var axes [3]axisKind
+	for i := range 3 {
+		a := rapid.SampledFrom(kinds).Draw(t, "kind")
+		if flat && i == 0 {
+			a = kinds[0]
+		}
+		if !a.transposed && a.margin == 0 {
+			*in[i] += *in[i] % a.s
+		}
+		axes[i], c.K[i], c.S[i], c.Lo[i] = a, a.k, a.s, a.lo
+		*out[i] = a.size(*in[i])
+	}
+	for c.FLOPs() > 10e6 { // the reference is slow
+		if c.In.C >= c.Out.C {
+			c.In.C /= 2
+		} else {
+			c.Out.C /= 2
+		}
+	}
+	return c, axes
 }
 
 func testConv(t *testing.T, r *rig) {
 	r.check(t, func(t *rapid.T) {
-		c := drawConv(t)
+		c, _ := drawConv(t)
 		rng := seeded(t)
 		x, w, bias := random(rng, c.In.Len()), random(rng, c.Taps()*c.In.C*c.Out.C), random(rng, c.Out.C)
 		dy, add := random(rng, c.Out.Len()), random(rng, c.Out.Len())
@@ -183,7 +215,7 @@ func testConv(t *testing.T, r *rig) {
 // same bits wherever its taps stay inside it, or leave the whole tensor with it.
 func testConvExtent(t *testing.T, r *rig) {
 	r.check(t, func(t *rapid.T) {
-		whole := drawConv(t)
+		whole, axes := drawConv(t)
 		whole.In.N, whole.Out.N = 1, 1
 		part := whole
 		var from [3]int // the crop's first input
@@ -193,11 +225,12 @@ func testConvExtent(t *testing.T, r *rig) {
 			if !whole.Transposed {
 				step = whole.S[i] // crops begin and end where outputs do
 			}
-			cells := *n / step
+			all := *n
+			cells := (all + step - 1) / step
 			first := rapid.IntRange(0, cells-1).Draw(t, "first")
 			last := rapid.IntRange(first, cells-1).Draw(t, "last")
-			from[i], *n = first*step, (last+1-first)*step
-			*size(&part.Out)[i] = *n * *size(&whole.Out)[i] / *size(&whole.In)[i]
+			from[i], *n = first*step, min((last+1)*step, all)-first*step
+			*size(&part.Out)[i] = axes[i].size(*n)
 		}
 		rng := seeded(t)
 		x, w, bias := random(rng, whole.In.Len()), random(rng, whole.Taps()*whole.In.C*whole.Out.C), random(rng, whole.Out.C)
@@ -229,7 +262,12 @@ func testConvExtent(t *testing.T, r *rig) {
 				same[i] = append(same[i], ok)
 			}
 		}
-		at := func(i int) int { return from[i] * *size(&whole.Out)[i] / *size(&whole.In)[i] }
+		at := func(i int) int { // of the whole's outputs is the crop's first
+			if whole.Transposed {
+				return from[i] * whole.S[i]
+			}
+			return from[i] / whole.S[i]
+		}
 		co := whole.Out.C
 		for z, okZ := range same[0] {
 			for y, okY := range same[1] {
