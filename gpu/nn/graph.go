@@ -123,18 +123,23 @@ func (g *Graph) Keep(v *Value) {
 }
 
 // Conv describes a convolution whose output is the input's size divided by the stride, or times it when transposed: what
-// PyTorch code calls "same" padding, K-S in all with the larger half in front.
+// PyTorch code calls "same" padding, K-S in all with the larger half in front. Or, with a Margin, one whose input has that
+// much padding on both sides of each axis with a kernel above 1: Out = (In + 2·Margin - K)/S + 1.
 type Conv struct {
 	Channels   int    // of the output
 	Kernel     [3]int // z, y, x
 	Stride     [3]int // z, y, x
 	Transposed bool
 	Pad        gpu.Padding
+	Margin     int // 0 is "same"; 2, of zeros, around kernels of 4
 }
 
 // lo is gpu.Conv's Lo along one axis. A transposed convolution's input is padded likewise and k-1 cut off its output.
 func (c Conv) lo(axis int) int {
 	k, s := c.Kernel[axis], c.Stride[axis]
+	if c.Margin > 0 && k > 1 {
+		return c.Margin
+	}
 	low := (k - s + 1) / 2
 	if c.Transposed {
 		return k - 1 - low*s
@@ -151,11 +156,28 @@ func (c Conv) check() error {
 		default:
 			return fmt.Errorf("kernel %v stride %v (want k1 s1, k3 s1, k4 s1 or k4 s2; transposed k4)", c.Kernel, c.Stride)
 		}
+		if c.Margin != 0 && (c.Margin != 2 || k == 3 || c.Transposed || c.Pad != gpu.Zero) {
+			return fmt.Errorf("margin %d around kernel %v (want 2, of zeros, around k4, not transposed)", c.Margin, c.Kernel)
+		}
 	}
 	if c.Channels < 1 {
 		return fmt.Errorf("%d channels (want at least 1)", c.Channels)
 	}
 	return nil
+}
+
+// size is the output's extent along one axis where the input's is n.
+func (c Conv) size(axis, n int) (int, error) {
+	k, s := c.Kernel[axis], c.Stride[axis]
+	switch {
+	case c.Transposed:
+		return n * s, nil
+	case c.Margin > 0 && k > 1:
+		return (n+2*c.Margin-k)/s + 1, nil
+	case n%s != 0:
+		return 0, fmt.Errorf("%d along %c isn't a multiple of the stride %d", n, "zyx"[axis], s)
+	}
+	return n / s, nil
 }
 
 // Conv adds a convolution with parameters name.weight and name.bias.
@@ -167,16 +189,11 @@ func (g *Graph) Conv(name string, x *Value, c Conv) *Value {
 		return g.fail(name, "%w", err)
 	}
 	d := x.Dims
-	size := [3]*int{&d.D, &d.H, &d.W}
 	role := ConvWeight
-	for a, n := range size {
-		switch {
-		case c.Transposed:
-			*n *= c.Stride[a]
-		case *n%c.Stride[a] != 0:
-			return g.fail(name, "%d along %c isn't a multiple of the stride %d", *n, "zyx"[a], c.Stride[a])
-		default:
-			*n /= c.Stride[a]
+	for a, n := range [3]*int{&d.D, &d.H, &d.W} {
+		var err error
+		if *n, err = c.size(a, *n); err != nil {
+			return g.fail(name, "%w", err)
 		}
 	}
 	if c.Transposed {
