@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// Values of the machine are nil, bool, int64, float64, string, tuple, *items, *dict, global, *storage, *view, and object for all
-// that it doesn't build.
+// Values of the machine are nil, bool, int64, float64, string, tuple, *items, *dict, global, *storage, *view, *instance, and
+// object for all that it doesn't build.
 type (
 	tuple  []any
 	items  struct{ list []any } // a list
@@ -15,6 +15,14 @@ type (
 	global string // module, space, name
 	object struct{}
 )
+
+// instance is what stands for an object of a class: not the object, but the entries and the attributes that the pickle has
+// for it.
+type instance struct {
+	class global
+	dict
+	state any
+}
 
 // set keeps entries under strings; others can't name a tensor.
 func (d *dict) set(key, value any) {
@@ -165,23 +173,11 @@ func (v view) len() int {
 	return n
 }
 
-// extent is the number of elements from the first to the last.
-func (v view) extent() int {
-	if v.len() == 0 {
-		return 0
-	}
-	n := 1
-	for i, d := range v.shape {
-		n += (d - 1) * v.strides[i]
-	}
-	return n
-}
-
-// gather puts the elements, which begin with the view's first, in row-major order.
+// gather takes the view's elements from its storage's, in row-major order.
 func (v view) gather(flat []float32) []float32 {
 	out := make([]float32, v.len())
 	place := make([]int, len(v.shape))
-	at := 0
+	at := v.offset
 	for i := range out {
 		out[i] = flat[at]
 		for a := len(place) - 1; a >= 0; a-- {

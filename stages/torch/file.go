@@ -7,10 +7,12 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 
 	"github.com/flowrun/flowrun/stages/safetensors"
+	"github.com/flowrun/flowrun/stages/volume"
 )
 
 const (
@@ -31,15 +33,22 @@ type Tensor struct {
 // File is a zip checkpoint.
 type File struct {
 	Tensors []Tensor // by name
+	// Values are what the file's dicts hold beside tensors: bool, int64, float64, string, or []any of these, by names like
+	// those of tensors (hyper_parameters.n_codes).
+	Values map[string]any
 
-	zip  *zip.Reader
-	root string // folder of the archive
-	file io.Closer
+	entries map[string]*zip.File // by name in the archive's folder
+	bytes   int64                // of the whole file
+	file    io.Closer
 }
 
-// Open reads what tensors the file at path has, not their values. Errors start with the path.
+// Open reads what tensors the file at path has, not their elements. Errors start with the path.
 func Open(path string) (*File, error) {
-	z, err := zip.OpenReader(path)
+	info, err := os.Stat(path)
+	var z *zip.ReadCloser
+	if err == nil {
+		z, err = zip.OpenReader(path)
+	}
 	if p, ok := errors.AsType[*fs.PathError](err); ok {
 		return nil, fmt.Errorf("%s: %w", path, p.Err)
 	}
@@ -49,7 +58,7 @@ func Open(path string) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	f, err := list(&z.Reader)
+	f, err := list(&z.Reader, info.Size())
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), z.Close())
 	}
@@ -60,30 +69,40 @@ func Open(path string) (*File, error) {
 // Close closes the file.
 func (f *File) Close() error { return f.file.Close() }
 
-// list finds the tensors of an archive.
-func list(z *zip.Reader) (*File, error) {
-	f := &File{zip: z}
-	var pickle *zip.File
+// list finds the tensors of an archive of so many bytes.
+func list(z *zip.Reader, bytes int64) (*File, error) {
+	f := &File{Values: map[string]any{}, entries: map[string]*zip.File{}, bytes: bytes}
+	root := ""
 	for _, e := range z.File {
-		if root, ok := strings.CutSuffix(e.Name, "data.pkl"); ok && strings.Count(e.Name, "/") == 1 && strings.HasSuffix(root, "/") {
-			if pickle != nil {
-				return nil, fmt.Errorf("it holds both %s and %s", pickle.Name, e.Name)
+		if folder, ok := strings.CutSuffix(e.Name, "data.pkl"); ok && strings.Count(e.Name, "/") == 1 && strings.HasSuffix(folder, "/") {
+			if root != "" {
+				return nil, fmt.Errorf("it holds both %sdata.pkl and %s", root, e.Name)
 			}
-			pickle, f.root = e, root
+			root = folder
 		}
 	}
-	if pickle == nil {
+	if root == "" {
 		return nil, errors.New("no data.pkl: torch.save didn't write it")
 	}
-	if _, ok := f.entry("constants.pkl"); ok {
+	for _, e := range z.File {
+		name, ok := strings.CutPrefix(e.Name, root)
+		if !ok {
+			continue
+		}
+		if f.entries[name] != nil {
+			return nil, fmt.Errorf("it holds %s twice", e.Name)
+		}
+		f.entries[name] = e
+	}
+	if _, ok := f.entries["constants.pkl"]; ok {
 		return nil, errors.New("a TorchScript program; torch.save its state dict instead")
 	}
-	if e, ok := f.entry("byteorder"); ok {
+	if e, ok := f.entries["byteorder"]; ok {
 		if order, err := content(e, 16); err != nil || string(order) != "little" {
 			return nil, errors.Join(fmt.Errorf("byte order %q (want little)", order), err)
 		}
 	}
-	text, err := content(pickle, maxPickle)
+	text, err := content(f.entries["data.pkl"], maxPickle)
 	if err != nil {
 		return nil, err
 	}
@@ -91,18 +110,20 @@ func list(z *zip.Reader) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("data.pkl: %w", err)
 	}
-	root, ok := value.(*dict)
+	top, ok := value.(*dict)
 	if !ok {
 		return nil, errors.New("it isn't a dict of tensors; torch.save the model's state_dict()")
 	}
 	found := map[string]Tensor{}
 	visited := 0
-	if err := collect(found, "", root, maxDepth, &visited); err != nil {
+	if err := collect(found, "", top, maxDepth, &visited); err != nil {
 		return nil, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(found)) {
 		f.Tensors = append(f.Tensors, found[name])
 	}
+	visited = 0
+	values(f.Values, "", top, maxDepth, &visited)
 	return f, nil
 }
 
@@ -130,15 +151,6 @@ func collect(found map[string]Tensor, prefix string, d *dict, depth int, visited
 	return nil
 }
 
-func (f *File) entry(name string) (*zip.File, bool) {
-	for _, e := range f.zip.File {
-		if e.Name == f.root+name {
-			return e, true
-		}
-	}
-	return nil, false
-}
-
 // content is all of a small entry.
 func content(e *zip.File, limit uint64) ([]byte, error) {
 	if e.Method != zip.Store || e.UncompressedSize64 > limit {
@@ -155,52 +167,67 @@ func content(e *zip.File, limit uint64) ([]byte, error) {
 	return b, nil
 }
 
-// Floats reads a tensor of the file as float32, row-major whatever its strides; the archive's checksum is checked. F64
-// and integers of more than 24 bits are rounded.
-func (f *File) Floats(t Tensor) ([]float32, error) {
-	data, err := f.floats(t.view)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", t.Name, err)
+// Arrays reads tensors of the file as float32, row-major whatever their strides, in the order given; the archive's checksums
+// are checked. F64 and integers of more than 24 bits are rounded. Tensors or storages that hold more bytes together than the
+// file does are refused: what is read at most is twice the file, and four times for integers of a byte.
+func (f *File) Arrays(tensors []Tensor) ([]volume.Array, error) {
+	var elements, stored int64
+	byStorage := map[string][]int{} // places in tensors
+	var order []*storage
+	for i, t := range tensors {
+		s := t.view.storage
+		size, ok := sizes[s.dtype]
+		if !ok {
+			return nil, fmt.Errorf("%s: type %s can't be read", t.Name, s.dtype)
+		}
+		n := int64(t.view.len()) * int64(size)
+		first, seen := byStorage[s.key]
+		switch {
+		case !seen:
+			stored += int64(s.count) * int64(size)
+			order = append(order, s)
+		case tensors[first[0]].view.storage.dtype != s.dtype || tensors[first[0]].view.storage.count != s.count:
+			return nil, fmt.Errorf("%s: its storage data/%s is of another type or size for %s", t.Name, s.key, tensors[first[0]].Name)
+		}
+		if elements += n; n > f.bytes || elements > f.bytes || stored > f.bytes {
+			return nil, fmt.Errorf("%s: the tensors up to this one hold more than the file's %d bytes: they overlap", t.Name, f.bytes)
+		}
+		byStorage[s.key] = append(byStorage[s.key], i)
 	}
-	return data, nil
+	arrays := make([]volume.Array, len(tensors))
+	for _, s := range order {
+		flat, err := f.floats(s)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", tensors[byStorage[s.key][0]].Name, err)
+		}
+		for _, i := range byStorage[s.key] {
+			arrays[i] = volume.Array{Name: tensors[i].Name, Shape: tensors[i].Shape, Data: tensors[i].view.gather(flat)}
+		}
+	}
+	return arrays, nil
 }
 
-func (f *File) floats(v view) ([]float32, error) {
-	size, ok := sizes[v.storage.dtype]
+// floats reads a whole storage.
+func (f *File) floats(s *storage) ([]float32, error) {
+	e, ok := f.entries["data/"+s.key]
 	if !ok {
-		return nil, fmt.Errorf("type %s can't be read", v.storage.dtype)
+		return nil, fmt.Errorf("no data/%s in the archive", s.key)
 	}
-	e, ok := f.entry("data/" + v.storage.key)
-	switch {
-	case !ok:
-		return nil, fmt.Errorf("no data/%s in the archive", v.storage.key)
-	case e.Method != zip.Store || e.UncompressedSize64 != uint64(v.storage.count)*uint64(size) || e.CompressedSize64 != e.UncompressedSize64:
-		return nil, fmt.Errorf("%s: %d bytes, method %d (want %d elements of %d bytes, not compressed)", e.Name, e.UncompressedSize64, e.Method, v.storage.count, size)
+	bytes := int64(s.count) * int64(sizes[s.dtype])
+	if e.Method != zip.Store || e.UncompressedSize64 != uint64(bytes) || e.CompressedSize64 != e.UncompressedSize64 {
+		return nil, fmt.Errorf("%s: %d bytes, method %d (want %d elements of %s, not compressed)", e.Name, e.UncompressedSize64, e.Method, s.count, s.dtype)
 	}
 	r, err := e.Open()
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = r.Close() }()
-	if _, err := io.CopyN(io.Discard, r, int64(v.offset*size)); err != nil {
-		return nil, err
-	}
-	// The entry's bytes must be there before room is made for them: its size is only what the archive says.
-	n := v.extent()
-	raw, err := io.ReadAll(io.LimitReader(r, int64(n*size)))
+	flat, err := safetensors.Tensor{Name: e.Name, DType: s.dtype, Shape: []int{s.count}, Bytes: bytes}.Floats(r)
 	if err == nil {
 		_, err = io.Copy(io.Discard, r) // to the checksum
 	}
 	if err != nil {
 		return nil, err
 	}
-	if len(raw) != n*size {
-		return nil, io.ErrUnexpectedEOF
-	}
-	span := safetensors.Tensor{Name: e.Name, DType: v.storage.dtype, Shape: []int{n}, Bytes: int64(len(raw))}
-	flat, err := span.Floats(strings.NewReader(string(raw)))
-	if err != nil {
-		return nil, err
-	}
-	return v.gather(flat), nil
+	return flat, nil
 }

@@ -155,11 +155,28 @@ func (m *machine) set(pairs tuple) {
 		m.fail(errors.New("a key without a value"))
 		return
 	}
-	if d, ok := m.top().(*dict); ok {
-		for i := 0; i < len(pairs); i += 2 {
-			d.set(pairs[i], pairs[i+1])
-		}
+	var d *dict
+	switch v := m.top().(type) {
+	case *dict:
+		d = v
+	case *instance: // of a class that is a dict
+		d = &v.dict
+	default:
+		return
 	}
+	for i := 0; i < len(pairs); i += 2 {
+		d.set(pairs[i], pairs[i+1])
+	}
+}
+
+// instance pushes what stands for an object of a class.
+func (m *machine) instance(class any) {
+	name, ok := class.(global)
+	if !ok {
+		m.push(object{})
+		return
+	}
+	m.push(&instance{class: name})
 }
 
 func (m *machine) get(at uint64) {
@@ -301,14 +318,14 @@ func (m *machine) build(op byte) {
 		}
 		m.push(v)
 	case 'b': // BUILD: the state of an object, or attributes of a dict
-		m.pop()
-		m.top()
+		state := m.pop()
+		if o, ok := m.top().(*instance); ok {
+			o.state = state
+		}
 	case 0x81: // NEWOBJ
-		m.popn(2)
-		m.push(object{})
+		m.instance(m.popn(2)[0])
 	case 0x92: // NEWOBJ_EX
-		m.popn(3)
-		m.push(object{})
+		m.instance(m.popn(3)[0])
 	default:
 		m.fail(fmt.Errorf("operation 0x%02x is none that torch.save writes", op))
 	}

@@ -31,9 +31,18 @@ func TestFileOfPyTorch(t *testing.T) {
 	var names []string
 	for _, x := range f.Tensors {
 		names = append(names, x.Name)
-		got, err := f.Floats(x)
-		if err != nil || !slices.Equal(got, want[x.Name]) {
+		got, err := f.Arrays([]Tensor{x})
+		if err != nil || !slices.Equal(got[0].Data, want[x.Name]) {
 			t.Errorf("%s %v is %v, %v (want %v)", x.Name, x.Shape, got, err, want[x.Name])
+		}
+	}
+	all, err := f.Arrays(f.Tensors)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range all {
+		if !slices.Equal(a.Data, want[a.Name]) {
+			t.Errorf("among all %s is %v (want %v)", a.Name, a.Data, want[a.Name])
 		}
 	}
 	if len(names) != len(want) {
@@ -89,12 +98,12 @@ func TestDamagedTensor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := list(z)
+	f, err := list(z, int64(len(whole)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, x := range f.Tensors {
-		if _, err := f.Floats(x); x.Name == "state_dict.tall" && err == nil {
+		if _, err := f.Arrays([]Tensor{x}); x.Name == "state_dict.tall" && err == nil {
 			t.Error("not noticed")
 		}
 	}
@@ -110,13 +119,13 @@ func FuzzPickle(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		file, err := list(z)
+		file, err := list(z, int64(len(data)))
 		if err != nil {
 			return
 		}
 		for _, x := range file.Tensors {
-			if data, err := file.Floats(x); err == nil && len(data) != x.view.len() {
-				t.Errorf("%v has %d elements", x, len(data))
+			if a, err := file.Arrays([]Tensor{x}); err == nil && len(a[0].Data) != x.view.len() {
+				t.Errorf("%v has %d elements", x, len(a[0].Data))
 			}
 		}
 	})
