@@ -5,6 +5,6 @@
 // the rest of the state beside them, and what isn't a tensor as JSON strings in the header's __metadata__. It is sealed
 // by its SHA-256 (package safetensors).
 //
-// Reading order: options.go (the keys of the stage), store.go (save, retention, links), load.go (what is read back),
-// meta.go (a Snapshot's place in the header).
+// Reading order: options.go (the keys of the stage), store.go (save, retention, links; Write outside a store), load.go
+// (what is read back), meta.go (a Snapshot's place in the header).
 package checkpoint

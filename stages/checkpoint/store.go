@@ -91,12 +91,7 @@ func (s *Store) Save(ctx context.Context, snapshot *volume.Snapshot) (string, er
 		again.Metrics, again.Free = s.metrics, nil
 		snapshot = &again
 	}
-	meta, err := encodeMeta(snapshot)
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", path, err)
-	}
-	arrays := safetensors.Floats(snapshot.Arrays)
-	h, err := safetensors.NewHeader(arrays, meta, true)
+	h, arrays, err := layOut(snapshot)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", path, err)
 	}
@@ -107,6 +102,30 @@ func (s *Store) Save(ctx context.Context, snapshot *volume.Snapshot) (string, er
 	delete(s.damaged, snapshot.Step)
 	s.tidy()
 	return path, nil
+}
+
+// layOut is a snapshot's file: its header, and the arrays that follow it.
+func layOut(s *volume.Snapshot) (*safetensors.Header, []safetensors.Array, error) {
+	meta, err := encodeMeta(s)
+	if err != nil {
+		return nil, nil, err
+	}
+	arrays := safetensors.Floats(s.Arrays)
+	h, err := safetensors.NewHeader(arrays, meta, true)
+	return h, arrays, err
+}
+
+// Write makes a snapshot durable as a file of any name, outside a Store, and returns its size. A file that was there is
+// replaced; after an error it is still there. Errors start with the path.
+func Write(ctx context.Context, path string, snapshot *volume.Snapshot) (bytes int64, err error) {
+	h, arrays, err := layOut(snapshot)
+	if err == nil {
+		err = safetensors.Local().Save(ctx, path, h, arrays)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", path, err)
+	}
+	return h.Bytes(), nil
 }
 
 // SetAside renames the checkpoints after a step, damaged ones included, so that a run that goes on from that step

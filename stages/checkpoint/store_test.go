@@ -208,6 +208,27 @@ func TestSameSnapshotSameBytes(t *testing.T) {
 	}
 }
 
+func TestWriteIsASaveOutsideAStore(t *testing.T) {
+	dir := t.TempDir()
+	saved, err := open1(t, dir, 1, "psnr").Save(t.Context(), snap(7, 30))
+	check(t, err)
+	path := filepath.Join(dir, "mine.safetensors")
+	for range 2 { // a file that is there is replaced
+		n, err := Write(t.Context(), path, snap(7, 30))
+		check(t, err)
+		want, err := os.ReadFile(saved)
+		check(t, err)
+		got, err := os.ReadFile(path)
+		check(t, err)
+		if !slices.Equal(got, want) || n != int64(len(got)) {
+			t.Errorf("%d bytes, %d said (want those of Save, %d)", len(got), n, len(want))
+		}
+	}
+	if _, err := Write(t.Context(), filepath.Join(dir, "none", "a.safetensors"), snap(7, 30)); err == nil || !strings.Contains(err.Error(), "a.safetensors: no such file") {
+		t.Errorf("into no folder: %v", err)
+	}
+}
+
 func TestKeepsTheLastTwoAndTheBest(t *testing.T) {
 	for _, c := range []struct {
 		keep int
