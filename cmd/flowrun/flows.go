@@ -99,6 +99,10 @@ func export(ctx context.Context, w io.Writer, from, to string, o flows.ExportOpt
 	return flows.Export(ctx, w, from, to, o)
 }
 
+func importWeights(ctx context.Context, w io.Writer, from string, o flows.ImportOptions) error {
+	return flows.Import(ctx, w, from, o)
+}
+
 // documents are the stages in the order in which data meets them, then the blocks.
 func documents() (stages, blocks []flows.StageDoc) {
 	return flows.StageDocs(), flows.BlockDocs()

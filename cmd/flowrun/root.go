@@ -58,7 +58,8 @@ func rootCommand() *cobra.Command {
 		},
 	}
 	root.Flags().BoolVarP(&quiet, "quiet", "q", false, "say only what is wrong")
-	root.AddCommand(planCommand(), demoCommand(), phantomCommand(), inspectCommand(), exportCommand(), versionCommand())
+	root.AddCommand(planCommand(), demoCommand(), phantomCommand(), inspectCommand(), exportCommand(), importCommand(),
+		versionCommand())
 	root.SetHelpCommand(helpCommand())
 	root.InitDefaultCompletionCmd()
 	for _, c := range root.Commands() {

@@ -18,6 +18,7 @@ import (
 const (
 	maxPickle  = 16 << 20 // bytes
 	maxVisited = 1 << 18  // entries of dicts on the way to the tensors
+	maxNames   = 64 << 20 // bytes of their names together
 	maxDepth   = 8        // of dicts in dicts
 )
 
@@ -115,25 +116,32 @@ func list(z *zip.Reader, bytes int64) (*File, error) {
 		return nil, errors.New("it isn't a dict of tensors; torch.save the model's state_dict()")
 	}
 	found := map[string]Tensor{}
-	visited := 0
-	if err := collect(found, "", top, maxDepth, &visited); err != nil {
+	if err := collect(found, "", top, maxDepth, &walk{}); err != nil {
 		return nil, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(found)) {
 		f.Tensors = append(f.Tensors, found[name])
 	}
-	visited = 0
-	values(f.Values, "", top, maxDepth, &visited)
+	values(f.Values, "", top, maxDepth, &walk{})
 	return f, nil
 }
 
+// walk counts what is met in dicts, so that a small file can't make a large tree.
+type walk struct{ entries, bytes int }
+
+// past counts an entry and says whether there were too many.
+func (w *walk) past(name string) bool {
+	w.entries, w.bytes = w.entries+1, w.bytes+len(name)
+	return w.entries > maxVisited || w.bytes > maxNames
+}
+
 // collect finds the tensors of dicts in dicts.
-func collect(found map[string]Tensor, prefix string, d *dict, depth int, visited *int) error {
+func collect(found map[string]Tensor, prefix string, d *dict, depth int, w *walk) error {
 	for _, key := range slices.Sorted(maps.Keys(d.entries)) {
-		if *visited++; *visited > maxVisited {
-			return fmt.Errorf("more than %d entries", maxVisited)
-		}
 		name := prefix + key
+		if w.past(name) {
+			return fmt.Errorf("more than %d entries, or %d bytes of their names", maxVisited, maxNames)
+		}
 		switch v := d.entries[key].(type) {
 		case *view:
 			if _, twice := found[name]; twice {
@@ -142,7 +150,7 @@ func collect(found map[string]Tensor, prefix string, d *dict, depth int, visited
 			found[name] = Tensor{name, slices.Clone(v.shape), v.storage.dtype, *v}
 		case *dict:
 			if depth > 1 {
-				if err := collect(found, name+".", v, depth-1, visited); err != nil {
+				if err := collect(found, name+".", v, depth-1, w); err != nil {
 					return err
 				}
 			}

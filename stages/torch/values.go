@@ -11,8 +11,8 @@ const maxList = 64
 
 // values finds the numbers, words and truths of dicts in dicts, and lists of them. Settings of argparse and of OmegaConf, and
 // objects of classes that are dicts, count as dicts.
-func values(found map[string]any, name string, v any, depth int, visited *int) {
-	if *visited++; *visited > maxVisited {
+func values(found map[string]any, name string, v any, depth int, w *walk) {
+	if w.past(name) {
 		return // settings lie near the root
 	}
 	v = plain(v)
@@ -26,7 +26,7 @@ func values(found map[string]any, name string, v any, depth int, visited *int) {
 			if name != "" {
 				inner = name + "." + key
 			}
-			values(found, inner, v.entries[key], depth-1, visited)
+			values(found, inner, v.entries[key], depth-1, w)
 		}
 	case *items:
 		whole(found, name, v.list)

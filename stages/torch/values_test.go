@@ -47,6 +47,23 @@ func TestSettingsInACircle(t *testing.T) {
 	}
 }
 
+// Entries of dicts under a long key don't each keep that key.
+func TestLongNames(t *testing.T) {
+	long := strings.Repeat("k", 1<<20)
+	pickle := "\x80\x02}X\x00\x00\x10\x00" + long + "}(" // 1<<20, the lowest byte first
+	for i := range 100 {
+		pickle += fmt.Sprintf("X\x02\x00\x00\x00%02dK\x01", i)
+	}
+	data := archive(t, "a/data.pkl", pickle+"us.")
+	z, err := zip.NewReader(bytes.NewReader(data), int64(len(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := list(z, int64(len(data))); err == nil || !strings.Contains(err.Error(), "bytes of their names") {
+		t.Errorf("%v", err)
+	}
+}
+
 // Tensors that share bytes can't make more of a file than it holds.
 func TestOverlaps(t *testing.T) {
 	const view = "X\x01\x00\x00\x00%sctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n" +

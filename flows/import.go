@@ -1,0 +1,297 @@
+package flows
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/flowrun/flowrun/gpu/vqgan"
+	"github.com/flowrun/flowrun/stages/checkpoint"
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+// ImportOptions say what to make of a state dict.
+type ImportOptions struct {
+	Out    string // a .safetensors file, or a folder to put one in; "" is a file in the working folder
+	Prefix string // of the model's names, where the file holds several models
+	Axes   string // what the model's three spatial axes are, in their order; "" is AxesDefault
+	Force  bool   // replace a file; write into the folder of a run
+	Words  []string
+}
+
+// AxesDefault is the order of a patch's axes in flowrun's own tensors.
+const AxesDefault = "zyx"
+
+// Import makes a checkpoint at step 0 of a state dict: a file of an export, or what torch.save wrote of a VQ-GAN with
+// medicaldiffusion's names. It says what it took from where, and what it assumed.
+func Import(ctx context.Context, w io.Writer, from string, o ImportOptions) error {
+	axes, err := parseAxes(o.Axes)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(from); errors.Is(err, fs.ErrNotExist) {
+		return configErrorf("%s: no such file", from)
+	}
+	to, err := importTarget(from, o)
+	if err != nil {
+		return err
+	}
+	src, err := openForeign(from)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = src.close() }() // it was only read
+	prefix, err := src.prefix(o.Prefix)
+	if err != nil {
+		return dataErrorf("%s: %w", from, err)
+	}
+	parts, err := src.split(prefix)
+	if err != nil {
+		return dataErrorf("%s: %w", from, err)
+	}
+	outline, err := vqgan.ReadOutline(parts.model)
+	if err != nil {
+		return dataErrorf("%s: %w", from, err)
+	}
+	g := &guess{path: from, src: src, axes: o.Axes, outline: outline}
+	job, err := g.job(o.Words)
+	if err != nil {
+		return err
+	}
+	if err := job.model.Match(parts.model); err != nil {
+		return dataErrorf("%s: %w", from, err)
+	}
+	arrays, notes, err := src.weights(prefix, parts, axes)
+	if err != nil {
+		return dataErrorf("%s: %w", from, trimmed(err, from))
+	}
+	meta, err := job.identity()
+	if err != nil {
+		return err
+	}
+	meta["imported"] = filepath.Base(from)
+	if err := os.MkdirAll(filepath.Dir(to), 0o777); err != nil {
+		return configErrorf("-o: %w", err)
+	}
+	bytes, err := checkpoint.Write(ctx, to, &volume.Snapshot{Reason: "import", Meta: meta, Arrays: arrays})
+	if err != nil {
+		return err
+	}
+	lines := []string{fmt.Sprintf("%s: %d tensors under %q", from, len(parts.model)+len(parts.discriminators), prefix)}
+	lines = slices.Concat(lines, g.told(), notes, parts.told(), []string{
+		fmt.Sprintf("%s: %s; train.init or infer.checkpoint takes it", to, size(bytes))})
+	_, err = fmt.Fprintln(w, strings.Join(lines, "\n"))
+	return err
+}
+
+// importTarget is the file that an import writes.
+func importTarget(from string, o ImportOptions) (string, error) {
+	name := strings.TrimSuffix(filepath.Base(from), filepath.Ext(from)) + ".flowrun.safetensors"
+	to := cmp.Or(o.Out, name)
+	if filepath.Ext(to) != ".safetensors" {
+		if ofRun(to) && !o.Force {
+			return "", configErrorf("-o: %s is the folder of a run; choose another, or write into it with --force", o.Out)
+		}
+		to = filepath.Join(to, name)
+	}
+	there, err := os.Stat(to)
+	if err != nil {
+		return to, nil // writing says more
+	}
+	if source, err := os.Stat(from); err == nil && os.SameFile(source, there) {
+		return "", configErrorf("-o: %s is the file to be imported; choose another name", to)
+	}
+	switch {
+	case there.IsDir():
+		return "", configErrorf("-o: %s is a folder; give it a name that doesn't end with .safetensors", to)
+	case !o.Force:
+		return "", configErrorf("-o: %s is there already; choose another name, or replace it with --force", to)
+	}
+	return to, nil
+}
+
+// ofRun says whether a folder is a run's, or that of its checkpoints.
+func ofRun(dir string) bool {
+	for _, sign := range []string{"log.jsonl", "checkpoints", "step-*.safetensors"} {
+		if found, err := filepath.Glob(filepath.Join(escaped(dir), sign)); err == nil && len(found) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// escaped is a path as a pattern that matches it alone.
+func escaped(path string) string {
+	return strings.NewReplacer("*", `\*`, "?", `\?`, "[", `\[`, `\`, `\\`).Replace(path)
+}
+
+// parts are the tensors of a state dict, without their prefix.
+type parts struct {
+	model          map[string][]int // shapes
+	discriminators []string
+	perceptual     int
+	outside        []string // what the names of tensors outside the prefix begin with
+	others         int      // those tensors
+}
+
+// split tells the model's tensors from what came with them, and refuses types that aren't floats.
+func (f *foreign) split(prefix string) (*parts, error) {
+	p := &parts{model: map[string][]int{}}
+	for _, full := range slices.Sorted(maps.Keys(f.tensors)) {
+		t := f.tensors[full]
+		name, inside := strings.CutPrefix(full, prefix)
+		module, _, _ := strings.Cut(name, ".")
+		switch {
+		case !inside:
+			p.others++
+			if first, _, _ := strings.Cut(strings.TrimPrefix(full, stateKey), "."); !slices.Contains(p.outside, first) {
+				p.outside = append(p.outside, first)
+			}
+			continue
+		case module == "perceptual_model":
+			p.perceptual++
+			continue
+		case module == "image_discriminator", module == "video_discriminator":
+			p.discriminators = append(p.discriminators, name)
+			if strings.HasSuffix(name, ".num_batches_tracked") { // of batch norm, a whole number
+				continue
+			}
+		default:
+			p.model[name] = t.shape
+		}
+		if !slices.Contains([]string{"F32", "F16", "BF16", "F64"}, t.dtype) {
+			return nil, fmt.Errorf("%s is of type %s (want float32, float16, bfloat16 or float64)", full, t.dtype)
+		}
+	}
+	return p, nil
+}
+
+// told says what was taken along and what was left behind.
+func (p *parts) told() []string {
+	var lines []string
+	if n := len(p.discriminators); n > 0 {
+		lines = append(lines, fmt.Sprintf("discriminators: %d tensors, kept beside the weights", n))
+	}
+	if p.perceptual > 0 {
+		lines = append(lines, fmt.Sprintf("left out: %d tensors of perceptual_model, which don't belong to the model", p.perceptual))
+	}
+	if p.others > 0 {
+		lines = append(lines, fmt.Sprintf("left out: %d tensors of other modules: %s", p.others, quoted(p.outside)))
+	}
+	return lines
+}
+
+// weights reads the model's tensors as a checkpoint has them: weights, codebook, running means that begin at the weights,
+// discriminators.
+func (f *foreign) weights(prefix string, p *parts, axes [3]int) (arrays []volume.Array, notes []string, err error) {
+	names := slices.Concat(slices.Sorted(maps.Keys(p.model)), p.discriminators)
+	full := make([]string, len(names))
+	for i, name := range names {
+		full[i] = prefix + name
+	}
+	if arrays, err = f.read(full); err != nil {
+		return nil, nil, err
+	}
+	byName := map[string]volume.Array{}
+	for i := range arrays {
+		a := &arrays[i]
+		if at := slices.IndexFunc(a.Data, func(x float32) bool { return math.IsNaN(float64(x)) || math.IsInf(float64(x), 0) }); at >= 0 {
+			return nil, nil, fmt.Errorf("%s: element %d is %v in float32", a.Name, at, a.Data[at])
+		}
+		a.Name = names[i]
+		turn(a, axes)
+		byName[a.Name] = *a
+	}
+	arrays, again, err := statistics(arrays, byName)
+	if err != nil {
+		return nil, nil, err
+	}
+	if again {
+		notes = append(notes, "codebook: it has no counts (N) and sums (z_avg) of its codes; new ones begin at one latent a code")
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.model)) {
+		if a := byName[name]; !strings.HasPrefix(name, "codebook.") {
+			a.Name = "ema." + name
+			arrays = append(arrays, a)
+		}
+	}
+	return arrays, notes, nil
+}
+
+// statistics completes the codebook: without both N and z_avg each code counts as one latent, at its vector.
+func statistics(arrays []volume.Array, byName map[string]volume.Array) (all []volume.Array, again bool, err error) {
+	const vectors, counts, sums = "codebook.embeddings", "codebook.N", "codebook.z_avg"
+	n, ok1 := byName[counts]
+	if i := slices.IndexFunc(n.Data, func(x float32) bool { return x < 0 }); i >= 0 {
+		return nil, false, fmt.Errorf("%s: element %d is %v (want at least 0)", counts, i, n.Data[i])
+	}
+	if _, ok2 := byName[sums]; ok1 && ok2 {
+		return arrays, false, nil
+	}
+	all = slices.DeleteFunc(arrays, func(a volume.Array) bool { return a.Name == counts || a.Name == sums })
+	e := byName[vectors]
+	one := slices.Repeat([]float32{1}, e.Shape[0])
+	return append(all, volume.Array{Name: counts, Shape: e.Shape[:1:1], Data: one}, volume.Array{Name: sums, Shape: e.Shape, Data: e.Data}), true, nil
+}
+
+// parseAxes says where z, y and x are among a model's three spatial axes.
+func parseAxes(text string) (at [3]int, err error) {
+	text = cmp.Or(text, AxesDefault)
+	for i, c := range AxesDefault {
+		if at[i] = strings.IndexRune(text, c); at[i] < 0 || len(text) != len(at) {
+			return at, configErrorf("--axes: %q (want the model's axes in their order, such as zyx or zxy)", text)
+		}
+	}
+	return at, nil
+}
+
+// turn puts the spatial axes of a kernel, its last three or in a discriminator of slices its last two, into the order z, y, x.
+func turn(a *volume.Array, axes [3]int) {
+	lead := len(a.Shape) - len(axes)
+	order := slices.Clone(axes[:])
+	switch {
+	case len(a.Shape) == 4: // a plane, of the model's last two axes
+		order = slices.DeleteFunc(order, func(axis int) bool { return axis == 0 })
+		lead = 2
+		for i := range order {
+			order[i]--
+		}
+	case lead != 2:
+		return
+	}
+	if slices.IsSorted(order) {
+		return
+	}
+	shape, steps := slices.Clone(a.Shape), make([]int, len(order)) // of the new axes, in the old array
+	block := 1
+	for _, n := range a.Shape[lead:] {
+		block *= n
+	}
+	for i, axis := range order {
+		shape[lead+i], steps[i] = a.Shape[lead+axis], 1
+		for _, n := range a.Shape[lead+axis+1:] {
+			steps[i] *= n
+		}
+	}
+	data := make([]float32, len(a.Data))
+	for begin := 0; begin < len(data); begin += block {
+		for i := range block {
+			from, rest := 0, i
+			for k := len(order) - 1; k >= 0; k-- {
+				n := shape[lead+k]
+				from, rest = from+rest%n*steps[k], rest/n
+			}
+			data[begin+i] = a.Data[begin+from]
+		}
+	}
+	a.Shape, a.Data = shape, data
+}
