@@ -25,8 +25,10 @@ assumes, and prints which.`,
 		Args:              arguments(1, -1, "a file of weights, as in flowrun import model.ckpt"),
 		ValidArgsFunction: completeImport,
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := fileFirst("import", args); err != nil {
-				return err
+			for _, word := range args[1:] {
+				if !strings.Contains(word, "=") {
+					return usagef("import", "%s: want key=value words behind the file, such as model.norm=channel", word)
+				}
 			}
 			ctx, stop := cancelled(c.Context())
 			defer stop()

@@ -113,6 +113,9 @@ flowrun: many.yaml: 2 problems, listed above; flowrun help STAGE documents the k
 		{"phantom", "flowrun: want one folder, as in flowrun phantom scans; see flowrun phantom --help"},
 		{"phantom a --size 3", "flowrun: --size and --spacing want three numbers, as in 128,128,96; see flowrun phantom --help"},
 		{"inspect", "flowrun: want one file, as in flowrun inspect scan.nii.gz; see flowrun inspect --help"},
+		{"import", "flowrun: want a file of weights, as in flowrun import model.ckpt; see flowrun import --help"},
+		{"import model.ckpt norm", "flowrun: norm: want key=value words behind the file, such as model.norm=channel; see flowrun import --help"},
+		{"import good.yaml", "flowrun: good.yaml: want a state dict: .safetensors, .ckpt, .pth or .pt"},
 		{"help lr", "flowrun: lr: no such stage, block, key or verb; did you mean flowrun help train.lr?"},
 		{"help zzzz", "flowrun: zzzz: no such stage, block, key or verb; flowrun help lists them"},
 	} {
@@ -215,6 +218,9 @@ func TestCompletion(t *testing.T) {
 		"t.yaml\x00model.preset=":     "model.preset=demo\n",
 		"t.yaml\x00augment.rotate90=": "augment.rotate90=true\naugment.rotate90=false\n",
 		"help\x00shuf":                "shuffle\n",
+		"import\x00":                  "ckpt\npth\npt\n:8\n",
+		"import\x00m.ckpt\x00read.":   "read.window_hu=\tIntensities that become -1 and 1. What lies outside is clipped.\nread.spacing=",
+		"import\x00m.ckpt\x00model.n": "model.norm=\t",
 		"":                            "plan\t",
 		"p":                           "pulmonary.yaml\n:0\n", // beside plan and phantom: no filter of file names
 	} {
