@@ -11,23 +11,43 @@ import (
 // benchBytes is the arena of benchmarks.
 const benchBytes = 1 << 30
 
-// benchConvs are the convolutions that a training step spends its time in, and its thin first and last layers.
+// The axes of benchConvs.
+var (
+	k1, k3   = axisKind{k: 1, s: 1}, axisKind{k: 3, s: 1, lo: 1}
+	down, up = axisKind{k: 4, s: 2, lo: 1}, axisKind{k: 4, s: 2, lo: 1, transposed: true}
+	// of discriminators
+	halve, widen = axisKind{k: 4, s: 2, lo: 2, margin: 2}, axisKind{k: 4, s: 1, lo: 2, margin: 1}
+)
+
+// benchConvs are the convolutions that a training step spends its time in: of the generator, of discriminators of volumes (3D)
+// and images (2D), and of VGG; and their thin first and last layers.
 var benchConvs = []struct {
-	name       string
-	in         gpu.Dims
-	co         int
-	k, s       int
-	transposed bool
+	name string
+	in   gpu.Dims
+	co   int
+	axis axisKind // where D is 1, of H and W only
+	pad  gpu.Padding
 }{
-	{"c16", gpu.Dims{N: 2, D: 32, H: 64, W: 64, C: 16}, 16, 3, 1, false},
-	{"c32", gpu.Dims{N: 1, D: 32, H: 64, W: 64, C: 32}, 32, 3, 1, false},
-	{"c64", gpu.Dims{N: 1, D: 32, H: 64, W: 64, C: 64}, 64, 3, 1, false},
-	{"c128", gpu.Dims{N: 1, D: 32, H: 32, W: 32, C: 128}, 128, 3, 1, false},
-	{"k4s2", gpu.Dims{N: 1, D: 32, H: 64, W: 64, C: 32}, 64, 4, 2, false},
-	{"t4s2", gpu.Dims{N: 1, D: 16, H: 32, W: 32, C: 64}, 32, 4, 2, true},
-	{"first", gpu.Dims{N: 2, D: 32, H: 64, W: 64, C: 1}, 16, 3, 1, false},
-	{"last", gpu.Dims{N: 2, D: 32, H: 64, W: 64, C: 16}, 1, 3, 1, false},
-	{"k1", gpu.Dims{N: 1, D: 32, H: 64, W: 64, C: 64}, 8, 1, 1, false},
+	{"c16", gpu.Dims{N: 2, D: 32, H: 64, W: 64, C: 16}, 16, k3, gpu.Replicate},
+	{"c32", gpu.Dims{N: 1, D: 32, H: 64, W: 64, C: 32}, 32, k3, gpu.Replicate},
+	{"c64", gpu.Dims{N: 1, D: 32, H: 64, W: 64, C: 64}, 64, k3, gpu.Replicate},
+	{"c128", gpu.Dims{N: 1, D: 32, H: 32, W: 32, C: 128}, 128, k3, gpu.Replicate},
+	{"k4s2", gpu.Dims{N: 1, D: 32, H: 64, W: 64, C: 32}, 64, down, gpu.Replicate},
+	{"t4s2", gpu.Dims{N: 1, D: 16, H: 32, W: 32, C: 64}, 32, up, gpu.Replicate},
+	{"first", gpu.Dims{N: 2, D: 32, H: 64, W: 64, C: 1}, 16, k3, gpu.Replicate},
+	{"last", gpu.Dims{N: 2, D: 32, H: 64, W: 64, C: 16}, 1, k3, gpu.Replicate},
+	{"k1", gpu.Dims{N: 1, D: 32, H: 64, W: 64, C: 64}, 8, k1, gpu.Replicate},
+	{"disc3d/first", gpu.Dims{N: 2, D: 32, H: 64, W: 64, C: 1}, 32, halve, gpu.Zero},
+	{"disc3d/s2", gpu.Dims{N: 2, D: 17, H: 33, W: 33, C: 32}, 64, halve, gpu.Zero},
+	{"disc3d/s1", gpu.Dims{N: 2, D: 5, H: 9, W: 9, C: 128}, 256, widen, gpu.Zero},
+	{"disc3d/last", gpu.Dims{N: 2, D: 6, H: 10, W: 10, C: 256}, 1, widen, gpu.Zero},
+	{"disc2d/first", gpu.Dims{N: 4, D: 1, H: 128, W: 128, C: 1}, 64, halve, gpu.Zero},
+	{"disc2d/s2", gpu.Dims{N: 4, D: 1, H: 65, W: 65, C: 64}, 128, halve, gpu.Zero},
+	{"disc2d/s1", gpu.Dims{N: 4, D: 1, H: 17, W: 17, C: 256}, 512, widen, gpu.Zero},
+	{"disc2d/last", gpu.Dims{N: 4, D: 1, H: 18, W: 18, C: 512}, 1, widen, gpu.Zero},
+	{"vgg/first", gpu.Dims{N: 6, D: 1, H: 64, W: 64, C: 3}, 64, k3, gpu.Zero},
+	{"vgg/64", gpu.Dims{N: 6, D: 1, H: 64, W: 64, C: 64}, 64, k3, gpu.Zero},
+	{"vgg/256", gpu.Dims{N: 6, D: 1, H: 16, W: 16, C: 256}, 256, k3, gpu.Zero},
 }
 
 // Bench times convolutions (GFLOP/s) and the memory-bound ops (GB/s of what an op must read and write).
@@ -54,20 +74,21 @@ func Bench(b *testing.B, open func() gpu.Engine) {
 	}
 	rng := rand.New(rand.NewPCG(1, 1))
 	for _, s := range benchConvs {
-		c := gpu.Conv{In: s.in, K: [3]int{s.k, s.k, s.k}, S: [3]int{s.s, s.s, s.s}, Pad: gpu.Replicate, Transposed: s.transposed}
-		if s.k > 1 {
-			c.Lo = [3]int{1, 1, 1}
-		}
-		c.Out = gpu.Dims{N: s.in.N, D: s.in.D / s.s, H: s.in.H / s.s, W: s.in.W / s.s, C: s.co}
-		if s.transposed {
-			c.Out = gpu.Dims{N: s.in.N, D: s.in.D * s.s, H: s.in.H * s.s, W: s.in.W * s.s, C: s.co}
+		c := gpu.Conv{In: s.in, Out: gpu.Dims{N: s.in.N, C: s.co}, Pad: s.pad, Transposed: s.axis.transposed}
+		in, out := [3]int{s.in.D, s.in.H, s.in.W}, [3]*int{&c.Out.D, &c.Out.H, &c.Out.W}
+		for i, n := range in {
+			a := s.axis
+			if i == 0 && n == 1 {
+				a = k1
+			}
+			c.K[i], c.S[i], c.Lo[i], *out[i] = a.k, a.s, a.lo, a.size(n)
 		}
 		layer := func(r *rig, f func(x, y gpu.Tensor, packed, packedGrad, w, bias, work gpu.Ptr)) {
 			sizes := r.e.ConvSizes(c)
 			packed, packedGrad, work := r.alloc(sizes.Packed), r.alloc(sizes.PackedGrad), r.alloc(sizes.Workspace)
 			w, bias := r.floats(random(rng, c.Taps()*c.In.C*c.Out.C)), r.floats(random(rng, c.Out.C))
 			r.e.PackConv(c, w, packed, packedGrad)
-			x := r.put(c.In, c.Halo(), gpu.Replicate, random(rng, c.In.Len()))
+			x := r.put(c.In, c.Halo(), c.Pad, random(rng, c.In.Len()))
 			y := r.put(c.Out, c.Halo(), gpu.Zero, random(rng, c.Out.Len()))
 			f(x, y, packed, packedGrad, w, bias, work)
 		}
