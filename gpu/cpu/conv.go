@@ -118,7 +118,7 @@ type slide struct {
 	list        [3][]tap // by vecs of a column: each run's first
 }
 
-// item is a share of a box: lines of it.
+// item is a share of a box: lines of it, counted through the plan's samples.
 type item struct{ box, from, to int }
 
 // plan is how one pass of a convolution is cut into boxes and items. What padding copied along x is added afterwards, to
@@ -126,17 +126,24 @@ type item struct{ box, from, to int }
 type plan struct {
 	boxes        []box
 	items, after []item
+	samples      int // that share items: all where each is small, else 1
 }
 
 type planKey struct {
-	c                gpu.Conv
+	c                gpu.Conv // In.N and Out.N are 0
 	srcHalo, dstHalo int
 	forward          bool
+	samples          int
 }
 
 // plan works out the boxes of a pass from src to dst.
 func (e *Engine) plan(c gpu.Conv, src, dst grid, forward bool) *plan {
-	key := planKey{c, src.Halo, dst.Halo, forward}
+	samples := 1
+	if dst.D*dst.H*dst.W <= smallTargets {
+		samples = dst.N
+	}
+	c.In.N, c.Out.N = 0, 0
+	key := planKey{c, src.Halo, dst.Halo, forward, samples}
 	if p := e.plans[key]; p != nil {
 		return p
 	}
@@ -148,14 +155,14 @@ func (e *Engine) plan(c gpu.Conv, src, dst grid, forward bool) *plan {
 			spans[i] = a.backwardSpans()
 		}
 	}
-	p := new(plan)
+	p := &plan{samples: samples}
 	along := axisOf(c, 2)
 	boxes := func(xs []span) (items []item) {
 		for _, z := range spans[0] {
 			for _, y := range spans[1] {
 				for _, x := range xs {
 					b := newBox(c, src, [3]span{z, y, x}, along.packOrder(forward), e.level)
-					items = append(items, b.items(len(p.boxes))...)
+					items = append(items, b.items(len(p.boxes), samples)...)
 					p.boxes = append(p.boxes, b)
 				}
 			}
@@ -165,9 +172,9 @@ func (e *Engine) plan(c gpu.Conv, src, dst grid, forward bool) *plan {
 	p.items = boxes(spans[2])
 	// Boxes that read the same sources take turns: what one has read the next finds in L2.
 	slices.SortStableFunc(p.items, func(a, b item) int {
-		_, s := p.boxes[a.box].line(a.from)
-		_, t := p.boxes[b.box].line(b.from)
-		return cmp.Or(cmp.Compare(s[0], t[0]), cmp.Compare(s[1], t[1]))
+		n, _, s := p.boxes[a.box].line(a.from)
+		m, _, t := p.boxes[b.box].line(b.from)
+		return cmp.Or(cmp.Compare(n, m), cmp.Compare(s[0], t[0]), cmp.Compare(s[1], t[1]))
 	})
 	if !forward && along.halo > 0 {
 		p.after = boxes(along.foldedSpans())
@@ -249,13 +256,16 @@ func slides(x span, order []int) (taps, bStep int, first []int) {
 	return 0, 0, nil
 }
 
-// itemTargets is about how many voxels one item computes.
-const itemTargets = 256
+const (
+	itemTargets  = 256     // about how many voxels one item computes
+	smallTargets = 4096    // where a sample has no more, boxes at its borders are too small to pay for the weights' way to L2
+	warmBytes    = 1 << 20 // of weights that stay in L2 while sources go by
+)
 
 // items shares out the lines of box number i.
-func (b *box) items(i int) []item {
+func (b *box) items(i, samples int) []item {
 	var items []item
-	lines := b.count[0] * b.count[1] * b.count[2] / b.count[b.walk]
+	lines := samples * b.count[0] * b.count[1] * b.count[2] / b.count[b.walk]
 	per := max(1, itemTargets/b.count[b.walk])
 	for from := 0; from < lines; from += per {
 		items = append(items, item{i, from, min(from+per, lines)})
@@ -263,8 +273,8 @@ func (b *box) items(i int) []item {
 	return items
 }
 
-// line gives the first target of line i and its source.
-func (b *box) line(i int) (target, source [3]int) {
+// line gives the sample of line i, its first target and that one's source.
+func (b *box) line(i int) (sample int, target, source [3]int) {
 	for ax := 2; ax >= 0; ax-- {
 		j := 0
 		if ax != b.walk {
@@ -274,7 +284,7 @@ func (b *box) line(i int) (target, source [3]int) {
 		target[ax] = b.first[ax] + j*b.step[ax]
 		source[ax] = j * b.srcStep[ax]
 	}
-	return target, source
+	return i, target, source
 }
 
 // Conv writes y = conv(x) + bias (+ add).
@@ -313,14 +323,10 @@ func (e *Engine) multiply(c gpu.Conv, from gpu.Tensor, packed gpu.Ptr, bias []fl
 	}
 	p := e.plan(c, src, dst, forward)
 	m := multiplier{e: e, plan: p, src: src, dst: dst, add: extra, w: w, bias: bias, taps: taps, blocks: l.columns(dst.C)}
-	e.pool.runOn(dst.N*len(p.items), func(thread, i int) {
-		m.run(&e.scratch[thread].product, i/len(p.items), p.items[i%len(p.items)])
-	})
+	m.runAll(p.items)
 	if len(p.after) > 0 {
 		m.add, m.bias = dst, make([]float32, dst.C)
-		e.pool.runOn(dst.N*len(p.after), func(thread, i int) {
-			m.run(&e.scratch[thread].product, i/len(p.after), p.after[i%len(p.after)])
-		})
+		m.runAll(p.after)
 	}
 	e.fillHalo(dst)
 }
@@ -335,39 +341,53 @@ type multiplier struct {
 	blocks        []column
 }
 
-func (m *multiplier) run(q *product, n int, it item) {
+// runAll runs items, each once for every block of output channels: all blocks on the same sources, or, where weights are
+// many and sources few, all sources with the same weights.
+func (m *multiplier) runAll(items []item) {
+	each := m.dst.N / m.plan.samples * len(items)
+	byBlock := 4*len(m.w) > warmBytes && m.dst.Voxels()/itemTargets*len(m.w) > len(m.blocks)*len(m.src.v)
+	m.e.pool.runOn(each*len(m.blocks), func(thread, i int) {
+		block, at := i%len(m.blocks), i/len(m.blocks)
+		if byBlock {
+			block, at = i/each, i%each
+		}
+		m.run(&m.e.scratch[thread].product, m.blocks[block], at/len(items)*m.plan.samples, items[at%len(items)])
+	})
+}
+
+// run computes an item of the samples from n on, for one block of output channels.
+func (m *multiplier) run(q *product, col column, n int, it item) {
 	l, src, dst := m.e.level, m.src, m.dst
 	b := &m.plan.boxes[it.box]
 	count := b.count[b.walk]
-	for _, col := range m.blocks {
-		*q = product{
-			a: src.v, b: m.w[col.at*m.taps*src.C:][:m.taps*src.C*l.width(col.vecs)], bias: m.bias[col.first:], taps: b.taps[col.vecs],
-			k: b.k, n: col.n, vecs: col.vecs,
-			lda: b.srcStep[b.walk] * src.strides()[b.walk], ldc: b.step[b.walk] * dst.strides()[b.walk],
-		}
-		kernel, rows := l.product, l.rows[col.vecs]
-		if n := l.slideRows[b.slide.taps][col.vecs]; n > 0 {
-			kernel, rows = l.slide, n
-			q.k, q.slide, q.bStep, q.taps = src.C, b.slide.taps, b.slide.bStep*l.width(col.vecs), b.slide.list[col.vecs]
-		}
+	*q = product{
+		a: src.v, b: m.w[col.at*m.taps*src.C:][:m.taps*src.C*l.width(col.vecs)], bias: m.bias[col.first:], taps: b.taps[col.vecs],
+		k: b.k, n: col.n, vecs: col.vecs,
+		lda: b.srcStep[b.walk] * src.strides()[b.walk], ldc: b.step[b.walk] * dst.strides()[b.walk],
+	}
+	kernel, rows := l.product, l.rows[col.vecs]
+	if n := l.slideRows[b.slide.taps][col.vecs]; n > 0 {
+		kernel, rows = l.slide, n
+		q.k, q.slide, q.bStep, q.taps = src.C, b.slide.taps, b.slide.bStep*l.width(col.vecs), b.slide.list[col.vecs]
+	}
+	if m.add.v != nil {
+		q.ldadd = b.step[b.walk] * m.add.strides()[b.walk]
+	}
+	for line := it.from; line < it.to; line++ {
+		sample, t, s := b.line(line)
+		sample += n
+		a0, c0, add0 := src.at(sample, s[0], s[1], s[2]), dst.at(sample, t[0], t[1], t[2])+col.first, 0
 		if m.add.v != nil {
-			q.ldadd = b.step[b.walk] * m.add.strides()[b.walk]
+			add0 = m.add.at(sample, t[0], t[1], t[2]) + col.first
 		}
-		for line := it.from; line < it.to; line++ {
-			t, s := b.line(line)
-			a0, c0, add0 := src.at(n, s[0], s[1], s[2]), dst.at(n, t[0], t[1], t[2])+col.first, 0
+		for done := 0; done < count; done += q.m {
+			q.m = share(count-done, rows)
+			q.a0 = a0 + done*q.lda
+			q.c = dst.v[c0+done*q.ldc:]
 			if m.add.v != nil {
-				add0 = m.add.at(n, t[0], t[1], t[2]) + col.first
+				q.add = m.add.v[add0+done*q.ldadd:]
 			}
-			for done := 0; done < count; done += q.m {
-				q.m = share(count-done, rows)
-				q.a0 = a0 + done*q.lda
-				q.c = dst.v[c0+done*q.ldc:]
-				if m.add.v != nil {
-					q.add = m.add.v[add0+done*q.ldadd:]
-				}
-				kernel(q)
-			}
+			kernel(q)
 		}
 	}
 }
