@@ -52,6 +52,41 @@ func TestBatchesAndBlocksKeepBits(t *testing.T) {
 	}
 }
 
+func TestPlansAreBounded(t *testing.T) {
+	e := New(1)
+	defer func() { _ = e.Close() }()
+	e.plans.limit = 50_000
+	shape := func(w int) (gpu.Conv, grid) {
+		d := gpu.Dims{N: 1, D: 9, H: 100, W: w, C: 16}
+		return gpu.Conv{In: d, Out: d, K: [3]int{3, 3, 3}, S: [3]int{1, 1, 1}, Lo: [3]int{1, 1, 1}}, grid{Tensor: gpu.Tensor{Dims: d, Halo: 1}}
+	}
+	plan := func(w int) *plan {
+		c, g := shape(w)
+		return e.plan(c, g, g, true)
+	}
+	first, second := plan(300), plan(301)
+	for w := 302; w < 400; w++ {
+		plan(w)
+		if plan(300) != first {
+			t.Fatalf("after width %d the plan in use was made again", w)
+		}
+		size := 0
+		for _, p := range e.plans.by {
+			size += p.size()
+		}
+		if size != e.plans.size || size > e.plans.limit {
+			t.Fatalf("after width %d: plans of %d, counted as %d, limit %d", w, size, e.plans.size, e.plans.limit)
+		}
+	}
+	if plan(301) == second || len(e.plans.by) < 3 {
+		t.Errorf("the oldest plan is among the %d kept", len(e.plans.by))
+	}
+	e.plans.limit = 1
+	if p := plan(500); plan(500) != p || len(e.plans.by) != 1 {
+		t.Errorf("%d plans beside one that is larger than the limit", len(e.plans.by)-1)
+	}
+}
+
 func normal(rng *rand.Rand, n int) []float32 {
 	v := make([]float32, n)
 	for i := range v {

@@ -1,7 +1,7 @@
 // Package cpu is the Engine on the CPU: float32, in Go and in Go assembly that avo generates (AVX-512 and AVX2, picked
 // when the engine is made; plain Go elsewhere). It is also the reference that other engines are held to.
 //
-// Reading order: engine.go (the arena), pool.go (threads), axis.go and conv.go (a convolution as matrix products on
+// Reading order: engine.go (the arena), pool.go (threads), axis.go, plan.go and conv.go (a convolution as matrix products on
 // shifted windows), weight.go (its weight gradient), then norm.go, quantize.go, loss.go and adam.go. What a micro-kernel
 // computes is said, in plain Go, in kernel.go.
 //
@@ -25,7 +25,7 @@ type Engine struct {
 	pool    *pool
 	mem     []float32 // the arena
 	free    func() error
-	plans   map[planKey]*plan
+	plans   plans
 	scratch []scratch // of each thread
 }
 
@@ -73,7 +73,7 @@ func open(l *level, threads int) *Engine {
 	if threads <= 0 {
 		threads = runtime.GOMAXPROCS(0)
 	}
-	return &Engine{level: l, threads: threads, pool: newPool(threads), plans: map[planKey]*plan{}, scratch: make([]scratch, threads)}
+	return &Engine{level: l, threads: threads, pool: newPool(threads), plans: plans{by: map[planKey]*plan{}, limit: 4 << 20}, scratch: make([]scratch, threads)}
 }
 
 // Name is "cpu (AVX-512, 2 threads)".
