@@ -17,8 +17,9 @@ import (
 type foreign struct {
 	tensors  map[string]foreignTensor
 	settings map[string]any // what the program that wrote it kept of its options, by dotted name
-	model    string         // of an export: the model's shape, and how scans were read and cut
+	model    string         // of an export: the model's shape, how scans were read and cut, the order of its axes
 	stream   string
+	axes     string
 	read     func(names []string) ([]volume.Array, error) // in the order of the names
 	close    func() error
 }
@@ -67,7 +68,8 @@ func openSafetensors(path string) (*foreign, error) {
 	if info.Checkpoint {
 		return nil, configErrorf("%s: a checkpoint of flowrun already; name it in train.init or infer.checkpoint as it is", path)
 	}
-	src := &foreign{tensors: map[string]foreignTensor{}, model: info.Meta["model"], stream: info.Meta["stream"], close: func() error { return nil }}
+	src := &foreign{tensors: map[string]foreignTensor{}, model: info.Meta["model"], stream: info.Meta["stream"],
+		axes: info.Meta["axes"], close: func() error { return nil }}
 	for _, t := range info.Tensors {
 		src.tensors[t.Name] = foreignTensor{t.DType, t.Shape}
 	}

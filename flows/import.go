@@ -21,11 +21,11 @@ import (
 
 // ImportOptions say what to make of a state dict.
 type ImportOptions struct {
-	Out    string // a .safetensors file, or a folder to put one in; "" is a file in the working folder
-	Prefix string // of the model's names, where the file holds several models
-	Axes   string // what the model's three spatial axes are, in their order; "" is AxesDefault
-	Force  bool   // replace a file; write into the folder of a run
-	Words  []string
+	Out    string   // a .safetensors file, or a folder to put one in; "" is a file in the working folder
+	Prefix string   // of the model's names, where the file holds several models
+	Axes   string   // what the model's three spatial axes are, in their order; "" is AxesDefault
+	Force  bool     // replace a file; write into the folder of a run
+	Words  []string // key=value, of the model, read.window_hu, read.spacing and tile.patch
 }
 
 // AxesDefault is the order of a patch's axes in flowrun's own tensors.
@@ -34,9 +34,8 @@ const AxesDefault = "zyx"
 // Import makes a checkpoint at step 0 of a state dict: a file of an export, or what torch.save wrote of a VQ-GAN with
 // medicaldiffusion's names. It says what it took from where, and what it assumed.
 func Import(ctx context.Context, w io.Writer, from string, o ImportOptions) error {
-	axes, err := parseAxes(o.Axes)
-	if err != nil {
-		return err
+	if _, err := parseAxes(o.Axes); err != nil {
+		return configErrorf("--%w", err)
 	}
 	if _, err := os.Stat(from); errors.Is(err, fs.ErrNotExist) {
 		return configErrorf("%s: no such file", from)
@@ -50,6 +49,11 @@ func Import(ctx context.Context, w io.Writer, from string, o ImportOptions) erro
 		return err
 	}
 	defer func() { _ = src.close() }() // it was only read
+	o.Axes = cmp.Or(o.Axes, src.axes)
+	axes, err := parseAxes(o.Axes)
+	if err != nil {
+		return dataErrorf("%s: metadata: %w", from, err)
+	}
 	prefix, err := src.prefix(o.Prefix)
 	if err != nil {
 		return dataErrorf("%s: %w", from, err)
@@ -243,15 +247,23 @@ func statistics(arrays []volume.Array, byName map[string]volume.Array) (all []vo
 	return append(all, volume.Array{Name: counts, Shape: e.Shape[:1:1], Data: one}, volume.Array{Name: sums, Shape: e.Shape, Data: e.Data}), true, nil
 }
 
-// parseAxes says where z, y and x are among a model's three spatial axes.
+// parseAxes says where z, y and x are among three spatial axes, named in their order.
 func parseAxes(text string) (at [3]int, err error) {
 	text = cmp.Or(text, AxesDefault)
 	for i, c := range AxesDefault {
 		if at[i] = strings.IndexRune(text, c); at[i] < 0 || len(text) != len(at) {
-			return at, configErrorf("--axes: %q (want the model's axes in their order, such as zyx or zxy)", text)
+			return at, fmt.Errorf("axes: %q (want z, y and x in the model's order, such as zxy)", text)
 		}
 	}
 	return at, nil
+}
+
+// inverse is the order that takes axes back.
+func inverse(axes [3]int) (back [3]int) {
+	for i, a := range axes {
+		back[a] = i
+	}
+	return back
 }
 
 // turn puts the spatial axes of a kernel, its last three or in a discriminator of slices its last two, into the order z, y, x.

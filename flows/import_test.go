@@ -188,6 +188,42 @@ func TestImportKeepsEveryBit(t *testing.T) {
 	}
 }
 
+// Turned by an export, a model's kernels are turned back by their own words, or by --axes.
+func TestAxesGoBothWays(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "out.safetensors")
+	snap, _, err := imported(t, lightning, ImportOptions{Out: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const kernel = "encoder.conv_blocks.0.down.conv.weight"
+	want := named(snap.Arrays)
+	for _, axes := range []string{"zxy", "xyz", "xzy", "yxz"} {
+		out := filepath.Join(t.TempDir(), "export.safetensors")
+		if err := Export(t.Context(), &bytes.Buffer{}, path, out, ExportOptions{Axes: axes}); err != nil {
+			t.Fatal(err)
+		}
+		turned, _, err := safetensors.Read(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The second tap along the model's last axis, in a kernel of 4 taps.
+		second := map[byte]int{'z': 16, 'y': 4, 'x': 1}[axes[2]]
+		if got := named(turned)[kernel].Data[1]; got != want[kernel].Data[second] {
+			t.Errorf("%s: %v (want %v)", axes, got, want[kernel].Data[second])
+		}
+		bare := stateFile(t, named(turned), nil)
+		for from, o := range map[string]ImportOptions{out: {}, bare: {Axes: axes, Words: []string{"model.norm=channel"}}} {
+			again, _, err := imported(t, from, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for name := range theirs(t) {
+				equal(t, name+" by "+axes, named(again.Arrays)[name], want[name])
+			}
+		}
+	}
+}
+
 func TestImportTakesWordsFirst(t *testing.T) {
 	from := stateFile(t, theirs(t), map[string]string{"model": `{"hidden":2,"downsample":[4,2,1],"embedding":3,"codes":10,"norm":"group","groups":2,"padding":"replicate","decoder":"full"}`})
 	snap, said, err := imported(t, from, ImportOptions{Words: []string{"model.norm=channel", "model.downsample=[1,4,2]", "read.window_hu=[-900, 200]", "read.spacing=[1,1,2]", "tile.patch=[16,16,8]"}})
@@ -294,6 +330,7 @@ func TestImportRefuses(t *testing.T) {
 		{lightning, ImportOptions{Out: filepath.Join(dir, "a.txt", "b.safetensors"), Prefix: "x"}, `no model under "x"`, ExitData},
 		{own(`{"hidden":4,"downsample":[4,2,1],"embedding":3,"codes":10,"norm":"channel","padding":"zero","decoder":"full"}`), ImportOptions{}, "model.hidden: 4 (from the export)", ExitUsage},
 		{own(`{`), ImportOptions{}, "metadata model: ", ExitData},
+		{stateFile(t, theirs(t), map[string]string{"axes": "abc"}), ImportOptions{}, `metadata: axes: "abc"`, ExitData},
 		{plain(func(s map[string]volume.Array) { s["encoder.final_block.0.running_mean"] = s["codebook.N"] }), ImportOptions{}, "encoder.final_block.0.running_mean [10]: the model has batch norm", ExitData},
 		{plain(func(s map[string]volume.Array) {
 			s["encoder.conv_blocks.0.res.conv_shortcut.conv.bias"] = s["codebook.N"]

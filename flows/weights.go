@@ -26,6 +26,7 @@ const (
 type ExportOptions struct {
 	Weights string // ExportEMA, ExportRaw, or "": EMA weights where there are any
 	For     string // MedicalDiffusion refuses what that can't express; "" is any reader
+	Axes    string // the order of the spatial axes of kernels; "" is AxesDefault
 }
 
 // Export writes the weights and the codebook of a checkpoint as a plain state dict, which safetensors.torch.load_file reads.
@@ -36,6 +37,10 @@ func Export(ctx context.Context, w io.Writer, from, to string, o ExportOptions) 
 	}
 	if o.For != "" && o.For != MedicalDiffusion {
 		return configErrorf("--for: %q (want %s)", o.For, MedicalDiffusion)
+	}
+	axes, err := parseAxes(o.Axes)
+	if err != nil {
+		return configErrorf("--%w", err)
 	}
 	if filepath.Ext(to) != ".safetensors" {
 		return configErrorf("%s: want a name that ends with .safetensors", to)
@@ -61,6 +66,12 @@ func Export(ctx context.Context, w io.Writer, from, to string, o ExportOptions) 
 		return configErrorf("%s: %w", from, err)
 	}
 	meta := map[string]string{"format": "pt", "model": snap.Meta["model"], "stream": snap.Meta["stream"]}
+	if back := inverse(axes); o.Axes != "" {
+		meta["axes"] = o.Axes
+		for i := range arrays {
+			turn(&arrays[i], back)
+		}
+	}
 	floats := safetensors.Floats(arrays)
 	h, err := safetensors.NewHeader(floats, meta, true)
 	if err != nil {

@@ -54,7 +54,7 @@ func TestExport(t *testing.T) {
 	} {
 		to := filepath.Join(t.TempDir(), "out.safetensors")
 		var b bytes.Buffer
-		if err := Export(t.Context(), &b, exportable(t, predecessor, c.ema), to, ExportOptions{c.asked, MedicalDiffusion}); err != nil {
+		if err := Export(t.Context(), &b, exportable(t, predecessor, c.ema), to, ExportOptions{Weights: c.asked, For: MedicalDiffusion}); err != nil {
 			t.Fatal(err)
 		}
 		if !strings.Contains(b.String(), "6 tensors") || !strings.Contains(b.String(), c.said+" weights of step 7") {
@@ -98,6 +98,7 @@ func TestExportRefuses(t *testing.T) {
 		{exportable(t, ours, false), to, ExportOptions{Weights: ExportEMA}, "no EMA weights", ExitUsage},
 		{exportable(t, ours, false), to, ExportOptions{Weights: "best"}, "want ema or raw", ExitUsage},
 		{exportable(t, ours, false), to, ExportOptions{For: "keras"}, "want medicaldiffusion", ExitUsage},
+		{exportable(t, ours, false), to, ExportOptions{Axes: "xy"}, `--axes: "xy"`, ExitUsage},
 		{exportable(t, ours, false), dir, ExportOptions{}, "ends with .safetensors", ExitUsage},
 		{exportable(t, "{}", false), to, ExportOptions{}, "downsample", ExitData},
 		{filepath.Join(dir, "none.safetensors"), to, ExportOptions{}, "none.safetensors: no such file", ExitData},
