@@ -109,11 +109,12 @@ func readSafetensors(path string, names []string) ([]volume.Array, error) {
 	return arrays, err
 }
 
-// What a state dict is recognised by, and what stands before its names where it is a part of something larger.
+// What a model is recognised by; what stands before its names, and before the options of its class, in a file of Lightning.
 const (
-	landmark  = "encoder.conv_first.conv.weight"
-	stateKey  = "state_dict."
-	shownMost = 4 // names in an error
+	landmark        = "encoder.conv_first.conv.weight"
+	stateKey        = "state_dict."
+	hyperParameters = "hyper_parameters."
+	shownMost       = 4 // names in an error
 )
 
 // prefix finds what the names of the model's tensors begin with: state_dict.model., for one. asked picks one of several.
@@ -160,7 +161,7 @@ func quoted(words []string) string {
 func (f *foreign) setting(name string) (path string, value any, ok bool) {
 	for p, v := range f.settings {
 		_, rest, inside := strings.Cut(p, ".")
-		if !inside || !strings.HasPrefix(p, "hyper_parameters.") || rest != name && !strings.HasSuffix(rest, "."+name) {
+		if !inside || !strings.HasPrefix(p, hyperParameters) || rest != name && !strings.HasSuffix(rest, "."+name) {
 			continue
 		}
 		depth, least := strings.Count(p, "."), strings.Count(path, ".")

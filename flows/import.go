@@ -54,27 +54,19 @@ func Import(ctx context.Context, w io.Writer, from string, o ImportOptions) erro
 	if err != nil {
 		return dataErrorf("%s: metadata: %w", from, err)
 	}
-	prefix, err := src.prefix(o.Prefix)
+	p, err := src.recognise(o.Prefix)
 	if err != nil {
 		return dataErrorf("%s: %w", from, err)
 	}
-	parts, err := src.split(prefix)
-	if err != nil {
-		return dataErrorf("%s: %w", from, err)
-	}
-	outline, err := vqgan.ReadOutline(parts.model)
-	if err != nil {
-		return dataErrorf("%s: %w", from, err)
-	}
-	g := &guess{path: from, src: src, axes: o.Axes, outline: outline}
+	g := &guess{path: from, src: src, axes: o.Axes, outline: p.outline}
 	job, err := g.job(o.Words)
 	if err != nil {
 		return err
 	}
-	if err := job.model.Match(parts.model); err != nil {
+	if err := job.model.Match(p.model); err != nil {
 		return dataErrorf("%s: %w", from, err)
 	}
-	arrays, notes, err := src.weights(prefix, parts, axes)
+	arrays, notes, err := src.weights(p, axes)
 	if err != nil {
 		return dataErrorf("%s: %w", from, trimmed(err, from))
 	}
@@ -88,12 +80,11 @@ func Import(ctx context.Context, w io.Writer, from string, o ImportOptions) erro
 	}
 	bytes, err := checkpoint.Write(ctx, to, &volume.Snapshot{Reason: "import", Meta: meta, Arrays: arrays})
 	if err != nil {
-		return err
+		return fmt.Errorf("%w; choose another place by -o", err)
 	}
-	lines := []string{fmt.Sprintf("%s: %d tensors under %q", from, len(parts.model)+len(parts.discriminators), prefix)}
-	lines = slices.Concat(lines, g.told(), notes, parts.told(), []string{
-		fmt.Sprintf("%s: %s; train.init or infer.checkpoint takes it", to, size(bytes))})
-	_, err = fmt.Fprintln(w, strings.Join(lines, "\n"))
+	first := fmt.Sprintf("%s: %d tensors under %q", from, len(p.model)+len(p.discriminators), p.prefix)
+	last := fmt.Sprintf("%s: %s; train.init or infer.checkpoint takes it", to, size(bytes))
+	_, err = fmt.Fprintln(w, strings.Join(slices.Concat([]string{first}, g.told(), notes, p.told(), []string{last}), "\n"))
 	return err
 }
 
@@ -138,8 +129,24 @@ func escaped(path string) string {
 	return strings.NewReplacer("*", `\*`, "?", `\?`, "[", `\[`, `\`, `\\`).Replace(path)
 }
 
-// parts are the tensors of a state dict, without their prefix.
+// recognise finds the model among the tensors.
+func (f *foreign) recognise(asked string) (*parts, error) {
+	prefix, err := f.prefix(asked)
+	if err != nil {
+		return nil, err
+	}
+	p, err := f.split(prefix)
+	if err != nil {
+		return nil, err
+	}
+	p.outline, err = vqgan.ReadOutline(p.model)
+	return p, err
+}
+
+// parts are the tensors of a state dict, by their names without the prefix.
 type parts struct {
+	prefix         string
+	outline        vqgan.Outline
 	model          map[string][]int // shapes
 	discriminators []string
 	perceptual     int
@@ -149,7 +156,7 @@ type parts struct {
 
 // split tells the model's tensors from what came with them, and refuses types that aren't floats.
 func (f *foreign) split(prefix string) (*parts, error) {
-	p := &parts{model: map[string][]int{}}
+	p := &parts{prefix: prefix, model: map[string][]int{}}
 	for _, full := range slices.Sorted(maps.Keys(f.tensors)) {
 		t := f.tensors[full]
 		name, inside := strings.CutPrefix(full, prefix)
@@ -196,11 +203,11 @@ func (p *parts) told() []string {
 
 // weights reads the model's tensors as a checkpoint has them: weights, codebook, running means that begin at the weights,
 // discriminators.
-func (f *foreign) weights(prefix string, p *parts, axes [3]int) (arrays []volume.Array, notes []string, err error) {
+func (f *foreign) weights(p *parts, axes [3]int) (arrays []volume.Array, notes []string, err error) {
 	names := slices.Concat(slices.Sorted(maps.Keys(p.model)), p.discriminators)
 	full := make([]string, len(names))
 	for i, name := range names {
-		full[i] = prefix + name
+		full[i] = p.prefix + name
 	}
 	if arrays, err = f.read(full); err != nil {
 		return nil, nil, err

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"unicode"
 
 	"github.com/flowrun/flowrun/stages/checkpoint"
 	"github.com/flowrun/flowrun/stages/nifti"
@@ -69,7 +70,8 @@ func inspectCheckpoint(w io.Writer, path string) error {
 	return nil
 }
 
-// inspectTorch lists the tensors of a file that torch.save wrote. Nothing of its pickle is run.
+// inspectTorch lists the tensors of a file that torch.save wrote, and the options that Lightning kept in it. Nothing of its
+// pickle is run.
 func inspectTorch(w io.Writer, path string) error {
 	f, err := torch.Open(path)
 	if err != nil {
@@ -78,7 +80,27 @@ func inspectTorch(w io.Writer, path string) error {
 	for _, t := range f.Tensors {
 		_, _ = fmt.Fprintf(w, "%s\t%v %s\n", t.Name, t.Shape, t.DType)
 	}
+	for _, key := range slices.Sorted(maps.Keys(f.Values)) {
+		if strings.HasPrefix(key, hyperParameters) {
+			_, _ = fmt.Fprintf(w, "%s\t%s\n", key, shown(f.Values[key]))
+		}
+	}
 	return f.Close()
+}
+
+// shown is a setting on one line, without what a terminal would obey.
+func shown(v any) string {
+	const most = 100 // letters
+	text := []rune(fmt.Sprint(v))
+	for i, r := range text {
+		if !unicode.IsPrint(r) {
+			text[i] = unicode.ReplacementChar
+		}
+	}
+	if len(text) > most {
+		return string(text[:most]) + "…"
+	}
+	return string(text)
 }
 
 func inspectImage(w io.Writer, path string) error {

@@ -120,6 +120,13 @@ func TestInspectTorch(t *testing.T) {
 	if err != nil || !strings.Contains(got, "F32") {
 		t.Errorf("%v\n%s", err, got)
 	}
+	got, err = inspect(t, filepath.Join("..", "stages", "torch", "testdata", "settings.ckpt"))
+	if err != nil || !strings.Contains(got, "hyper_parameters.cfg.model.downsample [1 2 4]\n") || strings.Contains(got, "kwargs") {
+		t.Errorf("%v\n%s", err, got)
+	}
+	if got := shown("a\x1b[2J\n" + strings.Repeat("é", 200)); got != "a\uFFFD[2J\uFFFD"+strings.Repeat("é", 94)+"…" {
+		t.Errorf("%q", got)
+	}
 	if _, err := inspect(t, filepath.Join(t.TempDir(), "a.pth")); ExitCode(err) != ExitUsage {
 		t.Errorf("a file that isn't there: %v", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/bits"
+	"slices"
 	"strings"
 	"testing"
 
@@ -111,4 +112,27 @@ func TestForeignStateDicts(t *testing.T) {
 			t.Errorf("%v (want %s)", err, want)
 		}
 	}
+}
+
+// Whatever shapes a file claims, they are refused or understood.
+func TestAnyShapes(t *testing.T) {
+	c := Config{Hidden: 2, Downsample: [3]int{4, 4, 2}, Embedding: 3, Codes: 5, Norm: "channel", Padding: "replicate", Decoder: "full"}
+	whole := shapesOf(t, &c)
+	rapid.Check(t, func(t *rapid.T) {
+		shapes := maps.Clone(whole)
+		names := slices.Sorted(maps.Keys(whole))
+		for range rapid.IntRange(1, 3).Draw(t, "changes") {
+			size := rapid.OneOf(rapid.IntRange(0, 9), rapid.IntRange(0, 1<<40))
+			shapes[rapid.SampledFrom(names).Draw(t, "name")] = rapid.SliceOfN(size, 0, 6).Draw(t, "shape")
+		}
+		o, err := ReadOutline(shapes)
+		if err != nil {
+			return
+		}
+		n := 1 << o.Levels
+		guess := Config{Hidden: o.Hidden, Downsample: [3]int{n, n, n}, Embedding: o.Embedding, Codes: o.Codes, Norm: "channel", Padding: "zero", Decoder: o.Decoder}
+		if err := guess.Match(shapes); err == nil && !maps.EqualFunc(shapes, whole, slices.Equal) {
+			t.Fatalf("%v is a model", shapes)
+		}
+	})
 }
