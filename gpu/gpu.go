@@ -13,7 +13,7 @@
 // calls can be made again, or recorded once.
 //
 // Errors. Ops have no error results: wrong shapes are found when a program is built, so an op that meets one panics, and a
-// device that fails does so at Sync. Offsets are bytes in the arena, multiples of Align.
+// device that fails does so at Sync. Offsets are bytes in the arena, multiples of Align; single numbers may lie between.
 package gpu
 
 // Align is the alignment of every Ptr, in bytes.
@@ -107,14 +107,71 @@ type ConvSizes struct {
 	Workspace  int64 // scratch for the weight gradient
 }
 
-// Norm describes a normalisation with affine parameters, followed by SiLU: y = silu(γ·x̂ + β).
+// Norm describes a normalisation with affine parameters, followed by SiLU unless Plain: y = silu(γ·x̂ + β).
 //
 // Groups > 0 is GroupNorm: x̂ = (x-mean)/√(var+Eps) over D, H, W and the channels of a group, for each sample.
 // Groups = 0 is the channel norm: x̂ = x/√(mean over C of x² + Eps) for each voxel.
+// Batch (Groups 0, Plain) is BatchNorm with the batch's own statistics: x̂ = (x-mean)/√(var+Eps) over N, D, H, W for each channel;
+// the statistics that NormAct leaves begin with mean [C] and the biased variance [C], float32.
 type Norm struct {
 	Groups int
+	Batch  bool
+	Plain  bool
 	Eps    float32
 }
+
+// Judge says how a discriminator's logits are judged: as a real image's (OnReal) or a reconstruction's (OnFake), both of them the
+// discriminator's loss; or as a reconstruction's by the generator (OfGenerator), which wants it taken for real. l is a logit:
+//
+//	          OnReal          OnFake          OfGenerator
+//	Hinge     max(0, 1-l)     max(0, 1+l)     -l
+//	Vanilla   softplus(-l)    softplus(l)     softplus(-l)
+//	Squares   (l-1)²/2        (l+1)²/2        l²/2
+//	Mean      l               l               l
+//
+// Mean is no loss: its gradient is that of the mean logit. Hinge's slope at its corner is 0. (Hinge: Lim and Ye, 2017; vanilla:
+// Goodfellow et al., 2014; squares: Mao et al., 2017.)
+type Judge struct {
+	Loss Adversary
+	Side Side
+}
+
+// Adversary is a kind of adversarial loss.
+type Adversary uint8
+
+// The kinds.
+const (
+	Hinge Adversary = iota
+	Vanilla
+	Squares
+	Mean
+)
+
+// Side says whose loss it is, and on what.
+type Side uint8
+
+// The sides.
+const (
+	OnReal Side = iota
+	OnFake
+	OfGenerator
+)
+
+// Scalar describes a finite scalar quantiser (Mentzer et al., 2023): channel i takes one of Levels[i] whole numbers around 0.
+//
+//	b = tanh(z + shift)·half - offset      half = (L-1)·1.001/2, offset = 1/2 and shift = atanh(offset/half) where L is even, else 0
+//	q = round(b) / (L div 2)      code = Σ (round(b) + L div 2)·Π of the levels before
+//
+// Halves are rounded to even. There are Π Levels codes, at most 2³¹-1; a level is at least 2. Where z is NaN so is q, and that channel adds 0
+// to the code.
+type Scalar struct{ Levels []int }
+
+// Similarity describes multi-scale SSIM (Wang, Simoncelli and Bovik, 2003) of single-channel volumes with intensities in
+// [-1, 1] (range 2), K1 0.01 and K2 0.03, of each sample by itself. Windows are Gaussians of σ 1.5 and 11 voxels along each
+// axis (all of an axis that is shorter), taken where they lie inside. A scale is the 2× averages of the one before along axes
+// longer than 1, an odd last voxel left out. The result is the product of the mean contrast-structure of each scale but the
+// last, and of the last's mean SSIM, each to the power of its weight; means below 1e-6 count as 1e-6 and have no gradient.
+type Similarity struct{ Weights []float64 }
 
 // Quantizer describes a codebook of Codes vectors of Dim floats.
 type Quantizer struct{ Codes, Dim int }
@@ -167,7 +224,7 @@ type Engine interface {
 
 	// NormStats is the bytes of statistics that NormAct leaves for NormActGrad.
 	NormStats(n Norm, d Dims) int64
-	// NormAct writes y = silu(norm(x)) and the statistics. y isn't x.
+	// NormAct writes y = silu(norm(x)), or norm(x) where n is Plain, and the statistics. y isn't x.
 	NormAct(n Norm, x Tensor, gamma, beta, stats Ptr, y Tensor)
 	// NormActApply is NormAct with statistics that are already there: it recomputes y, bit for bit.
 	NormActApply(n Norm, x Tensor, gamma, beta, stats Ptr, y Tensor)
@@ -195,6 +252,69 @@ type Engine interface {
 
 	// Add writes y = a + b; y may be either.
 	Add(a, b, y Tensor)
+	// Combine writes y = a + s·b, with s the float at scale; y may be either.
+	Combine(a, b Tensor, scale Ptr, y Tensor)
+	// Subtract writes y = a - b; y may be either.
+	Subtract(a, b, y Tensor)
+
+	// Activate writes y = max(x, 0) + slope·min(x, 0), slope from 0 (ReLU) to below 1; y may be x. (A NaN stays one.)
+	Activate(slope float32, x, y Tensor)
+	// ActivateGrad writes dx = dy where y > 0, slope·dy elsewhere, + add where that isn't nil. dx may be dy's or add's memory.
+	ActivateGrad(slope float32, y, dy Tensor, add *Tensor, dx Tensor)
+	// MaxPool writes y [N, D, H div 2, W div 2, C], the maxima of 2×2 voxels along H and W; an odd last row or column is left out, as in
+	// PyTorch.
+	MaxPool(x, y Tensor)
+	// MaxPoolGrad gives each dy to the first of its maxima in order y, x, and 0 to the others, + add where that isn't nil. dx may be add's
+	// memory.
+	MaxPoolGrad(x, dy Tensor, add *Tensor, dx Tensor)
+	// Slice cuts planes out of volumes: y is [N·k, 1, …, C] of x [N, …, C], k for each sample in its order; plane i lies at[i] (a float that
+	// is whole and inside; planes may be equal) along the axis in sample i div k. axis 0 cuts along D and gives H×W, 1 along H and gives D×W,
+	// 2 along W and gives D×H.
+	Slice(axis int, x Tensor, at Ptr, y Tensor)
+	// SliceGrad writes dx = add (0 where that is nil) + the dy of each plane that a voxel is in, added in their order. dx may be add's
+	// memory.
+	SliceGrad(axis int, dy Tensor, at Ptr, add *Tensor, dx Tensor)
+	// Tint makes channels of one: y[c] = scale[c]·x + shift[c]. TintGrad writes dx = Σ over c of scale[c]·dy[c].
+	Tint(x Tensor, scale, shift Ptr, y Tensor)
+	TintGrad(dy Tensor, scale Ptr, dx Tensor)
+
+	// JudgeLoss writes to out two floats, the mean loss and the mean logit; and, where dx isn't nil (scale may be -1 where it is), the
+	// gradient scale/len · loss'(x). Where lecam isn't -1 it is two floats in the arena, λ and a: λ·max(0, x-a)² OnReal, λ·max(0, a-x)²
+	// OnFake, is part of the loss of a logit (LeCam; Tseng et al., 2021); OfGenerator has none. workspace is LossWork bytes. dx may be x.
+	JudgeLoss(j Judge, x Tensor, scale, lecam Ptr, dx *Tensor, out, workspace Ptr)
+	// PerceptualLoss compares features as LPIPS does (Zhang et al., 2018): with â = a/(‖a‖+1e-10) over channels, mean over voxels
+	// (of all samples) of Σ w[c]·(â-b̂)². It writes that to out and, where da isn't nil (scale may be -1 where it is), scale times
+	// the gradient (+ add where that isn't nil). Where a is all zero it has no gradient (PyTorch's is NaN). da may be add's memory.
+	// workspace is LossWork bytes.
+	PerceptualLoss(a, b Tensor, w, scale Ptr, add, da *Tensor, out, workspace Ptr)
+	// SimilarityLoss writes 1 - MS-SSIM to out, the mean over samples, and, where dy isn't nil (scale may be -1 where it is), scale times
+	// the gradient with respect to y. workspace is SimilarityWork bytes, which covers the gradient.
+	SimilarityLoss(s Similarity, y, t Tensor, scale Ptr, dy *Tensor, out, workspace Ptr)
+	SimilarityWork(s Similarity, d Dims) int64
+
+	// Unit writes y = x/max(‖x‖, 1e-12) over channels. UnitGrad writes dx = (dy - y·<dy, y>)/‖x‖, 0 where ‖x‖ ≤ 1e-12 (PyTorch's is
+	// 1e12·dy); it may be dy's memory.
+	Unit(x, y Tensor)
+	UnitGrad(x, dy, dx Tensor)
+	// Round quantises as Scalar says: idx [voxels] int32 and q, of z with a channel for each level. It adds to counts [codes] where that
+	// isn't -1.
+	Round(k Scalar, z Tensor, idx Ptr, q Tensor, counts Ptr)
+	// RoundGrad writes dz = dq·db/dz/(L div 2), the straight-through gradient; dz may be dq's memory.
+	RoundGrad(k Scalar, z, dq, dz Tensor)
+
+	// Spectral divides weights w [rows, columns] by their largest singular value σ = vᵀ·w·u, after one power iteration (Miyato et
+	// al., 2018): v ← w·u/‖w·u‖ [rows], then u ← wᵀ·v/‖wᵀ·v‖ [columns], both updated in the arena; u is a unit vector. It writes w̄
+	// to out, and σ. Where ‖w·u‖ < 1e-12 (all zeros) there is nothing to divide by: w̄ = w, σ = 1, u and v stay (PyTorch's w̄ is
+	// NaN). out isn't w. workspace is SpectralWork bytes.
+	Spectral(w Ptr, rows, columns int, u, v, out, sigma, workspace Ptr)
+	// SpectralGrad turns the gradient of w̄, in place, into that of w: (g - <g, w̄>·v·uᵀ)/σ.
+	SpectralGrad(g, out Ptr, rows, columns int, u, v, sigma, workspace Ptr)
+	SpectralWork(rows, columns int) int64
+	// Balance writes to out min(√a/(√b + 1e-4), limit), the adaptive weight of taming-transformers, from sums of squares a and b.
+	Balance(a, b Ptr, limit float32, out Ptr)
+	// Nudge writes y = x + h·g/‖g‖, the norm over the whole tensor (y = x where it is 0), and to out three floats, ‖g‖, f·‖g‖ and -f·‖g‖
+	// with f the float at factor: what a finite difference along g wants. workspace is LossWork bytes.
+	Nudge(x, g Tensor, h float32, factor Ptr, y Tensor, out, workspace Ptr)
 
 	// SumSquares writes to out the sum of squares of n floats (NaN or Inf if one of them is).
 	SumSquares(x Ptr, n int, out, workspace Ptr)

@@ -37,7 +37,7 @@ func everything(t *testing.T, e *Engine) []uint32 {
 			t.Error(err)
 		}
 	}()
-	const bytes = 24 << 20
+	const bytes = 96 << 20
 	if err := e.Reserve(bytes); err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +82,7 @@ func everything(t *testing.T, e *Engine) []uint32 {
 		e.ConvGradWeight(c, x, dy, random(c.Taps()*c.In.C*c.Out.C), random(c.Out.C), work)
 	}
 	d := gpu.Dims{N: 2, D: 6, H: 40, W: 24, C: 16}
-	for _, n := range []gpu.Norm{{Eps: 1e-6}, {Groups: 4, Eps: 1e-6}} {
+	for _, n := range []gpu.Norm{{Eps: 1e-6}, {Groups: 4, Eps: 1e-6}, {Plain: true, Eps: 1e-6}, {Batch: true, Plain: true, Eps: 1e-6}} {
 		x, y, dy, dx := tensor(d, 1, gpu.Replicate), tensor(d, 1, gpu.Replicate), tensor(d, 0, gpu.Zero), tensor(d, 1, gpu.Zero)
 		gamma, beta, dgamma, dbeta, stats := random(d.C), random(d.C), random(d.C), random(d.C), alloc(e.NormStats(n, d))
 		e.NormAct(n, x, gamma, beta, stats, y)
@@ -93,6 +93,9 @@ func everything(t *testing.T, e *Engine) []uint32 {
 	e.Quantize(k, z, random(k.Codes*k.Dim), alloc(4*int64(d.Voxels())), q, random(k.Codes), random(k.Codes*k.Dim), alloc(4), alloc(e.QuantizeWork(k, d)))
 	dy := tensor(d, 1, gpu.Zero)
 	e.ReconLoss(z, q, 1, 1, 1, &dy, alloc(16), alloc(e.LossWork(d)))
+	one := d
+	one.C = 1
+	gan(e, d, one, tensor, random, alloc)
 	const n = 100_000
 	e.SumSquares(random(n), n, alloc(4), alloc(e.SumSquaresWork(n)))
 	a := gpu.Adam{LR: 1e-3, Beta1: 0.5, Beta2: 0.9, Eps: 1e-8, GradScale: 0.5, EMADecay: 0.9, Step: 2}
@@ -105,6 +108,49 @@ func everything(t *testing.T, e *Engine) []uint32 {
 		out[i] = math.Float32bits(v)
 	}
 	return out
+}
+
+// gan runs what a GAN adds.
+func gan(e *Engine, d, one gpu.Dims, tensor func(gpu.Dims, int, gpu.Padding) gpu.Tensor, random func(int) gpu.Ptr, alloc func(int64) gpu.Ptr) {
+	in := func(d gpu.Dims) gpu.Tensor { return tensor(d, 1, gpu.Zero) }
+	number := func(v ...float32) gpu.Ptr {
+		p := alloc(4 * int64(len(v)))
+		e.Write(p, v)
+		return p
+	}
+	x, y, dx := in(d), in(d), in(d)
+	e.Combine(x, y, number(0.5), dx)
+	e.Subtract(dx, y, dx)
+	e.Activate(0.2, x, y)
+	e.ActivateGrad(0.2, y, dx, &dx, dx)
+	half := d
+	half.H, half.W = d.H/2, d.W/2
+	pooled := in(half)
+	e.MaxPool(x, pooled)
+	e.MaxPoolGrad(x, pooled, &y, in(d))
+	plane := gpu.Dims{N: 3 * d.N, D: 1, H: d.D, W: d.H, C: d.C}
+	cut, at := in(plane), number(1, 5, 5, 0, 23, 7)
+	e.Slice(2, x, at, cut)
+	e.SliceGrad(2, cut, at, &y, in(d))
+	a, b := in(one), in(one)
+	e.Tint(a, random(d.C), random(d.C), y)
+	e.TintGrad(y, random(d.C), b)
+	work := alloc(e.LossWork(d))
+	e.JudgeLoss(gpu.Judge{Loss: gpu.Vanilla}, a, number(2), number(0.5, 0.25), &b, alloc(8), work)
+	e.PerceptualLoss(x, y, random(d.C), number(2), &dx, &dx, alloc(4), work)
+	e.Nudge(x, y, 0.5, number(3), in(d), alloc(12), work)
+	s := gpu.Similarity{Weights: []float64{0.5, 0.5}}
+	e.SimilarityLoss(s, a, b, number(2), new(in(one)), alloc(4), alloc(e.SimilarityWork(s, one)))
+	e.Unit(x, y)
+	e.UnitGrad(x, dx, y)
+	k := gpu.Scalar{Levels: []int{8, 5, 5, 3, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2}}
+	e.Round(k, x, alloc(4*int64(d.Voxels())), y, -1)
+	e.RoundGrad(k, x, dx, y)
+	const rows, columns = 3000, 70
+	u, v, bar, sigma := random(columns), random(rows), alloc(4*rows*columns), alloc(4)
+	scratch := alloc(e.SpectralWork(rows, columns))
+	e.Spectral(random(rows*columns), rows, columns, u, v, bar, sigma, scratch)
+	e.SpectralGrad(random(rows*columns), bar, rows, columns, u, v, sigma, scratch)
 }
 
 // TestNothingAllocatedPerRow holds ops to a few allocations each, whatever their size.
@@ -120,6 +166,10 @@ func TestNothingAllocatedPerRow(t *testing.T) {
 	x := func(i int) gpu.Tensor { return gpu.Tensor{Dims: d, Halo: 1, At: at(i)} }
 	norm := gpu.Norm{Eps: 1e-6}
 	add := x(3)
+	one := x(3)
+	one.C = 1
+	small := gpu.Tensor{Dims: gpu.Dims{N: 1, D: 8, H: 64, W: 8, C: 16}, At: at(4)}
+	judged, similar := gpu.Judge{}, gpu.Similarity{Weights: []float64{0.5, 0.5}}
 	for _, op := range []struct {
 		name string
 		f    func()
@@ -134,6 +184,17 @@ func TestNothingAllocatedPerRow(t *testing.T) {
 		{"Quantize", func() {
 			e.Quantize(gpu.Quantizer{Codes: 64, Dim: 16}, x(0), at(5), at(6), x(1), at(7), at(8), at(9), at(10))
 		}},
+		{"NormAct, batch", func() { e.NormAct(gpu.Norm{Batch: true, Plain: true}, x(0), at(5), at(6), at(7), x(1)) }},
+		{"Combine", func() { e.Combine(x(0), x(1), 0, x(2)) }},
+		{"Activate", func() { e.Activate(0.2, x(0), x(1)) }},
+		{"ActivateGrad", func() { e.ActivateGrad(0.2, x(0), x(1), &add, x(2)) }},
+		{"MaxPool", func() { e.MaxPool(x(0), small) }},
+		{"MaxPoolGrad", func() { e.MaxPoolGrad(x(0), small, &add, x(2)) }},
+		{"JudgeLoss", func() { e.JudgeLoss(judged, x(0), 0, -1, &add, at(5), at(6)) }},
+		{"PerceptualLoss", func() { e.PerceptualLoss(x(0), x(1), at(5), 0, &add, &add, at(6), at(7)) }},
+		{"SimilarityLoss", func() { e.SimilarityLoss(similar, one, one, 0, nil, at(5), at(6)) }},
+		{"Unit", func() { e.Unit(x(0), x(1)) }},
+		{"Spectral", func() { e.Spectral(at(0), 4096, 64, at(1), at(2), at(3), at(4), at(5)) }},
 		{"SumSquares", func() { e.SumSquares(at(0), 1<<20, at(5), at(6)) }},
 		{"AdamStep", func() { e.AdamStep(gpu.Adam{Step: 1}, at(0), at(1), at(2), at(3), -1, 1<<20) }},
 	} {

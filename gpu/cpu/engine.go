@@ -2,8 +2,9 @@
 // when the engine is made; plain Go elsewhere). It is also the reference that other engines are held to.
 //
 // Reading order: engine.go (the arena), pool.go (threads), axis.go, plan.go and conv.go (a convolution as matrix products on
-// shifted windows), weight.go (its weight gradient), then norm.go, quantize.go, loss.go and adam.go. What a micro-kernel
-// computes is said, in plain Go, in kernel.go.
+// shifted windows), weight.go (its weight gradient), then norm.go, quantize.go, loss.go and adam.go; and what a GAN adds:
+// pointwise.go, planes.go (2D images of volumes), judge.go, perceptual.go, similarity.go (SSIM), unit.go and spectral.go.
+// What a micro-kernel computes is said, in plain Go, in kernel.go.
 //
 // Bits. Work is cut into chunks by shape alone; threads only pick chunks. So one level (avx512, avx2, go) gives the same
 // bits for any number of threads. Two levels round differently.
@@ -271,19 +272,6 @@ func (e *Engine) ReadTensor(dst []float32, src gpu.Tensor) {
 	e.eachRows(src.Dims, func(_ *scratch, _, r0, r1 int) {
 		for r := r0; r < r1; r++ {
 			copy(dst[r*n:(r+1)*n], g.inner(r))
-		}
-	})
-}
-
-// Add writes y = a + b.
-func (e *Engine) Add(a, b, y gpu.Tensor) {
-	same(a, b)
-	same(a, y)
-	ga, gb, gy := e.grid(a), e.grid(b), e.grid(y)
-	e.eachRows(y.Dims, func(_ *scratch, _, r0, r1 int) {
-		for r := r0; r < r1; r++ {
-			e.level.add(gy.inner(r), ga.inner(r), gb.inner(r))
-			gy.fillHalo(r)
 		}
 	})
 }

@@ -8,7 +8,37 @@ import (
 )
 
 // Statistics: the channel norm leaves 1/√(mean x² + eps) of each voxel. GroupNorm leaves mean and 1/√(var + eps) of each
-// sample and group; behind them lies scratch for the sums of chunks.
+// sample and group, BatchNorm mean and variance of each channel; behind them lies scratch for the sums of chunks.
+
+// pooled says that a norm has means over voxels; they are over so many samples and channels.
+func pooled(n gpu.Norm) bool { return n.Groups > 0 || n.Batch }
+
+func over(n gpu.Norm, d gpu.Dims) (samples, channels int) {
+	switch {
+	case !n.Batch:
+		return 1, d.C / n.Groups
+	case n.Groups != 0 || !n.Plain:
+		panic(fmt.Sprintf("cpu: norm %+v: BatchNorm has no groups and no SiLU", n))
+	}
+	return d.N, 1
+}
+
+// normKernels are a level's, or plain Go's where no SiLU follows.
+type normKernels struct {
+	channel     func(y, x, rstd, gamma, beta []float32)
+	channelGrad func(n *normGrad)
+	apply       func(y, x, scale, shift []float32)
+	gradSums    func(n *normGrad)
+	grad        func(n *normGrad)
+}
+
+func (e *Engine) normKernels(n gpu.Norm) normKernels {
+	if n.Plain {
+		return normKernels{plainChannelGo, plainChannelGradGo, plainApplyGo, plainGradSumsGo, plainGradGo}
+	}
+	l := e.level
+	return normKernels{l.channelNorm, l.channelNormGrad, l.affineSiLU, l.groupGradSums, l.groupGrad}
+}
 
 // eachSampleRows calls f for chunks of rows, none of which spans two samples. The chunks depend on the shape only.
 func (e *Engine) eachSampleRows(d gpu.Dims, f func(s *scratch, chunk, n, r0, r1 int)) {
@@ -24,25 +54,31 @@ func sampleChunks(d gpu.Dims) int { return chunks(d.D*d.H, rowsPerChunk(d)) }
 
 // NormStats is the bytes of statistics.
 func (e *Engine) NormStats(n gpu.Norm, d gpu.Dims) int64 {
-	if n.Groups == 0 {
+	if !pooled(n) {
 		return bytesOf(d.Voxels())
 	}
-	return bytesOf(2*d.N*n.Groups + 2*d.N*sampleChunks(d)*d.C)
+	return bytesOf(poolStats(n, d) + 2*d.N*sampleChunks(d)*d.C)
+}
+
+// poolStats is the number of floats of statistics: two for each mean.
+func poolStats(n gpu.Norm, d gpu.Dims) int {
+	samples, channels := over(n, d)
+	return 2 * d.N / samples * d.C / channels
 }
 
 // NormWork is the scratch of NormActGrad.
 func (e *Engine) NormWork(n gpu.Norm, d gpu.Dims) int64 {
 	parts := d.N * sampleChunks(d)
-	if n.Groups == 0 {
+	if !pooled(n) {
 		return bytesOf(3 * parts * d.C)
 	}
 	return bytesOf(2 * parts * d.C)
 }
 
-// NormAct writes y = silu(norm(x)) and the statistics.
+// NormAct writes y = silu(norm(x)), or norm(x) alone, and the statistics.
 func (e *Engine) NormAct(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, y gpu.Tensor) {
-	if n.Groups > 0 {
-		e.groupStats(n, x, stats)
+	if pooled(n) {
+		e.poolStats(n, x, stats)
 		e.NormActApply(n, x, gamma, beta, stats, y)
 		return
 	}
@@ -51,8 +87,8 @@ func (e *Engine) NormAct(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, y
 
 // NormActApply writes y with the statistics that are there.
 func (e *Engine) NormActApply(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, y gpu.Tensor) {
-	if n.Groups > 0 {
-		e.groupNorm(n, x, gamma, beta, stats, y)
+	if pooled(n) {
+		e.pooledNorm(n, x, gamma, beta, stats, y)
 		return
 	}
 	e.channelNorm(n, x, gamma, beta, stats, y, false)
@@ -63,15 +99,11 @@ func (e *Engine) NormActGrad(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Pt
 	same(x, dy)
 	same(x, dx)
 	inPlace(dy, dx)
-	if add != nil {
-		same(x, *add)
-		inPlace(*add, dx)
-	}
-	if n.Groups > 0 {
-		e.groupNormGrad(n, x, gamma, beta, stats, dy, add, dx, dgamma, dbeta, workspace)
+	if pooled(n) {
+		e.pooledNormGrad(n, x, gamma, beta, stats, dy, add, dx, dgamma, dbeta, workspace)
 		return
 	}
-	e.channelNormGrad(x, gamma, beta, stats, dy, add, dx, dgamma, dbeta, workspace)
+	e.channelNormGrad(n, x, gamma, beta, stats, dy, add, dx, dgamma, dbeta, workspace)
 }
 
 // inPlace holds ops that may write over an operand to its layout: rows are written while others are still read.
@@ -86,29 +118,28 @@ func (e *Engine) channelNorm(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Pt
 	gx, gy := e.grid(x), e.grid(y)
 	rstd := e.floats(stats, x.Voxels())
 	g, b := e.floats(gamma, x.C), e.floats(beta, x.C)
+	apply := e.normKernels(n).channel
 	e.eachSampleRows(x.Dims, func(_ *scratch, _, _, r0, r1 int) {
 		for r := r0; r < r1; r++ {
 			s := rstd[r*x.W : (r+1)*x.W]
 			if measure {
 				e.level.rootMeanSquare(s, gx.inner(r), n.Eps)
 			}
-			e.level.channelNorm(gy.inner(r), gx.inner(r), s, g, b)
+			apply(gy.inner(r), gx.inner(r), s, g, b)
 			gy.fillHalo(r)
 		}
 	})
 }
 
-func (e *Engine) channelNormGrad(x gpu.Tensor, gamma, beta, stats gpu.Ptr, dy gpu.Tensor, add *gpu.Tensor, dx gpu.Tensor, dgamma, dbeta, workspace gpu.Ptr) {
+func (e *Engine) channelNormGrad(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, dy gpu.Tensor, add *gpu.Tensor, dx gpu.Tensor, dgamma, dbeta, workspace gpu.Ptr) {
 	gx, gdy, gdx := e.grid(x), e.grid(dy), e.grid(dx)
-	plus := func(int) []float32 { return nil }
-	if add != nil {
-		plus = e.grid(*add).inner
-	}
+	plus := e.plus(add, dx)
 	rstd := e.floats(stats, x.Voxels())
 	g, b := e.floats(gamma, x.C), e.floats(beta, x.C)
 	parts := x.N * sampleChunks(x.Dims)
 	all := e.floats(workspace, 3*parts*x.C)
 	sums, work := all[:2*parts*x.C], all[2*parts*x.C:]
+	grad := e.normKernels(n).channelGrad
 	e.eachSampleRows(x.Dims, func(own *scratch, chunk, _, r0, r1 int) {
 		s := sums[2*chunk*x.C : 2*(chunk+1)*x.C]
 		clear(s)
@@ -118,7 +149,7 @@ func (e *Engine) channelNormGrad(x gpu.Tensor, gamma, beta, stats gpu.Ptr, dy gp
 				gamma: g, beta: b, rstd: rstd[r*x.W : (r+1)*x.W], dgamma: s[:x.C], dbeta: s[x.C:],
 				work: work[chunk*x.C : (chunk+1)*x.C],
 			}
-			e.level.channelNormGrad(&own.norm)
+			grad(&own.norm)
 			gdx.fillHalo(r)
 		}
 	})
@@ -137,13 +168,12 @@ func (e *Engine) addParts(dst gpu.Ptr, sums []float32, parts, n, offset int) {
 	}
 }
 
-// groupStats measures mean and 1/√(var + eps) of each sample and group. Sums are of x minus the sample's first voxel, so
-// that a large mean costs no digits.
-func (e *Engine) groupStats(n gpu.Norm, x gpu.Tensor, stats gpu.Ptr) {
+// poolStats measures the means. Sums are of x minus the sample's first voxel, so that a large mean costs no digits.
+func (e *Engine) poolStats(n gpu.Norm, x gpu.Tensor, stats gpu.Ptr) {
 	gx := e.grid(x)
-	per := sampleChunks(x.Dims)
-	all := e.floats(stats, 2*x.N*n.Groups+2*x.N*per*x.C)
-	out, sums := all[:2*x.N*n.Groups], all[2*x.N*n.Groups:]
+	per, of := sampleChunks(x.Dims), poolStats(n, x.Dims)
+	all := e.floats(stats, of+2*x.N*per*x.C)
+	out, sums := all[:of], all[of:]
 	origin := func(s int) []float32 { return gx.v[gx.at(s, 0, 0, 0):][:x.C] }
 	e.eachSampleRows(x.Dims, func(_ *scratch, chunk, s, r0, r1 int) {
 		part := sums[2*chunk*x.C : 2*(chunk+1)*x.C]
@@ -152,26 +182,34 @@ func (e *Engine) groupStats(n gpu.Norm, x gpu.Tensor, stats gpu.Ptr) {
 			e.level.moments(part[:x.C], part[x.C:], gx.inner(r), origin(s))
 		}
 	})
-	width, voxels := x.C/n.Groups, float64(x.D*x.H*x.W)
-	e.pool.run(x.N*n.Groups, func(i int) {
-		s, first := i/n.Groups, i%n.Groups*width
-		var mean, m2 float64 // of the group: channels have equal counts
-		means := make([]float64, width)
-		for c := range width {
-			var sum, square float64
-			for p := s * per; p < (s+1)*per; p++ {
-				sum += float64(sums[2*p*x.C+first+c])
-				square += float64(sums[2*p*x.C+x.C+first+c])
+	samples, width := over(n, x.Dims)
+	members, voxels := float64(samples*width), float64(x.D*x.H*x.W)
+	e.pool.run(of/2, func(i int) {
+		from, first := i/(x.C/width)*samples, i%(x.C/width)*width
+		var mean, m2 float64 // of the members: a sample's channels have equal counts
+		means := make([]float64, 0, samples*width)
+		for s := from; s < from+samples; s++ {
+			for c := first; c < first+width; c++ {
+				var sum, square float64
+				for p := s * per; p < (s+1)*per; p++ {
+					sum += float64(sums[2*p*x.C+c])
+					square += float64(sums[2*p*x.C+x.C+c])
+				}
+				m := float64(origin(s)[c]) + sum/voxels
+				means = append(means, m)
+				mean += m / members
+				m2 += max(0, square-sum*sum/voxels)
 			}
-			means[c] = float64(origin(s)[first+c]) + sum/voxels
-			mean += means[c] / float64(width)
-			m2 += max(0, square-sum*sum/voxels)
 		}
 		for _, m := range means {
 			m2 += voxels * (m - mean) * (m - mean)
 		}
-		out[2*i] = float32(mean)
-		out[2*i+1] = float32(1 / math.Sqrt(m2/(voxels*float64(width))+float64(n.Eps)))
+		variance := m2 / (voxels * members)
+		if n.Batch {
+			out[i], out[x.C+i] = float32(mean), float32(variance)
+			return
+		}
+		out[2*i], out[2*i+1] = float32(mean), float32(1/math.Sqrt(variance+float64(n.Eps)))
 	})
 }
 
@@ -182,14 +220,18 @@ func (e *Engine) affine(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr) af
 	k := x.N * x.C
 	v := make([]float32, 4*k)
 	a := affine{v[:k], v[k : 2*k], v[2*k : 3*k], v[3*k:]}
-	g, b, s := e.floats(gamma, x.C), e.floats(beta, x.C), e.floats(stats, 2*x.N*n.Groups)
-	width := x.C / n.Groups
+	g, b, s := e.floats(gamma, x.C), e.floats(beta, x.C), e.floats(stats, poolStats(n, x.Dims))
+	_, width := over(n, x.Dims)
 	for i := range k {
 		c := i % x.C
-		at := 2 * (i/x.C*n.Groups + c/width)
-		a.mean[i], a.rstd[i] = s[at], s[at+1]
-		a.scale[i] = g[c] * s[at+1]
-		a.shift[i] = b[c] - s[at]*a.scale[i]
+		if n.Batch {
+			a.mean[i], a.rstd[i] = s[c], float32(1/math.Sqrt(float64(s[x.C+c])+float64(n.Eps)))
+		} else {
+			at := 2 * (i/x.C*n.Groups + c/width)
+			a.mean[i], a.rstd[i] = s[at], s[at+1]
+		}
+		a.scale[i] = g[c] * a.rstd[i]
+		a.shift[i] = b[c] - a.mean[i]*a.scale[i]
 	}
 	return a
 }
@@ -199,26 +241,25 @@ func (a affine) sample(n, c int) affine {
 	return affine{a.mean[from:to], a.rstd[from:to], a.scale[from:to], a.shift[from:to]}
 }
 
-func (e *Engine) groupNorm(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, y gpu.Tensor) {
+func (e *Engine) pooledNorm(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, y gpu.Tensor) {
 	same(x, y)
 	gx, gy := e.grid(x), e.grid(y)
 	all := e.affine(n, x, gamma, beta, stats)
+	apply := e.normKernels(n).apply
 	e.eachSampleRows(x.Dims, func(_ *scratch, _, s, r0, r1 int) {
 		a := all.sample(s, x.C)
 		for r := r0; r < r1; r++ {
-			e.level.affineSiLU(gy.inner(r), gx.inner(r), a.scale, a.shift)
+			apply(gy.inner(r), gx.inner(r), a.scale, a.shift)
 			gy.fillHalo(r)
 		}
 	})
 }
 
-func (e *Engine) groupNormGrad(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, dy gpu.Tensor, add *gpu.Tensor, dx gpu.Tensor, dgamma, dbeta, workspace gpu.Ptr) {
+func (e *Engine) pooledNormGrad(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, dy gpu.Tensor, add *gpu.Tensor, dx gpu.Tensor, dgamma, dbeta, workspace gpu.Ptr) {
 	gx, gdy, gdx := e.grid(x), e.grid(dy), e.grid(dx)
-	plus := func(int) []float32 { return nil }
-	if add != nil {
-		plus = e.grid(*add).inner
-	}
+	plus := e.plus(add, dx)
 	all := e.affine(n, x, gamma, beta, stats)
+	kernels := e.normKernels(n)
 	g := e.floats(gamma, x.C)
 	per := sampleChunks(x.Dims)
 	sums := e.floats(workspace, 2*x.N*per*x.C)
@@ -231,27 +272,29 @@ func (e *Engine) groupNormGrad(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.
 				x: gx.inner(r), dy: gdy.inner(r), scale: a.scale, shift: a.shift, mean: a.mean, rstd: a.rstd,
 				dgamma: part[:x.C], dbeta: part[x.C:],
 			}
-			e.level.groupGradSums(&own.norm)
+			kernels.gradSums(&own.norm)
 		}
 	})
 	e.addParts(dgamma, sums, x.N*per, x.C, 0)
 	e.addParts(dbeta, sums, x.N*per, x.C, x.C)
 
-	// With g = γ·silu'·dy: dx = rstd·(g - mean(g) - x̂·mean(g·x̂)) over the group.
-	width := x.C / n.Groups
-	count := float64(width * x.D * x.H * x.W)
+	// With g = γ·silu'·dy: dx = rstd·(g - mean(g) - x̂·mean(g·x̂)), means as those of x.
+	samples, width := over(n, x.Dims)
+	count := float64(samples * width * x.D * x.H * x.W)
 	meanG, meanGX := make([]float32, x.N*x.C), make([]float32, x.N*x.C)
-	for s := range x.N {
+	for from := 0; from < x.N; from += samples {
 		for first := 0; first < x.C; first += width {
 			var m, mx float64
-			for p := s * per; p < (s+1)*per; p++ {
+			for p := from * per; p < (from+samples)*per; p++ {
 				for c := first; c < first+width; c++ {
 					mx += float64(g[c]) * float64(sums[2*p*x.C+c])
 					m += float64(g[c]) * float64(sums[2*p*x.C+x.C+c])
 				}
 			}
-			for c := first; c < first+width; c++ {
-				meanG[s*x.C+c], meanGX[s*x.C+c] = float32(m/count), float32(mx/count)
+			for s := from; s < from+samples; s++ {
+				for i := s*x.C + first; i < s*x.C+first+width; i++ {
+					meanG[i], meanGX[i] = float32(m/count), float32(mx/count)
+				}
 			}
 		}
 	}
@@ -263,7 +306,7 @@ func (e *Engine) groupNormGrad(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.
 				scale: a.scale, shift: a.shift, mean: a.mean, rstd: a.rstd, gamma: g,
 				meanG: meanG[s*x.C : (s+1)*x.C], meanGX: meanGX[s*x.C : (s+1)*x.C],
 			}
-			e.level.groupGrad(&own.norm)
+			kernels.grad(&own.norm)
 			gdx.fillHalo(r)
 		}
 	})

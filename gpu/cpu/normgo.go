@@ -149,3 +149,84 @@ func groupGradGo(n *normGrad) {
 		}
 	}
 }
+
+// plainChannelGo writes y = γ·rstd·x + β.
+func plainChannelGo(y, x, rstd, gamma, beta []float32) {
+	c := len(gamma)
+	beta = beta[:c]
+	for w, r := range rstd {
+		v, o := x[w*c:][:c], y[w*c:][:c]
+		for i, g := range gamma {
+			o[i] = g*(v[i]*r) + beta[i]
+		}
+	}
+}
+
+// plainChannelGradGo is channelNormGradGo with d = dy.
+func plainChannelGradGo(n *normGrad) {
+	c := len(n.gamma)
+	gamma, dgamma, dbeta, work := n.gamma, n.dgamma[:c], n.dbeta[:c], n.work[:c]
+	for w, r := range n.rstd {
+		at := w * c
+		x, dy, dx := n.x[at:][:c], n.dy[at:][:c], n.dx[at:][:c]
+		var dot float32
+		for i, g := range gamma {
+			xh, d := x[i]*r, dy[i]
+			dgamma[i] += d * xh
+			dbeta[i] += d
+			work[i] = g * d
+			dot += work[i] * xh
+		}
+		dot /= float32(c)
+		for i := range dx {
+			v := r * (work[i] - x[i]*r*dot)
+			if n.add != nil {
+				v += n.add[at+i]
+			}
+			dx[i] = v
+		}
+	}
+}
+
+// plainApplyGo writes y = scale·x + shift.
+func plainApplyGo(y, x, scale, shift []float32) {
+	c := len(scale)
+	shift = shift[:c]
+	for at := 0; at < len(x); at += c {
+		v, o := x[at:][:c], y[at:][:c]
+		for i, s := range scale {
+			o[i] = s*v[i] + shift[i]
+		}
+	}
+}
+
+// plainGradSumsGo is groupGradSumsGo with d = dy.
+func plainGradSumsGo(n *normGrad) {
+	c := len(n.mean)
+	mean, rstd, dgamma, dbeta := n.mean, n.rstd[:c], n.dgamma[:c], n.dbeta[:c]
+	for at := 0; at < len(n.x); at += c {
+		x, dy := n.x[at:][:c], n.dy[at:][:c]
+		for i, m := range mean {
+			d := dy[i]
+			dgamma[i] += d * ((x[i] - m) * rstd[i])
+			dbeta[i] += d
+		}
+	}
+}
+
+// plainGradGo is groupGradGo with d = dy.
+func plainGradGo(n *normGrad) {
+	c := len(n.mean)
+	mean, rstd, gamma, meanG, meanGX := n.mean, n.rstd[:c], n.gamma[:c], n.meanG[:c], n.meanGX[:c]
+	for at := 0; at < len(n.x); at += c {
+		x, dy, dx := n.x[at:][:c], n.dy[at:][:c], n.dx[at:][:c]
+		for i, m := range mean {
+			r := rstd[i]
+			v := r * (gamma[i]*dy[i] - meanG[i] - (x[i]-m)*r*meanGX[i])
+			if n.add != nil {
+				v += n.add[at+i]
+			}
+			dx[i] = v
+		}
+	}
+}

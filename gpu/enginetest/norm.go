@@ -11,13 +11,16 @@ import (
 
 func silu(u float64) float64 { return u / (1 + math.Exp(-u)) }
 
-// refNormAct gives silu(γ·x̂ + β) of x [N, voxels, C].
+// refNormAct gives silu(γ·x̂ + β), or γ·x̂ + β, of x [N, voxels, C].
 func refNormAct(n gpu.Norm, d gpu.Dims, x, gamma, beta []float64) []float64 {
 	y := make([]float64, len(x))
 	apply := func(i int, mean, rstd float64) {
-		y[i] = silu(gamma[i%d.C]*(x[i]-mean)*rstd + beta[i%d.C])
+		y[i] = gamma[i%d.C]*(x[i]-mean)*rstd + beta[i%d.C]
+		if !n.Plain {
+			y[i] = silu(y[i])
+		}
 	}
-	if n.Groups == 0 {
+	if n.Groups == 0 && !n.Batch {
 		for v := 0; v < len(x); v += d.C {
 			var s float64
 			for _, a := range x[v : v+d.C] {
@@ -29,9 +32,13 @@ func refNormAct(n gpu.Norm, d gpu.Dims, x, gamma, beta []float64) []float64 {
 		}
 		return y
 	}
-	width, sample := d.C/n.Groups, len(x)/d.N
+	groups, sample := n.Groups, len(x)/d.N
+	if n.Batch {
+		groups, sample = d.C, len(x)
+	}
+	width := d.C / groups
 	for s := 0; s < len(x); s += sample {
-		for g := range n.Groups {
+		for g := range groups {
 			var members []int
 			var sum, sq float64
 			for v := s; v < s+sample; v += d.C {
@@ -77,7 +84,11 @@ func dot(a, b []float64) float64 {
 func drawNorm(t *rapid.T) (gpu.Norm, int) {
 	n := gpu.Norm{Eps: 1e-2} // x̂'s slope is up to 1/√Eps: that much do roundings grow
 	channels := drawChannels(t, "c")
-	if rapid.Bool().Draw(t, "group norm") {
+	n.Plain = rapid.Bool().Draw(t, "plain")
+	switch rapid.IntRange(0, 2).Draw(t, "norm") {
+	case 1:
+		n.Batch, n.Plain = true, true
+	case 2:
 		n.Groups = rapid.SampledFrom([]int{1, 2, 4}).Draw(t, "groups")
 		channels = (channels + n.Groups - 1) / n.Groups * n.Groups
 	}
@@ -111,11 +122,14 @@ func (r *rig) normAct(t fataler, n gpu.Norm, d gpu.Dims, x, gamma, beta, dy, add
 	ty, again := r.tensor(d, halo, pad), r.tensor(d, halo, pad)
 	r.e.NormAct(n, tx, pg, pb, stats, ty)
 	tolY := 4e-6
-	if n.Groups > 0 { // sums of a group in float32, about a voxel that may lie some deviations from its mean
+	if n.Groups > 0 || n.Batch { // sums of a group in float32, about a voxel that may lie some deviations from its mean
 		tolY = 3e-5
 	}
 	near(t, "y", r.get(ty), refNormAct(n, d, x, gamma, beta), nil, tolY)
 	r.checkHalo(t, "y", ty)
+	if n.Batch {
+		r.batchStats(t, d, x, stats)
+	}
 	r.e.NormActApply(n, tx, pg, pb, stats, again)
 	equal(t, "y recomputed", r.get(again), r.get(ty))
 
@@ -164,17 +178,33 @@ func minus(a, b []float64) []float64 {
 	return out
 }
 
-// testNormLargeMean gives GroupNorm a mean of 300 standard deviations.
+// batchStats holds what BatchNorm leaves to the mean and the biased variance of each channel.
+func (r *rig) batchStats(t fataler, d gpu.Dims, x []float64, stats gpu.Ptr) {
+	t.Helper()
+	want := make([]float64, 2*d.C)
+	count := float64(d.Voxels())
+	for i, v := range x {
+		want[i%d.C] += v / count
+	}
+	for i, v := range x {
+		e := v - want[i%d.C]
+		want[d.C+i%d.C] += e * e / count
+	}
+	near(t, "mean and variance", r.read(stats, 2*d.C), want, nil, 1e-5)
+}
+
+// testNormLargeMean gives GroupNorm and BatchNorm a mean of 300 standard deviations.
 func testNormLargeMean(t *testing.T, r *rig) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	d := gpu.Dims{N: 2, D: 4, H: 8, W: 16, C: 8}
-	n := gpu.Norm{Groups: 2, Eps: 1e-6}
 	x := random(rng, d.Len())
 	for i := range x {
 		x[i] = float64(float32(300 + x[i]))
 	}
 	gamma, beta := random(rng, d.C), random(rng, d.C)
-	tx, ty := r.put(d, 0, gpu.Zero, x), r.tensor(d, 0, gpu.Zero)
-	r.e.NormAct(n, tx, r.floats(gamma), r.floats(beta), r.alloc(r.e.NormStats(n, d)), ty)
-	near(t, "y", r.get(ty), refNormAct(n, d, x, gamma, beta), nil, 3e-4)
+	for _, n := range []gpu.Norm{{Groups: 2, Eps: 1e-6}, {Batch: true, Plain: true, Eps: 1e-6}} {
+		tx, ty := r.put(d, 0, gpu.Zero, x), r.tensor(d, 0, gpu.Zero)
+		r.e.NormAct(n, tx, r.floats(gamma), r.floats(beta), r.alloc(r.e.NormStats(n, d)), ty)
+		near(t, "y", r.get(ty), refNormAct(n, d, x, gamma, beta), nil, 3e-4)
+	}
 }

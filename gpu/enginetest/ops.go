@@ -26,25 +26,6 @@ func testMemory(t *testing.T, r *rig) {
 	})
 }
 
-func testAdd(t *testing.T, r *rig) {
-	r.check(t, func(t *rapid.T) {
-		d := drawDims(t, drawChannels(t, "c"))
-		rng := seeded(t)
-		a, b := random(rng, d.Len()), random(rng, d.Len())
-		want := make([]float64, d.Len())
-		for i := range want {
-			want[i] = float64(float32(a[i] + b[i]))
-		}
-		halo := rapid.IntRange(0, 2).Draw(t, "halo")
-		ta, tb, ty := r.put(d, halo, gpu.Zero, a), r.put(d, halo, gpu.Zero, b), r.tensor(d, halo, gpu.Replicate)
-		r.e.Add(ta, tb, ty)
-		equal(t, "sum", r.get(ty), want)
-		r.checkHalo(t, "sum", ty)
-		r.e.Add(ta, tb, tb)
-		equal(t, "sum in place", r.get(tb), want)
-	})
-}
-
 func testQuantize(t *testing.T, r *rig) {
 	r.check(t, func(t *rapid.T) {
 		k := gpu.Quantizer{Codes: rapid.IntRange(1, 70).Draw(t, "codes"), Dim: rapid.IntRange(1, 17).Draw(t, "dim")}
