@@ -82,7 +82,7 @@ func Import(ctx context.Context, w io.Writer, from string, o ImportOptions) erro
 	if err != nil {
 		return fmt.Errorf("%w; choose another place by -o", err)
 	}
-	first := fmt.Sprintf("%s: %d tensors under %q", from, len(p.model)+len(p.discriminators), p.prefix)
+	first := fmt.Sprintf("%s: %s under %q", from, tensors(len(p.model)+len(p.discriminators)), p.prefix)
 	last := fmt.Sprintf("%s: %s; train.init or infer.checkpoint takes it", to, size(bytes))
 	_, err = fmt.Fprintln(w, strings.Join(slices.Concat([]string{first}, g.told(), notes, p.told(), []string{last}), "\n"))
 	return err
@@ -190,15 +190,22 @@ func (f *foreign) split(prefix string) (*parts, error) {
 func (p *parts) told() []string {
 	var lines []string
 	if n := len(p.discriminators); n > 0 {
-		lines = append(lines, fmt.Sprintf("discriminators: %d tensors, kept beside the weights", n))
+		lines = append(lines, fmt.Sprintf("discriminators: %s, kept beside the weights", tensors(n)))
 	}
 	if p.perceptual > 0 {
-		lines = append(lines, fmt.Sprintf("left out: %d tensors of perceptual_model, which don't belong to the model", p.perceptual))
+		lines = append(lines, fmt.Sprintf("left out: %s of perceptual_model, which isn't part of the model", tensors(p.perceptual)))
 	}
 	if p.others > 0 {
-		lines = append(lines, fmt.Sprintf("left out: %d tensors of other modules: %s", p.others, quoted(p.outside)))
+		lines = append(lines, fmt.Sprintf("left out: %s of other modules: %s", tensors(p.others), quoted(p.outside)))
 	}
 	return lines
+}
+
+func tensors(n int) string {
+	if n == 1 {
+		return "1 tensor"
+	}
+	return fmt.Sprintf("%d tensors", n)
 }
 
 // weights reads the model's tensors as a checkpoint has them: weights, codebook, running means that begin at the weights,

@@ -69,3 +69,13 @@ func values(key string, k configs.Key) []string {
 	}
 	return words
 }
+
+// completeFlag completes a flag's value by words, or by what the shell does.
+func completeFlag(c *cobra.Command, name string, directive cobra.ShellCompDirective, words ...string) {
+	err := c.RegisterFlagCompletionFunc(name, func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return words, directive
+	})
+	if err != nil {
+		panic(err) // no such flag
+	}
+}

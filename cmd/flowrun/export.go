@@ -28,5 +28,8 @@ medicaldiffusion it refuses a model that medicaldiffusion can't express.`,
 	c.Flags().StringVar(&o.Weights, "weights", "", "ema or raw; left out, ema where there are any")
 	c.Flags().StringVar(&o.For, "for", "", "medicaldiffusion: refuse what it can't express")
 	c.Flags().StringVar(&o.Axes, "axes", "", "order of the kernels' spatial axes, such as zxy; left out, "+flows.AxesDefault)
+	completeFlag(c, "weights", cobra.ShellCompDirectiveNoFileComp, flows.ExportEMA, flows.ExportRaw)
+	completeFlag(c, "for", cobra.ShellCompDirectiveNoFileComp, flows.MedicalDiffusion)
+	completeFlag(c, "axes", cobra.ShellCompDirectiveNoFileComp, "zyx", "zxy", "yzx", "yxz", "xzy", "xyz")
 	return c
 }

@@ -40,6 +40,8 @@ assumes, and prints which.`,
 	c.Flags().StringVar(&o.Prefix, "prefix", "", "what the model's names begin with, where the file holds several models")
 	c.Flags().StringVar(&o.Axes, "axes", "", "the model's spatial axes in their order, such as zxy; left out, "+flows.AxesDefault)
 	c.Flags().BoolVar(&o.Force, "force", false, "replace a file that is there; write into the folder of a run")
+	completeFlag(c, "out", cobra.ShellCompDirectiveDefault)
+	completeFlag(c, "axes", cobra.ShellCompDirectiveNoFileComp, "zyx", "zxy", "yzx", "yxz", "xzy", "xyz")
 	return c
 }
 

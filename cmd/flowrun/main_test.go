@@ -212,17 +212,20 @@ func TestCompletion(t *testing.T) {
 		t.Fatal(err)
 	}
 	for args, want := range map[string]string{
-		"train.yaml\x00tile.m":        "tile.mode=\t",
-		"train.yaml\x00tile.mode=":    "tile.mode=random\ntile.mode=grid\n",
-		"plan\x00t.yaml\x00model.pre": "model.preset=\t",
-		"t.yaml\x00model.preset=":     "model.preset=demo\n",
-		"t.yaml\x00augment.rotate90=": "augment.rotate90=true\naugment.rotate90=false\n",
-		"help\x00shuf":                "shuffle\n",
-		"import\x00":                  "ckpt\npth\npt\n:8\n",
-		"import\x00m.ckpt\x00read.":   "read.window_hu=\tIntensities that become -1 and 1. What lies outside is clipped.\nread.spacing=",
-		"import\x00m.ckpt\x00model.n": "model.norm=\t",
-		"":                            "plan\t",
-		"p":                           "pulmonary.yaml\n:0\n", // beside plan and phantom: no filter of file names
+		"train.yaml\x00tile.m":                      "tile.mode=\t",
+		"train.yaml\x00tile.mode=":                  "tile.mode=random\ntile.mode=grid\n",
+		"plan\x00t.yaml\x00model.pre":               "model.preset=\t",
+		"t.yaml\x00model.preset=":                   "model.preset=demo\n",
+		"t.yaml\x00augment.rotate90=":               "augment.rotate90=true\naugment.rotate90=false\n",
+		"help\x00shuf":                              "shuffle\n",
+		"import\x00":                                "ckpt\npth\npt\n:8\n",
+		"import\x00m.ckpt\x00-o\x00":                ":0\n",
+		"import\x00m.ckpt\x00--axes\x00z":           "zyx\nzxy\n",
+		"export\x00a.safetensors\x00b\x00--for\x00": "medicaldiffusion\n:4\n",
+		"import\x00m.ckpt\x00read.":                 "read.window_hu=\tIntensities that become -1 and 1. What lies outside is clipped.\nread.spacing=",
+		"import\x00m.ckpt\x00model.n":               "model.norm=\t",
+		"":                                          "plan\t",
+		"p":                                         "pulmonary.yaml\n:0\n", // beside plan and phantom: no filter of file names
 	} {
 		out, _, _ := flowrun(t, dir, append([]string{"__complete"}, strings.Split(args, "\x00")...)...)
 		if !strings.Contains(out, want) {

@@ -113,6 +113,8 @@ func FuzzPickle(f *testing.F) {
 	f.Add([]byte("\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storage" +
 		"ctorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQK\x00K\x04\x85K\x01\x85tRs."))
 	f.Add([]byte("\x80\x02ccollections\nOrderedDict\n]\x85Rq\x00h\x00b."))
+	f.Add([]byte("\x80\x02}(X\x01\x00\x00\x00hcargparse\nNamespace\n)\x81}X\x01\x00\x00\x00aK\x01sbX\x01\x00\x00\x00ccomegaconf.listconfig\nListConfig\n" +
+		")\x81}X\x08\x00\x00\x00_content](comegaconf.nodes\nAnyNode\n)\x81}X\x04\x00\x00\x00_valK\x02sbesbu."))
 	f.Fuzz(func(t *testing.T, pickle []byte) {
 		data := archive(t, "a/data.pkl", string(pickle), "a/data/0", strings.Repeat("\x00\x00\x80\x3f", 4))
 		z, err := zip.NewReader(bytes.NewReader(data), int64(len(data)))
@@ -122,6 +124,11 @@ func FuzzPickle(f *testing.F) {
 		file, err := list(z, int64(len(data)))
 		if err != nil {
 			return
+		}
+		for key, v := range file.Values {
+			if l, ok := v.([]any); ok && len(l) > maxList || !ok && !scalar(v) {
+				t.Errorf("%s is %v", key, v)
+			}
 		}
 		for _, x := range file.Tensors {
 			if a, err := file.Arrays([]Tensor{x}); err == nil && len(a[0].Data) != x.view.len() {
