@@ -145,14 +145,28 @@ func (d *decoder) field(key, value *yaml.Node, v reflect.Value, path string, fie
 		if f.key != name {
 			continue
 		}
+		if f.secret {
+			d.hide(key)
+		}
 		if f.shape == block {
 			d.block(key, value, v.Field(f.index), dotted)
 		} else if reason := f.set(v.Field(f.index), value); reason != "" {
+			if f.secret {
+				reason = "want " + f.kind.String()
+			}
 			d.add(key, dotted, "%s", reason)
 		}
 		return
 	}
 	d.add(key, dotted, "unknown key%s", didYouMean(name, keyNames(fields)))
+}
+
+// hide keeps the value of an override out of errors about its key.
+func (d *decoder) hide(key *yaml.Node) {
+	if from := d.moved[key]; from != nil {
+		name, _, _ := strings.Cut(from.Override, "=")
+		from.Override = name + "=…"
+	}
 }
 
 // keyNames lists the keys of fields, then those of the blocks nested in them, dotted.

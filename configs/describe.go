@@ -77,8 +77,8 @@ func (f *field) typeName() string {
 	return name
 }
 
-// Encode writes the options struct at ptr as a YAML mapping that Decode reads back to the same values. Like Describe
-// it panics where the tags are wrong.
+// Encode writes the options struct at ptr as a YAML mapping that Decode reads back to the same values, secret keys apart,
+// which are left out. Like Describe it panics where the tags are wrong.
 func Encode(ptr any) *yaml.Node {
 	v, err := structOf(ptr)
 	if err != nil {
@@ -97,7 +97,9 @@ func encode(v reflect.Value) *yaml.Node {
 		node.Style = yaml.FlowStyle
 	}
 	for _, f := range fields {
-		node.Content = append(node.Content, textNode(f.key), f.encode(v.Field(f.index)))
+		if !f.secret {
+			node.Content = append(node.Content, textNode(f.key), f.encode(v.Field(f.index)))
+		}
 	}
 	return node
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -33,6 +34,7 @@ type File struct {
 	Path   string
 	Stages []Stage // of the flow, in order
 
+	words   []string // the overrides
 	top     map[string]any
 	order   []string // of the top blocks: the file's, then the rest by name
 	decoder *decoder
@@ -85,7 +87,11 @@ func Load(path string, data []byte, overrides []string, blocks Blocks) (*File, e
 		l.override(word)
 	}
 	l.applyPreset()
-	return l.decode()
+	f, err := l.decode()
+	if f != nil {
+		f.words = overrides
+	}
+	return f, err
 }
 
 // split finds the blocks and the stages in the root mapping.
@@ -243,8 +249,44 @@ func (f *File) Given(key string) bool {
 	return f.decoder.keys[key] != nil
 }
 
-// Resolved writes the configuration as the run uses it: every key, defaults, preset and overrides included. Load reads
-// it back to the same options.
+// Words are the overrides, with … for what is secret in them.
+func (f *File) Words() []string {
+	var all []string
+	for _, ptr := range f.top {
+		all = append(all, secrets(reflect.ValueOf(ptr).Elem())...)
+	}
+	for _, s := range f.Stages {
+		all = append(all, secrets(reflect.ValueOf(s.Options).Elem())...)
+	}
+	words := slices.Clone(f.words)
+	for i := range words {
+		for _, s := range all {
+			words[i] = strings.ReplaceAll(words[i], s, "…")
+		}
+	}
+	return words
+}
+
+// secrets are the values of secret keys that are set. Those with a quote or a backslash stand differently in YAML, but
+// no URL, token or password of those that keys are for has either.
+func secrets(v reflect.Value) (all []string) {
+	fields, err := fieldsOf(v.Type())
+	if err != nil {
+		return nil
+	}
+	for _, f := range fields {
+		switch fv := v.Field(f.index); {
+		case f.shape == block:
+			all = append(all, secrets(fv)...)
+		case f.secret && fv.String() != "":
+			all = append(all, fv.String())
+		}
+	}
+	return all
+}
+
+// Resolved writes the configuration as the run uses it: every key, defaults, preset and overrides included, secret keys
+// left out. Load reads it back to the same options.
 func (f *File) Resolved() ([]byte, error) {
 	root := &yaml.Node{Kind: yaml.MappingNode}
 	for _, name := range f.order {

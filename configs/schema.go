@@ -35,6 +35,7 @@ type field struct {
 	fallback       string // the default, as YAML; "" with hasDefault false
 	hasDefault     bool
 	required       bool
+	secret         bool
 	example        string
 	min, max       string
 	oneof          []string
@@ -60,7 +61,8 @@ func fieldsOf(t reflect.Type) ([]field, error) {
 		}
 		f := field{
 			key: key, doc: s.Tag.Get("doc"), unit: s.Tag.Get("unit"), example: s.Tag.Get("example"), min: s.Tag.Get("min"), max: s.Tag.Get("max"),
-			oneof: strings.Fields(s.Tag.Get("oneof")), required: s.Tag.Get("required") == "true", index: i, typ: s.Type,
+			oneof: strings.Fields(s.Tag.Get("oneof")), required: s.Tag.Get("required") == "true", secret: s.Tag.Get("secret") == "true",
+			index: i, typ: s.Type,
 		}
 		f.fallback, f.hasDefault = s.Tag.Lookup("default")
 		if err := f.classify(); err != nil {
@@ -181,6 +183,9 @@ func lint(t reflect.Type) error {
 		}
 		if f.required && f.hasDefault {
 			return fmt.Errorf("options %s: %s is required and has a default", t, f.key)
+		}
+		if f.secret && (f.kind != text || f.shape != scalar) {
+			return fmt.Errorf("options %s: %s is secret and isn't one text", t, f.key)
 		}
 		if f.example != "" {
 			node, err := parseValue(f.example)
