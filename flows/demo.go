@@ -30,6 +30,7 @@ func Demo(ctx context.Context, soft <-chan struct{}, dir string, overrides []str
 	if err != nil {
 		return err
 	}
+	job.again = append([]string{"flowrun", "demo", dir}, overrides...)
 	if err := job.Run(ctx, soft, ui); err != nil {
 		return err
 	}
@@ -54,6 +55,7 @@ func (j *Job) show(ctx context.Context, soft <-chan struct{}, ui UI) error {
 	if err != nil {
 		return err
 	}
+	back.again = nil
 	if err := back.Run(ctx, soft, ui); err != nil {
 		return err
 	}

@@ -29,6 +29,9 @@ type wiring struct {
 	files     pipe.Port[string]
 }
 
+// endStage takes what the last stage gives.
+const endStage = "end"
+
 // wire builds the run's graph.
 func (r *run) wire(g *pipe.Graph) {
 	w := &wiring{run: r, g: g}
@@ -37,21 +40,21 @@ func (r *run) wire(g *pipe.Graph) {
 	}
 	switch r.job.pieces[len(r.job.pieces)-1].out {
 	case volumes:
-		pipe.Discard(w.volumes, "end")
+		pipe.Discard(w.volumes, endStage)
 	case patches:
-		pipe.Discard(w.patches, "end")
+		pipe.Discard(w.patches, endStage)
 	case batches:
-		pipe.Discard(w.batches, "end")
+		pipe.Discard(w.batches, endStage)
 	case snapshots:
-		pipe.Discard(w.snapshots, "end")
+		pipe.Discard(w.snapshots, endStage)
 	case outputs:
-		pipe.Discard(w.outputs, "end")
+		pipe.Discard(w.outputs, endStage)
 	case slabs:
-		pipe.Discard(w.slabs, "end")
+		pipe.Discard(w.slabs, endStage)
 	case codeGrids:
-		pipe.Discard(w.codes, "end")
+		pipe.Discard(w.codes, endStage)
 	case files:
-		pipe.Discard(w.files, "end")
+		pipe.Discard(w.files, endStage)
 	}
 }
 

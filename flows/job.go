@@ -12,6 +12,7 @@ import (
 	"github.com/flowrun/flowrun/stages/checkpoint"
 	"github.com/flowrun/flowrun/stages/infer"
 	"github.com/flowrun/flowrun/stages/metrics"
+	"github.com/flowrun/flowrun/stages/observe"
 	"github.com/flowrun/flowrun/stages/read"
 	"github.com/flowrun/flowrun/stages/shuffle"
 	"github.com/flowrun/flowrun/stages/tile"
@@ -25,6 +26,8 @@ type Job struct {
 	run      RunOptions
 	dirKey   string // by which the file names the run's folder
 	model    vqgan.Config
+	observe  observe.Options
+	again    []string // the command that does the job again; none where no command would
 	pieces   []*piece
 	reserved int64  // host memory that isn't the engine's; 0 until it is known
 	resolved []byte // the file with every default written out
@@ -41,16 +44,17 @@ type piece struct {
 }
 
 type blocks struct {
-	run   *RunOptions
-	model *vqgan.Config
+	run     *RunOptions
+	model   *vqgan.Config
+	observe *observe.Options
 }
 
-func newBlocks() blocks { return blocks{new(RunOptions), new(vqgan.Config)} }
+func newBlocks() blocks { return blocks{new(RunOptions), new(vqgan.Config), new(observe.Options)} }
 
 // schema is what configs needs to know of the file's shape.
 func (b blocks) schema() configs.Blocks {
 	s := configs.Blocks{
-		Top: map[string]any{"run": b.run, "model": b.model},
+		Top: map[string]any{"run": b.run, "model": b.model, "observe": b.observe},
 		Stage: func(name string) (any, bool) {
 			st, ok := find(name)
 			if !ok {
@@ -79,7 +83,8 @@ func Load(path string, data []byte, overrides []string) (*Job, error) {
 	if err != nil {
 		return nil, &ConfigError{err}
 	}
-	j := &Job{path: path, run: *b.run, dirKey: "run.dir", model: *b.model}
+	j := &Job{path: path, run: *b.run, dirKey: "run.dir", model: *b.model, observe: *b.observe}
+	j.again = append([]string{"flowrun", path}, f.Words()...)
 	seen := map[string]int{}
 	for _, s := range f.Stages {
 		st, _ := find(s.Name)

@@ -267,7 +267,7 @@ func TestDifference(t *testing.T) {
 // TestDocs: every key that there is says what it does, in whole sentences, and its default keeps its own bounds.
 func TestDocs(t *testing.T) {
 	docs := append(StageDocs(), BlockDocs()...)
-	if len(StageDocs()) != len(stages()) || len(docs) != len(stages())+2 {
+	if len(StageDocs()) != len(stages()) || len(docs) != len(stages())+3 {
 		t.Errorf("%d docs", len(docs))
 	}
 	for _, d := range docs {

@@ -95,6 +95,7 @@ func (p *pictures) done(v *volume.Volume, row metrics.Row) error {
 	files, err := report.WriteDisplays(base, s)
 	if err == nil {
 		p.run.sample = files[0]
+		p.run.watch.drew(files[0])
 	}
 	return err
 }

@@ -65,6 +65,7 @@ func (r *run) report(s train.Step) {
 		r.metricsErr = err
 	}
 	r.progress.Step(rec, s.Total)
+	r.watch.took(rec, s.Total)
 }
 
 // validate measures the model on the held-out scans, records it and draws a picture. What can't be recorded or drawn
@@ -85,6 +86,7 @@ func (r *run) validate(ctx context.Context, step int) (map[string]float64, error
 	}
 	r.progress.Validation(v)
 	r.values = values
+	r.watch.validated(values, r.validator.scans, r.validator.counts)
 	if err := r.draw(step, pic, values); err != nil {
 		r.log.Warn().Err(err).Msg("no picture of this validation")
 	}
@@ -106,6 +108,7 @@ func (r *run) draw(step int, pic *picture, values map[string]float64) error {
 		fmt.Sprintf("validation PSNR %.2f dB, trilinear baseline %.2f dB, window %g to %g HU", values[psnr], values["val/psnr_trilinear"], window[0], window[1]))
 	if err == nil {
 		r.sample = path
+		r.watch.drew(path)
 	}
 	return err
 }

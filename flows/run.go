@@ -53,6 +53,8 @@ type run struct {
 	metrics    *observe.Metrics
 	progress   *observe.Progress
 	validator  *validator
+	watch      *watch
+	parts      memory
 	back       *back     // with a trained model, on the way back
 	out        io.Writer // where results go that people asked for
 
@@ -86,7 +88,13 @@ func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) 
 	r.progress = observe.NewProgress(ui.Err, observe.ProgressOptions{Terminal: ui.Terminal, Quiet: ui.Quiet})
 	defer func() { _ = r.progress.Close() }()
 	var closeLog func() error
-	if r.log, closeLog, err = observe.Logger(j.run.Dir, r.progress, ui.Terminal, ui.Quiet); err != nil {
+	incidents, err := observe.ReadIncidents(j.run.Dir)
+	if err != nil {
+		return j.unwritable(err)
+	}
+	r.log, closeLog, err = observe.Logger(observe.LogOptions{
+		Dir: j.run.Dir, Size: j.observe.LogSize, Stderr: r.progress, Terminal: ui.Terminal, Quiet: ui.Quiet, Also: incidents})
+	if err != nil {
 		return j.unwritable(err)
 	}
 	defer func() {
@@ -96,6 +104,8 @@ func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) 
 		err = errors.Join(err, closeLog())
 	}()
 	defer func() { err = errors.Join(err, r.close()) }()
+	r.watch = newWatch(r, incidents)
+	defer func() { r.watch.end(err) }()
 	if err := r.prepare(ctx); err != nil {
 		return err
 	}
@@ -172,11 +182,10 @@ func (r *run) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	parts, err := j.divide(r.data, arena, state, batches)
-	if err != nil {
+	if r.parts, err = j.divide(r.data, arena, state, batches); err != nil {
 		return err
 	}
-	r.budget = pipe.NewBudget(parts.scans)
+	r.budget = pipe.NewBudget(r.parts.scans)
 	if r.left, err = j.replay(r.data, r.quarantine, r.start); err != nil {
 		return err
 	}
@@ -192,7 +201,7 @@ func (r *run) prepare(ctx context.Context) error {
 	if err := os.Rename(config+".tmp", config); err != nil {
 		return err
 	}
-	e := r.log.Info().Str("event", "start").Str("memory", parts.String())
+	e := r.log.Info().Str("event", "start").Str("memory", r.parts.String())
 	if trains {
 		e = e.Int("train_scans", len(r.data.train)).Int("held_out_scans", len(r.data.held)).Int("patches_per_epoch", r.data.perEpoch())
 	} else {
@@ -423,8 +432,10 @@ func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
 	}
 	g := pipe.New(ctx)
 	r.stats = g.Stats
+	r.watch.start(g.Stats)
 	r.wire(g)
 	err := r.attend(g, soft)
+	r.watch.over()
 	var tooLarge *pipe.TooLargeError
 	switch {
 	case errors.As(err, &tooLarge):
@@ -474,5 +485,6 @@ func (r *run) lastCheckpoint() string {
 // saved is told of each checkpoint that is durable.
 func (r *run) saved(path string, s *volume.Snapshot) {
 	r.last = path
+	r.watch.kept(path, s.Step)
 	r.log.Info().Str("event", "checkpoint").Str("path", path).Int("step", s.Step).Str("reason", s.Reason).Msg("saved")
 }

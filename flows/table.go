@@ -18,6 +18,7 @@ import (
 // What flows between stages; nothing in front of a source.
 const (
 	nothing   = ""
+	scans     = "Scan" // within read
 	volumes   = "Volume"
 	patches   = "Patch"
 	batches   = "Batch"
@@ -107,5 +108,6 @@ func BlockDocs() []StageDoc {
 	return []StageDoc{
 		{Name: "run", Doc: "Where the run is kept and what it may use.", Options: b.run},
 		{Name: "model", Doc: "The 3D VQ-GAN's generator: encoder, codebook, decoder.", Options: b.model},
+		{Name: "observe", Doc: "What is told of a run while it goes on, and to whom.", Options: b.observe},
 	}
 }

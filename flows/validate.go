@@ -33,6 +33,9 @@ type validator struct {
 	scratch  *batch.Scratch
 	baseline *metrics.Result // of the trilinear baseline, measured in the first pass
 
+	scans  []metrics.ScanResult // of the newest validation: the EMA weights', where there are any
+	counts []int64              // how often it used each code
+
 	target, recon []float32
 	codes         []int32
 }
@@ -141,6 +144,7 @@ func (v *validator) measure(ctx context.Context) (map[string]float64, *picture, 
 			prefix = "val/ema_"
 		}
 		r := p.meter.Result()
+		v.scans, v.counts = r.Scans, p.usage.Counts()
 		if l1 := r.L1; patches > 0 && !p.ema && (math.IsNaN(l1) || math.IsInf(l1, 0)) { // no checkpoint is to keep such weights
 			return nil, nil, &vqgan.NonFiniteError{What: "the reconstruction"}
 		}

@@ -3,6 +3,7 @@ package metrics
 import (
 	"fmt"
 	"math"
+	"slices"
 )
 
 // Usage is a histogram of the codes that a pass over the data chose.
@@ -70,3 +71,6 @@ func (u *Usage) Join(o *Usage) {
 	}
 	u.total += o.total
 }
+
+// Counts is how often each code was added. It is the caller's.
+func (u *Usage) Counts() []int64 { return slices.Clone(u.counts) }

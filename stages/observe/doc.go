@@ -5,7 +5,7 @@
 //
 //	metrics.jsonl  an object per optimiser step and per validation: the record
 //	metrics.csv    the same as a table, a column per name, empty where a row has no value
-//	log.jsonl      what happened, an object per event
+//	log.jsonl      what happened, an object per event; older ones in log.jsonl.1 to log.jsonl.3
 //	.lock          held while a run is going on there
 //
 // Log lines carry a field event where a script may care, and what belongs to it under names of its own:
@@ -18,6 +18,7 @@
 //	quarantine  a scan is set aside: scan, reason
 //	stop, done  the run ended, before and at its last step
 //
-// Reading order: record.go (the names of the metrics), metrics.go (their files), log.go, progress.go (live line and
-// JSON lines), line.go (how the live line looks), bound.go (what bounds a run), resources.go, lock.go.
+// Reading order: record.go (the names of the metrics), metrics.go (their files), history.go (their curves in little
+// memory), log.go and rotate.go, incidents.go (what is notable in the log), progress.go (live line and JSON lines), line.go
+// (how the live line looks), bound.go (what bounds a run), resources.go, lock.go; options.go (the keys).
 package observe

@@ -4,42 +4,41 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"sync"
 
 	"github.com/rs/zerolog"
 )
 
-// Logger logs to log.jsonl in dir, which it adds to, and to stderr: as lines for people on a terminal, as JSON lines
-// otherwise; if quiet, only warnings. Give it a Progress as stderr, so that lines don't break the live one. An error,
-// which ends a run, goes to the file only: on stderr it is the command's last line. The second result closes the file,
-// and gives the first error of writing to it.
-func Logger(dir string, stderr io.Writer, terminal, quiet bool) (zerolog.Logger, func() error, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "log.jsonl"), os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o666)
+// LogOptions say where a Logger logs to.
+type LogOptions struct {
+	Dir      string    // where log.jsonl is added to
+	Size     int64     // bytes at which it becomes log.jsonl.1; 0: never
+	Stderr   io.Writer // give it a Progress, so that lines don't break the live one
+	Terminal bool      // Stderr gets lines for people, else JSON lines
+	Quiet    bool      // Stderr gets warnings only
+	Also     io.Writer // gets all lines that the file gets; nil: none
+}
+
+// Logger logs to log.jsonl and to stderr. An error, which ends a run, isn't told on stderr: there it is the command's last
+// line. The second result closes the file, and gives the first error by which it lost a line.
+func Logger(o LogOptions) (zerolog.Logger, func() error, error) {
+	file, err := openLog(filepath.Join(o.Dir, logName), o.Size)
 	if err != nil {
 		return zerolog.Nop(), nil, err
 	}
-	if err := endLine(f); err != nil {
-		_ = f.Close()
-		return zerolog.Nop(), nil, err
-	}
-	file := &sticky{w: f}
-	out := stderr
-	if terminal {
-		out = zerolog.ConsoleWriter{Out: stderr, TimeFormat: "15:04:05", FieldsExclude: []string{"event"}}
+	out := o.Stderr
+	if o.Terminal {
+		out = zerolog.ConsoleWriter{Out: o.Stderr, TimeFormat: "15:04:05", FieldsExclude: []string{"event"}}
 	}
 	level := zerolog.InfoLevel
-	if quiet {
+	if o.Quiet {
 		level = zerolog.WarnLevel
 	}
-	people := between{&sticky{w: out}, level, zerolog.WarnLevel}
-	logger := zerolog.New(zerolog.MultiLevelWriter(file, people)).Level(zerolog.InfoLevel).With().Timestamp().Logger()
-	return logger, func() error {
-		err := f.Close()
-		if file.err != nil {
-			return file.err
-		}
-		return err
-	}, nil
+	writers := []io.Writer{file, between{&sticky{w: out}, level, zerolog.WarnLevel}}
+	if o.Also != nil {
+		writers = append(writers, o.Also)
+	}
+	logger := zerolog.New(zerolog.MultiLevelWriter(writers...)).Level(zerolog.InfoLevel).With().Timestamp().Logger()
+	return logger, file.Close, nil
 }
 
 // between writes what has a level from least to most.
@@ -69,19 +68,10 @@ func endLine(f *os.File) error {
 	return err
 }
 
-// sticky is a writer that never fails: a full disk or a closed pipe must not end a run because of its log. It keeps
-// the first error.
-type sticky struct {
-	mu  sync.Mutex
-	w   io.Writer
-	err error
-}
+// sticky is a writer that never fails: a closed pipe must not end a run because of its log.
+type sticky struct{ w io.Writer }
 
 func (s *sticky) Write(b []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, err := s.w.Write(b); err != nil && s.err == nil {
-		s.err = err
-	}
+	_, _ = s.w.Write(b)
 	return len(b), nil
 }

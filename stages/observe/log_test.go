@@ -24,7 +24,7 @@ func TestLoggerOnATerminalAndOnAPipe(t *testing.T) {
 	} {
 		dir := t.TempDir()
 		var b strings.Builder
-		log, closeLog, err := Logger(dir, &b, c.terminal, c.quiet)
+		log, closeLog, err := Logger(LogOptions{Dir: dir, Stderr: &b, Terminal: c.terminal, Quiet: c.quiet})
 		check(t, err)
 		log.Info().Str("event", "start").Int("scans", 3).Msg("ready")
 		log.Warn().Msg("odd")
@@ -47,7 +47,7 @@ func TestLoggerAddsToALogAndEndsItsTornLine(t *testing.T) {
 	dir := t.TempDir()
 	check(t, os.WriteFile(filepath.Join(dir, "log.jsonl"), []byte("{\"level\":\"info\"}\n{\"lev"), 0o666))
 	for range 2 {
-		log, closeLog, err := Logger(dir, &strings.Builder{}, false, false)
+		log, closeLog, err := Logger(LogOptions{Dir: dir, Stderr: &strings.Builder{}})
 		check(t, err)
 		log.Info().Msg("m")
 		check(t, closeLog())
@@ -64,7 +64,7 @@ func (b broken) Write([]byte) (int, error) { return 0, b.err }
 
 func TestLogThatCannotBeWrittenDoesNotStopTheOther(t *testing.T) {
 	dir := t.TempDir()
-	log, closeLog, err := Logger(dir, broken{errors.New("gone")}, true, false)
+	log, closeLog, err := Logger(LogOptions{Dir: dir, Stderr: broken{errors.New("gone")}, Terminal: true})
 	check(t, err)
 	log.Info().Msg("m")
 	check(t, closeLog())
@@ -72,7 +72,7 @@ func TestLogThatCannotBeWrittenDoesNotStopTheOther(t *testing.T) {
 		t.Error("the file has no line")
 	}
 	var b strings.Builder
-	log, closeLog, err = Logger(dir, &b, false, false)
+	log, closeLog, err = Logger(LogOptions{Dir: dir, Stderr: &b})
 	check(t, err)
 	log.Info().Msg("n")
 	check(t, closeLog())
@@ -86,7 +86,7 @@ func TestLogThatCannotBeWrittenDoesNotStopTheOther(t *testing.T) {
 }
 
 func TestLoggerSaysWhereItCannotLog(t *testing.T) {
-	if _, _, err := Logger(filepath.Join(t.TempDir(), "none"), &strings.Builder{}, false, false); !errors.Is(err, os.ErrNotExist) {
+	if _, _, err := Logger(LogOptions{Dir: filepath.Join(t.TempDir(), "none"), Stderr: &strings.Builder{}}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -12,8 +12,11 @@ import (
 	"path/filepath"
 )
 
-// Metrics writes a run's metrics.jsonl and metrics.csv. One goroutine at a time may use it.
-type Metrics struct{ record, table *journal }
+// Metrics writes a run's metrics.jsonl and metrics.csv, and keeps their history. One goroutine at a time may use it.
+type Metrics struct {
+	record, table *journal
+	history       *History
+}
 
 // OpenMetrics opens the metrics of a run that goes on from step, 0 for a new one, to append to them. Lines of later
 // steps, which the run will repeat, and lines that aren't whole are dropped; metrics.csv is made again from
@@ -28,6 +31,9 @@ func OpenMetrics(dir string, step int) (*Metrics, error) {
 		return nil, err
 	}
 	m := &Metrics{}
+	if m.history, err = readHistory(record); err != nil {
+		return nil, err
+	}
 	if m.record, err = openJournal(record); err != nil {
 		return nil, err
 	}
@@ -39,15 +45,19 @@ func OpenMetrics(dir string, step int) (*Metrics, error) {
 }
 
 // Train adds an optimiser step. What an error kept out of a file leaves no trace there; later calls may succeed.
-func (m *Metrics) Train(s Step) error { return m.add(s.fields()) }
+func (m *Metrics) Train(s Step) error { return m.add(s.Step, s.fields()) }
 
 // Validation adds a validation, as Train does a step.
-func (m *Metrics) Validation(v Val) error { return m.add(v.fields()) }
+func (m *Metrics) Validation(v Val) error { return m.add(v.Step, v.fields()) }
+
+// History is all that was recorded, by earlier runs in the folder too.
+func (m *Metrics) History() *History { return m.history }
 
 // Close closes the files.
 func (m *Metrics) Close() error { return errors.Join(m.record.Close(), m.table.Close()) }
 
-func (m *Metrics) add(fields []field) error {
+func (m *Metrics) add(step int, fields []field) error {
+	m.history.add(step, fields)
 	if err := m.record.add(append(object(fields), '\n')); err != nil {
 		return err
 	}

@@ -1,0 +1,73 @@
+package report
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// browser is Chromium, or the test is skipped.
+func browser(t *testing.T) string {
+	t.Helper()
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	t.Skip("no Chromium here")
+	return ""
+}
+
+// A real browser shows the page: as wide as a phone and a desk, it needs no scrolling sideways, no text of it runs, its
+// script does, and a finger on a chart says what is there.
+func TestPageInABrowser(t *testing.T) {
+	chromium := browser(t)
+	page := full(Done)
+	mux := http.NewServeMux()
+	mux.HandleFunc("/report.html", func(w http.ResponseWriter, _ *http.Request) {
+		if err := page.Write(w); err != nil {
+			t.Error(err)
+		}
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = fmt.Fprint(w, `<!doctype html><iframe id="a" width="360" height="800" src="/report.html"></iframe><iframe id="b" width="1280" height="800" src="/report.html"></iframe>
+<pre id="said"></pre><script>
+onload = () => {
+	let said = "";
+	for (const id of ["a", "b"]) {
+		const frame = document.getElementById(id), d = frame.contentDocument, w = frame.contentWindow;
+		const chart = d.querySelector("svg.chart"), box = chart.getBoundingClientRect();
+		chart.dispatchEvent(new w.PointerEvent("pointermove", {bubbles: true, clientX: box.left + box.width / 2, clientY: box.top + 50}));
+		said += id + " over=" + (d.documentElement.scrollWidth - d.documentElement.clientWidth) +
+			" owned=" + (d.title === "owned") + " tip=" + (!d.getElementById("tip").hidden) + " says=" + JSON.stringify(d.getElementById("tip").textContent) +
+			" letters=" + (chart.querySelector("text").getBoundingClientRect().height > 8) + " images=" + d.images.length + "\n";
+	}
+	document.getElementById("said").textContent = said;
+};
+</script>`)
+	})
+	server := httptest.NewServer(mux)
+	defer server.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	dom, err := exec.CommandContext(ctx, chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--user-data-dir="+t.TempDir(),
+		"--virtual-time-budget=3000", "--dump-dom", server.URL).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, said, _ := strings.Cut(string(dom), `id="said">`)
+	said, _, _ = strings.Cut(said, "</pre>")
+	for _, id := range []string{"a", "b"} {
+		if !strings.Contains(said, id+" over=0 owned=false tip=true says=") || !strings.Contains(said, "letters=true images=1") {
+			t.Errorf("%s: %s", id, said)
+		}
+	}
+	if !strings.Contains(said, `17.99\n`) || !strings.Contains(said, "19.56") { // 20 + sin(18/5)
+		t.Errorf("the finger is on another point: %s", said)
+	}
+}
