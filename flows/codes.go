@@ -18,8 +18,11 @@ func wireEncode(w *wiring, s *piece) {
 	w.codes = pipe.Expand(w.volumes, s.label, func(ctx context.Context, v *volume.Volume) iter.Seq2[*volume.Codes, error] {
 		return func(yield func(*volume.Codes, error) bool) {
 			defer v.Release()
-			if !w.stopped() {
-				yield(encode(ctx, v))
+			if w.stopped() {
+				return
+			}
+			if c, err := encode(ctx, v); c != nil || err != nil {
+				yield(c, err)
 			}
 		}
 	})

@@ -106,7 +106,7 @@ func wireRead(w *wiring, s *piece) {
 				good++
 				a := admission{scan: scan, epoch: epoch, wanted: ctx}
 				if !dry {
-					release, err := r.budget.Acquire(ctx, read.Cost(scan, o), scan.ID)
+					release, err := r.budget.Acquire(ctx, r.job.cost(scan), scan.ID)
 					if err != nil {
 						return err
 					}
@@ -122,11 +122,11 @@ func wireRead(w *wiring, s *piece) {
 		}
 		return nil
 	})
-	all := pipe.Map(admitted, s.label, max(1, o.Ahead), func(_ context.Context, a admission) (loaded, error) {
+	all := pipe.Map(admitted, s.label, max(1, o.Ahead), func(ctx context.Context, a admission) (loaded, error) {
 		if a.release == nil {
 			return loaded{Volume: read.Dry(a.scan, a.epoch, o)}, nil
 		}
-		v, err := read.Load(a.wanted, a.scan, a.epoch, o, a.release)
+		v, err := r.load(ctx, a, o)
 		if err != nil && a.wanted.Err() != nil {
 			return loaded{}, nil
 		}
@@ -186,6 +186,10 @@ func wireTile(w *wiring, s *piece) {
 	}
 	o := *s.options.(*tile.Options)
 	w.patches = pipe.Expand(w.volumes, s.label, func(_ context.Context, v *volume.Volume) iter.Seq2[*volume.Patch, error] {
+		if w.back != nil && w.stopped() {
+			v.Release()
+			return func(func(*volume.Patch, error) bool) {}
+		}
 		return tile.Tiles(v, o, w.job.run.Seed, w.job.multiple())
 	})
 }
@@ -211,6 +215,9 @@ func wireAugment(w *wiring, s *piece) {
 func wireBatch(w *wiring, s *piece) {
 	if w.job.exact() {
 		return
+	}
+	if w.back != nil {
+		w.maker.Lost = w.loses
 	}
 	w.batches = pipe.Transform(w.patches, s.label, func(ctx context.Context, in iter.Seq[*volume.Patch]) iter.Seq2[*volume.Batch, error] {
 		return w.maker.Batches(ctx, sound(batch.From(in, w.start), new(error)))
@@ -280,5 +287,9 @@ func (r *run) warn(v *volume.Volume) {
 		return
 	}
 	r.warned[v.Scan.ID] = true
-	r.log.Warn().Str("scan", v.Scan.ID).Strs("warnings", v.Warnings).Msg("scan read with warnings")
+	r.odd(v.Scan, v.Warnings)
+}
+
+func (r *run) odd(scan *volume.Scan, warnings []string) {
+	r.log.Warn().Str("scan", scan.ID).Strs("warnings", warnings).Msg("scan read with warnings")
 }

@@ -192,17 +192,17 @@ func wireInfer(w *wiring, s *piece) {
 			if w.stopped() {
 				return
 			}
-			c, err := encode(ctx, v)
-			if err != nil {
+			switch c, err := encode(ctx, v); {
+			case err != nil:
 				yield(nil, err)
-				return
+			case c != nil:
+				w.decode(ctx, c, v, yield)
 			}
-			w.decode(ctx, c, v, yield)
 		}
 	})
 }
 
-// encoder returns what makes codes of volumes, one at a time.
+// encoder returns what makes codes of volumes, one at a time. There are none of a volume that is lost.
 func (w *wiring) encoder() func(context.Context, *volume.Volume) (*volume.Codes, error) {
 	scratch := batch.NewScratch(w.job.workers())
 	cut := func(dst []float32, p *volume.Patch) error { return batch.Cut(dst, p, scratch) }
@@ -210,7 +210,10 @@ func (w *wiring) encoder() func(context.Context, *volume.Volume) (*volume.Codes,
 		w.at(v.Scan, "encoding")
 		defer w.progress.Status("")
 		c, err := infer.Encode(ctx, v, w.back.model, w.back.tiling, cut)
-		if err != nil {
+		switch {
+		case err != nil && ctx.Err() == nil && v.Lost() != nil:
+			return nil, w.loses(v)
+		case err != nil:
 			return nil, err
 		}
 		err = w.countCodes(volume.Tag{Scan: v.Scan.ID}, c.Index)

@@ -43,7 +43,7 @@ func (r *run) newStudy(o metrics.Options) *metrics.Study {
 		return metrics.Borders(v.Dims, g.Patch, g.Origins)
 	}
 	p := &pictures{run: r, study: s, left: o.Pictures, open: map[string]*report.WorstSlice{}}
-	s.Watch, s.Done = p.watch, p.done
+	s.Watch, s.Done, s.Lost = p.watch, p.done, p.lost
 	return s
 }
 
@@ -98,6 +98,15 @@ func (p *pictures) done(v *volume.Volume, row metrics.Row) error {
 		p.run.watch.drew(files[0])
 	}
 	return err
+}
+
+// lost leaves a scan's pictures to another one.
+func (p *pictures) lost(v *volume.Volume) error {
+	if p.open[v.Scan.ID] != nil {
+		delete(p.open, v.Scan.ID)
+		p.left++
+	}
+	return p.run.loses(v)
 }
 
 // pictureOf is where a scan's pictures lie below the run's folder, without what they end in. Scans that differ in their

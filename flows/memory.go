@@ -11,10 +11,8 @@ import (
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/codes"
 	"github.com/flowrun/flowrun/stages/infer"
-	"github.com/flowrun/flowrun/stages/read"
 	"github.com/flowrun/flowrun/stages/shuffle"
 	"github.com/flowrun/flowrun/stages/train"
-	"github.com/flowrun/flowrun/stages/volume"
 )
 
 // memory is how a run divides the host's memory, in bytes.
@@ -35,13 +33,11 @@ func (m memory) String() string {
 
 // divide works out the budget for scans and refuses one in which the graph would stand still.
 func (j *Job) divide(d *data, arena, snapshot int64, batches int64) (memory, error) {
-	r, _ := option[read.Options](j)
-	cost := func(s *volume.Scan) int64 { return read.Cost(s, *r) }
 	m := memory{limit: j.run.Memory, engine: arena, batches: batches, snapshot: snapshot}
 	if m.limit == 0 {
 		m.limit = hostMemory() / 4 * 3
 	}
-	if _, most := largest(d.held, cost); len(d.held) > 0 {
+	if _, most := largest(d.held, j.cost); len(d.held) > 0 {
 		m.validation = most
 	}
 	m.scans = m.limit - m.engine - m.batches - m.snapshot - m.validation
@@ -60,7 +56,7 @@ func (j *Job) divide(d *data, arena, snapshot int64, batches int64) (memory, err
 			windows++
 		}
 	}
-	big, most := largest(d.train, cost)
+	big, most := largest(d.train, j.cost)
 	m.least = int64(held) * most
 	if m.least > m.scans {
 		hint := "raise run.memory"
@@ -89,13 +85,13 @@ func (j *Job) reserve(e gpu.Engine, d *data, o train.Options, patch [3]int) {
 	}
 }
 
-// maker returns the batch stage's buffers: one being filled, one on its way, one in training.
+// maker returns the batch stage's buffers.
 func (j *Job) maker(patch [3]int) *batch.Maker {
 	o, ok := option[batch.Options](j)
 	if !ok {
 		return nil
 	}
-	m := batch.New(*o, patch, 3)
+	m := batch.New(*o, patch, batchBuffers)
 	m.Workers = j.workers()
 	_, m.Keep = option[infer.Options](j)
 	for _, p := range j.pieces {

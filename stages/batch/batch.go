@@ -25,6 +25,10 @@ type Maker struct {
 	Noise   bool // patches may have noise: each buffer has room for a target beside the input
 	Keep    bool // batches keep references to the volumes that their patches were cut from
 
+	// Lost, if not nil, is told of each patch whose volume is lost (volume.Lost), and the patch is dropped; its error ends the
+	// sequence. Without it a patch that can't be read does.
+	Lost func(v *volume.Volume) error
+
 	size    int
 	patch   [3]int
 	free    chan *buffer
@@ -79,7 +83,7 @@ func (m *Maker) Bytes() int64 {
 // is smaller where in ends before it is full. Input and Target are one slice unless a patch of the batch has noise.
 //
 // A patch is released once it is cut. Whoever receives a batch releases it. The sequence ends with an error if a patch can't be
-// read, isn't of the maker's size or has another window than the rest of its batch, and when ctx ends.
+// read (but see Lost), isn't of the maker's size or has another window than the rest of its batch, and when ctx ends.
 func (m *Maker) Batches(ctx context.Context, in iter.Seq[*volume.Patch]) iter.Seq2[*volume.Batch, error] {
 	return func(yield func(*volume.Batch, error) bool) {
 		if m.scratch == nil {
@@ -108,11 +112,11 @@ func (m *Maker) Batches(ctx context.Context, in iter.Seq[*volume.Patch]) iter.Se
 					return
 				}
 				cur = &volume.Batch{
-					Tags: make([]volume.Tag, 0, m.size), Size: m.patch, Window: p.Volume.Window,
+					Tags: make([]volume.Tag, 0, m.size), Size: m.patch,
 					Input: buf.input, Target: buf.input, Free: buf.release,
 				}
 			}
-			if err := m.add(cur, buf, p); err != nil {
+			if err := m.add(ctx, cur, buf, p); err != nil {
 				yield(nil, err)
 				return
 			}
@@ -124,7 +128,7 @@ func (m *Maker) Batches(ctx context.Context, in iter.Seq[*volume.Patch]) iter.Se
 			yield(nil, context.Cause(ctx))
 			return
 		}
-		if cur != nil {
+		if cur != nil && len(cur.Tags) > 0 {
 			send()
 		}
 	}
@@ -147,11 +151,14 @@ func (m *Maker) take(ctx context.Context) (*buffer, error) {
 	}
 }
 
-// add cuts p into the next place of b and releases it.
-func (m *Maker) add(b *volume.Batch, buf *buffer, p *volume.Patch) error {
+// add cuts p into the next place of b, unless its volume is lost, and releases it.
+func (m *Maker) add(ctx context.Context, b *volume.Batch, buf *buffer, p *volume.Patch) error {
 	defer p.Release()
 	if p.Size != m.patch {
 		return fmt.Errorf("%s: want patches of size %v", p.Tag, m.patch)
+	}
+	if len(b.Tags) == 0 {
+		b.Window = p.Volume.Window
 	}
 	if p.Volume.Window != b.Window {
 		return fmt.Errorf("%s: window %v HU, but the batch began with %v", p.Tag, p.Volume.Window, b.Window)
@@ -174,6 +181,12 @@ func (m *Maker) add(b *volume.Batch, buf *buffer, p *volume.Patch) error {
 		target = buf.target[at:end]
 	}
 	if err := m.scratch.cut(buf.input[at:end], target, p); err != nil {
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case m.Lost != nil && p.Volume.Lost() != nil:
+			return m.Lost(p.Volume)
+		}
 		return err
 	}
 	b.Tags = append(b.Tags, p.Tag)

@@ -297,3 +297,58 @@ func TestFrom(t *testing.T) {
 		}
 	}
 }
+
+// Patches of a lost scan are dropped where somebody wants to be told; others make whole batches.
+func TestBatchesGoOnWithoutLostScans(t *testing.T) {
+	torn := errors.New("input/output error")
+	run := func(lost func(*volume.Volume) error) (tiles [][]int, held int, err error) {
+		m := batch.New(batch.Options{Size: 2}, size, 1)
+		m.Lost = lost
+		in := func(yield func(*volume.Patch) bool) {
+			for p := range patches(&held, []int16{0, 1, 2, 3, 4, 5}, quiet) {
+				if p.Tile == 0 || p.Tile == 3 || p.Tile == 5 { // the first of each batch, and the last of all
+					p.Volume.Own(&failing{Memory: volume.Memory{Data: make([]int16, 8*24), Dims: [3]int{4, 3, 16}}}, func() { held-- })
+					p.Volume.Dims[2], p.Origin[2] = 16, 3
+					if p.Tile < 5 {
+						p.Volume.Window[1] = 500 // the batch's is that of the first patch in it
+					}
+				}
+				if !yield(p) {
+					return
+				}
+			}
+		}
+		for b, e := range m.Batches(t.Context(), in) {
+			if err = e; b == nil {
+				continue
+			}
+			var list []int
+			for i, tag := range b.Tags {
+				list = append(list, tag.Tile)
+				if want := float32(tag.Tile) / 1000; b.Input[24*i] != want {
+					t.Errorf("tile %d: %v, want %v", tag.Tile, b.Input[24*i], want)
+				}
+			}
+			tiles = append(tiles, list)
+			b.Release()
+		}
+		return tiles, held, err
+	}
+	told := 0
+	tiles, held, err := run(func(v *volume.Volume) error {
+		told++
+		if v.Lost() == nil {
+			t.Error("told of a sound volume")
+		}
+		return nil
+	})
+	if err != nil || held != 0 || told != 3 || len(tiles) != 2 || !slices.Equal(slices.Concat(tiles...), []int{1, 2, 4}) {
+		t.Errorf("batches %v, told %d times, %d held: %v", tiles, told, held, err)
+	}
+	if tiles, held, err := run(func(*volume.Volume) error { return torn }); !errors.Is(err, torn) || held != 0 || len(tiles) != 0 {
+		t.Errorf("batches %v, %d held: %v", tiles, held, err)
+	}
+	if _, held, err := run(nil); err == nil || held != 0 || !strings.Contains(err.Error(), "tile 0/1 at [0 0 3]") {
+		t.Errorf("%d held: %v", held, err)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"iter"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -22,6 +23,8 @@ import (
 // its size or its number of voxels is wrong, if a voxel is NaN or infinite, or if tiles are missing when in ends. But
 // where stopping (which may be nil) then says that the data was cut short, scans without all their tiles are dropped.
 //
+// Scans that are lost (volume.Lost) are dropped: what is held of them, and what still comes.
+//
 // Merge releases every output that it takes from in. Nothing is held once the sequence has ended or was broken off.
 func Merge(in iter.Seq[*volume.Output], o Options, grid func(*volume.Volume) (Grid, error), stopping func() bool) iter.Seq2[*volume.Slab, error] {
 	return merge(in, o, grid, stopping, runtime.GOMAXPROCS(0))
@@ -32,6 +35,11 @@ func merge(in iter.Seq[*volume.Output], o Options, grid func(*volume.Volume) (Gr
 		m := &merger{window: o.Window, grid: grid, workers: workers, open: map[key]*image{}, done: map[key]bool{}}
 		defer m.close()
 		for out := range in {
+			m.dropLost()
+			if out.Volume.Lost() != nil {
+				out.Release()
+				continue
+			}
 			im, err := m.add(out)
 			if err != nil {
 				yield(nil, err)
@@ -44,6 +52,7 @@ func merge(in iter.Seq[*volume.Output], o Options, grid func(*volume.Volume) (Gr
 		if stopping != nil && stopping() {
 			return
 		}
+		m.dropLost()
 		if err := m.missing(); err != nil {
 			yield(nil, err)
 		}
@@ -208,12 +217,24 @@ func (m *merger) end(im *image) {
 	im.v.Release()
 	delete(m.open, im.key)
 	m.done[im.key] = true
-	for i, other := range m.order {
-		if other == im {
-			m.order = append(m.order[:i], m.order[i+1:]...)
-			break
+	m.order = slices.DeleteFunc(m.order, func(other *image) bool { return other == im })
+}
+
+// dropLost forgets the volumes that are lost.
+func (m *merger) dropLost() {
+	m.order = slices.DeleteFunc(m.order, func(im *image) bool {
+		if im.v.Lost() == nil {
+			return false
 		}
-	}
+		for _, b := range im.slices {
+			if b != nil {
+				m.pool.put(b)
+			}
+		}
+		im.v.Release()
+		delete(m.open, im.key)
+		return true
+	})
 }
 
 // listed is how many missing tiles of a scan are named.

@@ -426,3 +426,57 @@ func TestNothingGivesNothing(t *testing.T) {
 		t.Error(s, err)
 	}
 }
+
+// broken is Samples that can't be read.
+type broken struct{ volume.Memory }
+
+func (*broken) Rows(int, int, int, []int16) ([]int16, error) { return nil, errors.New("torn") }
+
+// A scan that is lost in the middle is let go at once: what comes of it later is dropped, others are whole, nothing is missing.
+func TestLostScansAreDropped(t *testing.T) {
+	g := mustGrid(t, [3]int{4, 4, 12}, [3]int{4, 4, 4}, [3]int{4, 4, 4})
+	for _, after := range []int{0, 1, 2} {
+		lost, freed := scan("lost", g.Dims)
+		lost.Own(&broken{}, func() { *freed = true })
+		good, goodFreed := scan("good", g.Dims)
+		tiles := noise(g, 7)
+		refs := 0
+		in := func(yield func(*volume.Output) bool) {
+			defer lost.Release()
+			defer good.Release()
+			for i := range g.Len() {
+				if i == after {
+					if _, err := lost.Rows(0, 0, 1, nil); err == nil {
+						t.Error("it can be read")
+					}
+				}
+				out := output(lost, g, i, tiles[i])
+				refs++
+				out.Free = func() { refs-- }
+				if !yield(out) || !yield(output(good, g, i, tiles[i])) {
+					return
+				}
+			}
+		}
+		got := whole(t, Merge(in, Options{Window: Hann}, same(g), nil))
+		if len(got["good"]) != 4*4*12 || len(got["lost"]) != 4*4*4*after || refs != 0 || !*freed || !*goodFreed {
+			t.Errorf("lost after %d tiles: %d and %d voxels, %d outputs held, freed %v, %v", after, len(got["good"]), len(got["lost"]), refs, *freed, *goodFreed)
+		}
+	}
+}
+
+// The last to come may be the lost one's.
+func TestNothingIsMissingOfALostScan(t *testing.T) {
+	g := mustGrid(t, [3]int{4, 4, 12}, [3]int{4, 4, 4}, [3]int{4, 4, 4})
+	v, _ := scan("lost", g.Dims)
+	v.Own(&broken{}, nil)
+	in := func(yield func(*volume.Output) bool) {
+		defer v.Release()
+		if yield(output(v, g, 0, noise(g, 7)[0])) {
+			_, _ = v.Rows(0, 0, 1, nil)
+		}
+	}
+	if got := whole(t, Merge(in, Options{Window: Hann}, same(g), nil)); len(got["lost"]) != 4*4*4 {
+		t.Errorf("%d voxels", len(got["lost"]))
+	}
+}

@@ -1,8 +1,10 @@
 package metrics
 
 import (
+	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"sync"
 
 	"github.com/flowrun/flowrun/stages/volume"
@@ -41,6 +43,10 @@ type Study struct {
 	// Done, if not nil, has the result of a scan once its last slice is measured, before its last slab goes on.
 	Done func(v *volume.Volume, r Row) error
 
+	// Lost, if not nil, is told of each scan of which slabs came and that is dropped because its volume is lost (volume.Lost);
+	// its error ends the sequence. Without it a scan that can't be read does.
+	Lost func(v *volume.Volume) error
+
 	mu     sync.Mutex
 	window [2]float64 // of all scans, once the first has come
 	codes  map[string]*Usage
@@ -78,7 +84,17 @@ func Measure(in iter.Seq[*volume.Slab], s *Study) iter.Seq2[*volume.Slab, error]
 	return func(yield func(*volume.Slab, error) bool) {
 		open := map[key]*scan{}
 		for slab := range in {
-			if err := s.slab(open, slab); err != nil {
+			err := s.slab(open, slab)
+			if gone := s.dropLost(open); gone != nil {
+				slab.Release()
+				yield(nil, gone)
+				return
+			}
+			if s.Lost != nil && slab.Volume.Lost() != nil {
+				slab.Release()
+				continue
+			}
+			if err != nil {
 				id := slab.Volume.Scan.ID
 				slab.Release()
 				yield(nil, fmt.Errorf("%s: %w", id, err))
@@ -88,7 +104,28 @@ func Measure(in iter.Seq[*volume.Slab], s *Study) iter.Seq2[*volume.Slab, error]
 				return
 			}
 		}
+		if err := s.dropLost(open); err != nil {
+			yield(nil, err)
+		}
 	}
+}
+
+// dropLost forgets the scans that are lost, where s.Lost wants to know.
+func (s *Study) dropLost(open map[key]*scan) (err error) {
+	if s.Lost == nil {
+		return nil
+	}
+	maps.DeleteFunc(open, func(_ key, sc *scan) bool {
+		if sc.v.Lost() == nil {
+			return false
+		}
+		s.mu.Lock()
+		delete(s.codes, sc.id)
+		s.mu.Unlock()
+		err = errors.Join(err, s.Lost(sc.v))
+		return true
+	})
+	return err
 }
 
 // key is a scan in flight.

@@ -376,3 +376,72 @@ func BenchmarkMeasure(b *testing.B) {
 		})
 	}
 }
+
+// torn is Samples of which the slices from z on can't be read.
+type torn struct {
+	volume.Memory
+	from int
+}
+
+func (t *torn) Rows(z, y0, y1 int, buf []int16) ([]int16, error) {
+	if z >= t.from {
+		return nil, errors.New("torn")
+	}
+	return t.Memory.Rows(z, y0, y1, buf)
+}
+
+// A scan that can't be read to its end isn't in the results, and none of its slabs goes on; the others are as they were.
+func TestLostScansAreNotMeasured(t *testing.T) {
+	dims := [3]int{3, 2, 6}
+	data := make([]int16, 36)
+	recon := make([]float32, 36)
+	for _, from := range []int{0, 3, 5} {
+		for _, told := range []error{nil, errors.New("too many")} {
+			held := 0
+			lost, good := made("lost", dims, data, wide, &held), made("good", dims, data, wide, &held)
+			lost.Own(&torn{volume.Memory{Data: data, Dims: dims}, from}, func() { held-- })
+			s := &Study{Codebook: 2, Lost: func(v *volume.Volume) error {
+				if v != lost || v.Lost() == nil {
+					t.Errorf("told of %s, lost for %v", v.Scan.ID, v.Lost())
+				}
+				return told
+			}}
+			check(t, s.Codes("lost", []int32{0}))
+			check(t, s.Codes("good", []int32{1}))
+			n, err := drain(both(slabs(lost, recon, 1), slabs(good, recon, 1)), s)
+			if !errors.Is(err, told) || held != 0 && told == nil {
+				t.Fatalf("%v, %d held", err, held)
+			}
+			if told != nil {
+				continue
+			}
+			if sum := s.Summary(); n != from+6 || len(sum.Scans) != 1 || sum.Scans[0].ID != "good" || sum.Scans[0].Code.Share != 0.5 || len(s.codes) != 0 {
+				t.Errorf("from %d: %d slabs, %+v", from, n, sum.Scans)
+			}
+		}
+	}
+	held := 0
+	v := made("lost", dims, data, wide, &held)
+	v.Own(&torn{volume.Memory{Data: data, Dims: dims}, 3}, func() { held-- })
+	if n, err := drain(slabs(v, recon, 1), new(Study)); n != 3 || err == nil || err.Error() != "lost: slice 3: torn" {
+		t.Errorf("%d slabs, then %v", n, err)
+	}
+}
+
+// Whoever else finds that a scan is lost, measure lets it go.
+func TestScansLostElsewhere(t *testing.T) {
+	dims := [3]int{3, 2, 6}
+	held, told := 0, 0
+	v := made("lost", dims, make([]int16, 36), wide, &held)
+	v.Own(&torn{volume.Memory{Data: make([]int16, 36), Dims: dims}, 3}, func() { held-- })
+	s := &Study{Lost: func(*volume.Volume) error { told++; return nil }}
+	in := func(yield func(*volume.Slab) bool) {
+		defer v.Release()
+		if yield(&volume.Slab{Volume: v.Retain(), Z1: 1, Voxels: make([]float32, 6)}) {
+			_, _ = v.Rows(5, 0, 1, nil)
+		}
+	}
+	if n, err := drain(in, s); n != 1 || err != nil || told != 1 || held != 0 || len(s.Summary().Scans) != 0 {
+		t.Errorf("%d slabs, %v, told %d times, %d held", n, err, told, held)
+	}
+}

@@ -9,7 +9,8 @@ import (
 // scan is one scan being measured.
 type scan struct {
 	account
-	window [2]float64 // of the volume
+	v      *volume.Volume // not counted: for whether it is lost
+	window [2]float64     // of the volume
 	dims   [3]int
 	next   int // slice
 	watch  func(v *volume.Volume, z int, orig, recon []float32) error
@@ -30,7 +31,7 @@ type scan struct {
 // begin opens a scan, measured in window w.
 func (s *Study) begin(v *volume.Volume, w [2]float64) (*scan, error) {
 	plane := v.Dims[0] * v.Dims[1]
-	sc := &scan{account: account{index: v.Scan.Index, id: v.Scan.ID, dims: v.Dims, code: noCodes()}, window: v.Window, dims: v.Dims, watch: s.Watch}
+	sc := &scan{account: account{index: v.Scan.Index, id: v.Scan.ID, dims: v.Dims, code: noCodes()}, v: v, window: v.Window, dims: v.Dims, watch: s.Watch}
 	block := func(t *tally) (*Block, error) { return newBlock(t, w, v.Dims, s.Workers) }
 	var err error
 	if sc.model, err = block(&sc.account.model); err != nil {

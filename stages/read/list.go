@@ -105,7 +105,8 @@ func describe(e entry, o *Options) (*volume.Scan, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &volume.Scan{ID: e.id, Path: e.path, Dims: p.dims, Spacing: p.spacing, Digest: digest(r.Header)}, nil
+	return &volume.Scan{ID: e.id, Path: e.path, Dims: p.dims, Spacing: p.spacing, Digest: digest(r.Header),
+		Rising: p.geometry.Axes[2] == 2 && !p.geometry.Flip[2]}, nil
 }
 
 // digest is a hex SHA-256 over the header and each file's size and modification time.

@@ -14,10 +14,12 @@ import (
 // chunk is the voxels that are converted at a time. They and their bytes stay in the processor's cache.
 const chunk = 16 << 10
 
+// buffers is the memory for reading one file beside its samples.
+const buffers = 4 << 20
+
 // Cost is the most bytes of memory that Load holds for a scan, its result included. A scan that is in the cache costs
 // buffers only.
 func Cost(scan *volume.Scan, o Options) int64 {
-	const buffers = 4 << 20
 	cost := buffers + 2*scan.Voxels()
 	if o.Cache == "" && !o.resample() {
 		return cost
@@ -67,22 +69,31 @@ func Dry(scan *volume.Scan, epoch int, o Options) *volume.Volume {
 	return v.Own(nil, nil)
 }
 
+// open opens a scan's file before its voxels, and sees that it is the one that List saw.
+func open(scan *volume.Scan, o *Options) (*nifti.Reader, *plan, error) {
+	r, err := nifti.Open(scan.Path, nifti.Limits{Bytes: o.MaxBytes})
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := newPlan(r.Header, o)
+	switch {
+	case digest(r.Header) != scan.Digest:
+		err = errors.New("the file has changed since the run began")
+	case err == nil && p.dims != scan.Dims:
+		err = fmt.Errorf("dims are %v, but the run's list of scans has %v (was frame, channel_dim or spacing changed?)", p.dims, scan.Dims)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, r.Close())
+	}
+	return r, p, nil
+}
+
 func load(ctx context.Context, v *volume.Volume, o *Options) (samples volume.Samples, err error) {
-	r, err := nifti.Open(v.Scan.Path, nifti.Limits{Bytes: o.MaxBytes})
+	r, p, err := open(v.Scan, o)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
-	if d := digest(r.Header); d != v.Scan.Digest {
-		return nil, errors.New("the file has changed since the run began")
-	}
-	p, err := newPlan(r.Header, o)
-	if err != nil {
-		return nil, err
-	}
-	if p.dims != v.Scan.Dims {
-		return nil, fmt.Errorf("dims are %v, but the run's list of scans has %v (was frame, channel_dim or spacing changed?)", p.dims, v.Scan.Dims)
-	}
 	var c *cache
 	if o.Cache != "" {
 		c = newCache(v.Scan, p, o)
@@ -92,72 +103,110 @@ func load(ctx context.Context, v *volume.Volume, o *Options) (samples volume.Sam
 			return nil, ctx.Err()
 		}
 	}
-	l := &loader{r: r, h: r.Header, p: p, o: o, data: make([]int16, v.Scan.Voxels())}
-	if err := l.run(ctx); err != nil {
+	l := newLoader(r, p, o)
+	data := make([]int16, v.Scan.Voxels())
+	if err := l.whole(ctx, data); err != nil {
 		return nil, err
 	}
 	v.Geometry, v.Slope, v.Inter = p.geometry, l.slope, l.inter
 	v.Warnings = append(p.warnings, l.warnings()...)
 	if c != nil {
-		if err := c.write(ctx, v, l.data); err != nil {
+		if err := c.write(ctx, v, data); err != nil {
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
 			v.Warnings = append(v.Warnings, fmt.Sprintf("cache: %v; the scan is used without it", err))
 		}
 	}
-	return &volume.Memory{Data: l.data, Dims: p.dims}, nil
+	return &volume.Memory{Data: data, Dims: p.dims}, nil
 }
 
-// loader streams one file into int16 samples.
+// loader turns one file's voxels into int16 samples, in the file's order.
 type loader struct {
 	r    *nifti.Reader
 	h    *nifti.Header
 	p    *plan
 	o    *Options
-	data []int16
+	left int64 // voxels of the image that haven't been read
 
-	slope, inter float64 // of data
+	slope, inter float64 // of samples
 	low, high    float64 // of the intensities, HU; of raw samples, until low shows that they are CT
 	bad          int64   // voxels that were NaN or Inf
 	end          []string
+
+	q   quantiser
+	buf []byte
+	hu  []float64
+	tmp []int16
 }
 
-// run reads the image, then the rest of the file for its checksum.
-func (l *loader) run(ctx context.Context) error {
-	if err := l.r.SkipTo(l.p.grid.Skip); err != nil {
-		return err
+func newLoader(r *nifti.Reader, p *plan, o *Options) *loader {
+	l := &loader{r: r, h: r.Header, p: p, o: o, left: p.grid.Voxels(), low: math.Inf(1), high: math.Inf(-1)}
+	n := min(chunk, l.left)
+	l.buf, l.tmp = make([]byte, n*int64(l.h.Datatype.Size())), make([]int16, n)
+	if p.raw {
+		l.slope, l.inter = l.h.Scaling()
+		l.inter += l.slope * l.h.Offset16()
+		return l
 	}
-	var err error
-	switch {
-	case l.p.geometry.Resample:
-		err = l.resampled(ctx)
-	case l.p.raw:
-		err = l.raw(ctx)
-	default:
-		err = l.quantised(ctx)
+	l.q, l.hu = newQuantiser(o.WindowHU), make([]float64, n)
+	l.slope, l.inter = l.q.step, l.q.centre
+	return l
+}
+
+// whole reads the image into data, then the rest of the file for its checksum.
+func (l *loader) whole(ctx context.Context, data []int16) error {
+	g := &l.p.geometry
+	if !g.Resample {
+		if err := l.block(ctx, newPlacer(data, l.p.grid.Dims, g.Axes, g.Flip), l.left); err != nil {
+			return err
+		}
+		return l.finish(ctx)
 	}
-	if err != nil {
-		return err
+	r := newResampling(l.p, l.o)
+	put := newPlacer(data, r.put, g.Axes, g.Flip)
+	emit := func(z int, samples []int16) error {
+		put.place(int64(z)*int64(len(samples)), samples)
+		return nil
 	}
-	l.end, err = l.r.Finish()
+	for l.left > 0 {
+		if err := l.resampled(ctx, r, emit); err != nil {
+			return err
+		}
+	}
+	return l.finish(ctx)
+}
+
+// finish reads what is left of the file, and verifies it.
+func (l *loader) finish(ctx context.Context) error {
+	err := l.each(ctx, l.left, func(_ int64, n int, b []byte) error { // what resampling had no need of
+		l.intensities(l.hu[:n], b)
+		return nil
+	})
+	if err == nil {
+		l.end, err = l.r.Finish()
+	}
 	return err
 }
 
-// each reads the image in chunks and hands their bytes to use, with the voxel at which each begins.
-func (l *loader) each(ctx context.Context, use func(at int64, n int, b []byte) error) error {
+// each reads the next voxels of the image in chunks and hands their bytes to use, with the voxel at which each begins, from 0.
+func (l *loader) each(ctx context.Context, voxels int64, use func(at int64, n int, b []byte) error) error {
 	size := l.h.Datatype.Size()
-	buf := make([]byte, chunk*size)
-	total := l.p.grid.Voxels()
-	for at := int64(0); at < total; {
+	if l.left == l.p.grid.Voxels() {
+		if err := l.r.SkipTo(l.p.grid.Skip); err != nil {
+			return err
+		}
+	}
+	for at := int64(0); at < voxels; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n := int(min(chunk, total-at))
-		if _, err := l.r.Read(buf[:n*size]); err != nil {
+		n := int(min(chunk, voxels-at))
+		if _, err := l.r.Read(l.buf[:n*size]); err != nil {
 			return err
 		}
-		if err := use(at, n, buf[:n*size]); err != nil {
+		l.left -= int64(n)
+		if err := use(at, n, l.buf[:n*size]); err != nil {
 			return err
 		}
 		at += int64(n)
@@ -165,17 +214,21 @@ func (l *loader) each(ctx context.Context, use func(at int64, n int, b []byte) e
 	return nil
 }
 
-// raw keeps samples as they are.
-func (l *loader) raw(ctx context.Context) error {
-	l.slope, l.inter = l.h.Scaling()
-	l.inter += l.slope * l.h.Offset16()
-	put := newPlacer(l.data, l.p.grid.Dims, l.p.geometry.Axes, l.p.geometry.Flip)
-	l.low, l.high = math.Inf(1), math.Inf(-1)
-	tmp := make([]int16, chunk)
-	return l.each(ctx, func(at int64, n int, b []byte) error {
-		dst := tmp[:n]
+// block reads the next voxels of the image and puts them in their places, from put's first: raw samples as they are, others
+// clipped to the window and rounded to the steps that span it.
+func (l *loader) block(ctx context.Context, put *placer, voxels int64) error {
+	return l.each(ctx, voxels, func(at int64, n int, b []byte) error {
+		dst := l.tmp[:n]
+		if !l.p.raw {
+			l.intensities(l.hu[:n], b)
+			for i, x := range l.hu[:n] {
+				dst[i] = l.q.sample(x)
+			}
+			put.place(at, dst)
+			return nil
+		}
 		if put.straight {
-			dst = l.data[at : at+int64(n)]
+			dst = put.data[at : at+int64(n)]
 		}
 		l.h.Int16(dst, b)
 		if l.low >= -500 { // else it is CT, and its range doesn't matter
@@ -193,23 +246,6 @@ func (l *loader) extend(samples []int16) {
 	lo, hi := slices.Min(samples), slices.Max(samples)
 	a, b := l.slope*float64(lo)+l.inter, l.slope*float64(hi)+l.inter
 	l.low, l.high = min(l.low, a, b), max(l.high, a, b)
-}
-
-// quantised clips to the window and rounds to the steps that span it.
-func (l *loader) quantised(ctx context.Context) error {
-	q := newQuantiser(l.o.WindowHU)
-	l.slope, l.inter = q.step, q.centre
-	put := newPlacer(l.data, l.p.grid.Dims, l.p.geometry.Axes, l.p.geometry.Flip)
-	hu, tmp := make([]float64, chunk), make([]int16, chunk)
-	l.low, l.high = math.Inf(1), math.Inf(-1)
-	return l.each(ctx, func(at int64, n int, b []byte) error {
-		l.intensities(hu[:n], b)
-		for i, x := range hu[:n] {
-			tmp[i] = q.sample(x)
-		}
-		put.place(at, tmp[:n])
-		return nil
-	})
 }
 
 // intensities decodes and scales voxels to HU, clipped to the window; what isn't a number becomes its low end. It keeps

@@ -3,7 +3,6 @@ package read
 import (
 	"context"
 	"fmt"
-	"math"
 
 	"github.com/flowrun/flowrun/stages/volume"
 )
@@ -126,11 +125,12 @@ func blend(dst, a, b []float32, t float32) {
 // axes only when it is put in place.
 type resampling struct {
 	*Resampler
-	put  [3]int // dims of the result in the file's axes
-	from [3]int
+	put    [3]int    // dims of the result in the file's axes
+	slice  []float32 // of the source
+	result []int16   // a slice of the result
 }
 
-func newResampling(p *plan, o *Options) resampling {
+func newResampling(p *plan, o *Options) *resampling {
 	var to [3]int
 	var scale [3]float64
 	var flip [3]bool
@@ -139,40 +139,48 @@ func newResampling(p *plan, o *Options) resampling {
 		scale[f] = o.Spacing[c] / p.geometry.Spacing[c]
 		flip[f] = p.geometry.Flip[c]
 	}
-	return resampling{newResampler(p.grid.Dims, to, scale, flip), to, p.grid.Dims}
+	return &resampling{Resampler: newResampler(p.grid.Dims, to, scale, flip), put: to}
 }
 
 // bytes adds the source's slice and the result's samples.
-func (r resampling) bytes() int64 {
+func (r *resampling) bytes() int64 {
 	return r.Resampler.bytes() + 4*int64(r.from[0])*int64(r.from[1]) + 2*int64(r.put[0])*int64(r.put[1])
 }
 
-// resampled clips to the window, interpolates, and rounds to the steps that span the window.
-func (l *loader) resampled(ctx context.Context) error {
-	q := newQuantiser(l.o.WindowHU)
-	l.slope, l.inter = q.step, q.centre
-	l.low, l.high = math.Inf(1), math.Inf(-1)
-	r := newResampling(l.p, l.o)
-	put := newPlacer(l.data, r.put, l.p.geometry.Axes, l.p.geometry.Flip)
-	hu, tmp := make([]float64, chunk), make([]int16, r.put[0]*r.put[1])
-	emit := func(z int, slice []float32) error {
-		for i, x := range slice {
-			tmp[i] = q.sample(float64(x))
+// burst is the most slices that one of the source completes.
+func (r *resampling) burst() int {
+	most, n := 0, 0
+	for i, t := range r.taps[2] {
+		if i > 0 && t.hi != r.taps[2][i-1].hi {
+			n = 0
 		}
-		put.place(int64(z)*int64(len(tmp)), tmp)
-		return nil
+		n++
+		most = max(most, n)
 	}
-	slice := make([]float32, 0, r.from[0]*r.from[1])
-	return l.each(ctx, func(_ int64, n int, b []byte) error {
-		l.intensities(hu[:n], b)
-		for _, x := range hu[:n] {
-			if slice = append(slice, float32(x)); len(slice) == cap(slice) {
-				if err := r.Push(slice, emit); err != nil {
-					return err
-				}
-				slice = slice[:0]
-			}
+	return most
+}
+
+// resampled reads the next slice of the file, clips it to the window, and emits those of the result that it completes, rounded to
+// the steps that span the window, in order. A slice is valid until emit returns.
+func (l *loader) resampled(ctx context.Context, r *resampling, emit func(z int, samples []int16) error) error {
+	plane := r.from[0] * r.from[1]
+	if r.slice == nil {
+		r.slice, r.result = make([]float32, plane), make([]int16, r.put[0]*r.put[1])
+	}
+	err := l.each(ctx, int64(plane), func(at int64, n int, b []byte) error {
+		l.intensities(l.hu[:n], b)
+		for i, x := range l.hu[:n] {
+			r.slice[at+int64(i)] = float32(x)
 		}
 		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return r.Push(r.slice, func(z int, slice []float32) error {
+		for i, x := range slice {
+			r.result[i] = l.q.sample(float64(x))
+		}
+		return emit(z, r.result)
 	})
 }

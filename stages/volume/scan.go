@@ -9,6 +9,9 @@ type Scan struct {
 	Dims    [3]int     `json:"dims"`    // voxels, in canonical (RAS+) axes, after any resampling
 	Spacing [3]float64 `json:"spacing"` // mm, likewise
 	Digest  string     `json:"digest"`  // hex SHA-256 over the header, the file's size and its modification time
+
+	// Rising says that the file holds the scan's slices one after the other, from the lowest z up: it can be read as a stream.
+	Rising bool `json:"-"`
 }
 
 // Voxels is the number of voxels of the scan.

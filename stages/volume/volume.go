@@ -2,10 +2,12 @@ package volume
 
 import (
 	"fmt"
+	"sync"
 	"sync/atomic"
 )
 
-// Samples gives a volume's int16 samples slice by slice, from memory or from a cache file.
+// Samples gives a volume's int16 samples slice by slice, from memory or from a file. Those that hold memory have
+// Bytes() int64, which never changes.
 type Samples interface {
 	// Rows returns rows y0 ≤ y < y1 of slice z, each of the full width, x fastest. The result may be a view of the
 	// samples, valid until the volume is released, or buf filled; it must not be written to. buf holds at least
@@ -31,6 +33,8 @@ type Volume struct {
 	samples Samples
 	free    func()
 	refs    atomic.Int32
+	lost    atomic.Pointer[error]
+	closing sync.Once
 }
 
 // Own gives v its samples (nil for a dry volume) and its first reference; free, if not nil, runs after the samples are
@@ -46,18 +50,51 @@ func (v *Volume) Dry() bool { return v.samples == nil }
 
 // Bytes is the host memory of the samples, for the graph's counters: none for a dry volume.
 func (v *Volume) Bytes() int64 {
-	if _, ok := v.samples.(*Memory); !ok {
-		return 0
+	if s, ok := v.samples.(interface{ Bytes() int64 }); ok {
+		return s.Bytes()
 	}
-	return 2 * int64(v.Dims[0]) * int64(v.Dims[1]) * int64(v.Dims[2])
+	return 0
 }
 
-// Rows is Samples.Rows of the volume's samples.
+// Rows is Samples.Rows of the volume's samples. After its first error the volume is lost.
 func (v *Volume) Rows(z, y0, y1 int, buf []int16) ([]int16, error) {
 	if v.samples == nil {
 		return nil, fmt.Errorf("scan %s: no samples in a dry volume", v.Scan.ID)
 	}
-	return v.samples.Rows(z, y0, y1, buf)
+	if err := v.Lost(); err != nil {
+		return nil, err
+	}
+	rows, err := v.samples.Rows(z, y0, y1, buf)
+	if err != nil {
+		v.lose(err)
+	}
+	return rows, err
+}
+
+func (v *Volume) lose(err error) {
+	if v.lost.CompareAndSwap(nil, &err) {
+		v.close()
+	}
+}
+
+// Lost is why the volume's samples can't be read to their end; nil while they can. What was made of a lost volume is to be
+// dropped. It holds no memory any more, whoever still refers to it.
+func (v *Volume) Lost() error {
+	if err := v.lost.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+func (v *Volume) close() {
+	v.closing.Do(func() {
+		if v.samples != nil {
+			_ = v.samples.Close()
+		}
+		if v.free != nil {
+			v.free()
+		}
+	})
 }
 
 // Retain takes one more reference.
@@ -76,12 +113,7 @@ func (v *Volume) Release() {
 	case n > 0:
 		return
 	}
-	if v.samples != nil {
-		_ = v.samples.Close()
-	}
-	if v.free != nil {
-		v.free()
-	}
+	v.close()
 }
 
 // Memory is Samples held in memory, x fastest.
@@ -95,6 +127,9 @@ func (m *Memory) Rows(z, y0, y1 int, _ []int16) ([]int16, error) {
 	w, o := m.Dims[0], z*m.Dims[0]*m.Dims[1]
 	return m.Data[o+y0*w : o+y1*w : o+y1*w], nil
 }
+
+// Bytes is the memory of the samples.
+func (m *Memory) Bytes() int64 { return 2 * int64(m.Dims[0]) * int64(m.Dims[1]) * int64(m.Dims[2]) }
 
 // Close drops the samples.
 func (m *Memory) Close() error { m.Data = nil; return nil }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/flowrun/flowrun/stages/nifti"
@@ -54,6 +55,8 @@ func Bytes(g volume.Geometry, o Options) int64 {
 // appears whole under its name, or never: what is unfinished when the sequence ends or is broken off, is removed, and so is
 // what a process that was killed left of the files that names has.
 //
+// What is written of a scan that is lost (volume.Lost) is removed, at the next slab or when in ends, and its slabs are dropped.
+//
 // Slabs that are missing when in ends are an error, but where stopping (which may be nil) then says that the data was cut
 // short. Write releases every slab that it takes from in. Errors name the scan.
 func Write(in iter.Seq[*volume.Slab], o Options, names map[string]string, restore func(*volume.Volume) Restorer, stopping func() bool) iter.Seq2[Written, error] {
@@ -62,6 +65,11 @@ func Write(in iter.Seq[*volume.Slab], o Options, names map[string]string, restor
 		defer w.close()
 		sweep(names)
 		for s := range in {
+			w.dropLost()
+			if s.Volume.Lost() != nil {
+				s.Release()
+				continue
+			}
 			f, err := w.add(s)
 			if err != nil {
 				yield(Written{}, err)
@@ -74,6 +82,7 @@ func Write(in iter.Seq[*volume.Slab], o Options, names map[string]string, restor
 		if stopping != nil && stopping() {
 			return
 		}
+		w.dropLost()
 		if err := w.missing(); err != nil {
 			yield(Written{}, err)
 		}
@@ -108,6 +117,7 @@ type writer struct {
 
 // file is one volume in flight.
 type file struct {
+	v     *volume.Volume // not counted: for whether it is lost
 	scan  string
 	epoch int
 	path  string
@@ -182,7 +192,7 @@ func (w *writer) begin(v *volume.Volume) (*file, error) {
 	if err := checkTarget(path, v.Scan.Path); err != nil {
 		return nil, err
 	}
-	f := &file{scan: id, epoch: v.Epoch, path: path, dims: v.Dims}
+	f := &file{v: v, scan: id, epoch: v.Epoch, path: path, dims: v.Dims}
 	z := 0
 	f.push = func(slice []float32) error {
 		err := f.image.slice(z, slice)
@@ -256,17 +266,24 @@ func (w *writer) finish(f *file) (*Written, error) {
 	}
 	delete(w.open, f.scan)
 	w.done[f.scan] = true
-	for i, other := range w.order {
-		if other == f {
-			w.order = append(w.order[:i], w.order[i+1:]...)
-			break
-		}
-	}
+	w.order = slices.DeleteFunc(w.order, func(other *file) bool { return other == f })
 	info, err := os.Stat(f.path)
 	if err != nil {
 		return nil, err
 	}
 	return &Written{Scan: f.scan, Path: f.path, Bytes: info.Size()}, nil
+}
+
+// dropLost removes what is written of volumes that are lost.
+func (w *writer) dropLost() {
+	w.order = slices.DeleteFunc(w.order, func(f *file) bool {
+		lost := f.v.Lost() != nil
+		if lost {
+			f.image.cancel()
+			delete(w.open, f.scan)
+		}
+		return lost
+	})
 }
 
 // missing lists the slices that haven't come.

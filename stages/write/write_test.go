@@ -2,6 +2,7 @@ package write
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"iter"
 	"math"
@@ -406,5 +407,47 @@ func TestBytes(t *testing.T) {
 	}
 	if Bytes(g, Options{Gz: true}) <= Bytes(g, Options{}) {
 		t.Error("compression is said to take nothing")
+	}
+}
+
+// torn is Samples that can't be read.
+type torn struct{ volume.Memory }
+
+func (*torn) Rows(int, int, int, []int16) ([]int16, error) { return nil, errors.New("torn") }
+
+// Of a scan that is lost in the middle nothing stays, whoever found that out; others are written.
+func TestLostScansAreNotWritten(t *testing.T) {
+	dims := [3]int{4, 3, 6}
+	for _, at := range []int{0, 2, 5, 6} { // 6: when all of its slabs but the last one have come
+		dir := t.TempDir()
+		lost, freed := blank("lost", dims)
+		lost.Own(&torn{}, func() { *freed = true })
+		good, goodFreed := blank("good", dims)
+		slab := func(v *volume.Volume, z int) *volume.Slab {
+			return &volume.Slab{Volume: v.Retain(), Z0: z, Z1: z + 1, Voxels: make([]float32, 12)}
+		}
+		in := func(yield func(*volume.Slab) bool) {
+			defer lost.Release()
+			defer good.Release()
+			for z := range dims[2] {
+				if z == at {
+					_, _ = lost.Rows(0, 0, 1, nil)
+				}
+				if (z < 5 || at < 5) && !yield(slab(lost, z)) || !yield(slab(good, z)) {
+					return
+				}
+				if at > 0 && z == at && slices.ContainsFunc(files(t, dir), func(f string) bool { return strings.Contains(f, "lost") }) {
+					t.Error("what was written of it is still there")
+				}
+			}
+			if at == dims[2] {
+				_, _ = lost.Rows(0, 0, 1, nil)
+			}
+		}
+		names := map[string]string{"lost": filepath.Join(dir, "lost.nii"), "good": filepath.Join(dir, "good.nii")}
+		list := all(t, Write(in, Options{Dir: dir}, names, nil, nil))
+		if len(list) != 1 || list[0].Scan != "good" || !slices.Equal(files(t, dir), []string{"good.nii"}) || !*freed || !*goodFreed {
+			t.Errorf("lost at %d: %v, %v", at, list, files(t, dir))
+		}
 	}
 }

@@ -1,0 +1,234 @@
+package read
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+// Streams says whether a scan can be read as a stream: its file holds its slices one after the other, from the lowest z
+// up. In x and y it may run any way. A scan with a cache is read from that.
+func Streams(scan *volume.Scan, o Options) bool { return scan.Rising && o.Cache == "" }
+
+// StreamCost is the most bytes of memory that a volume of Stream holds.
+func StreamCost(scan *volume.Scan, o Options, slices int) int64 {
+	var r *resampling
+	if o.resample() {
+		f, p, err := open(scan, &o)
+		if err != nil {
+			return buffers // Stream will say what is wrong
+		}
+		_ = f.Close()
+		r = newResampling(p, &o)
+	}
+	cost := buffers + held(scan, room(scan, r, slices))
+	if r != nil {
+		cost += r.bytes()
+	}
+	return cost
+}
+
+// held is the memory of so many slices, and of the one that is being decoded.
+func held(scan *volume.Scan, slices int) int64 {
+	return 2 * int64(scan.Dims[0]) * int64(scan.Dims[1]) * int64(min(slices+1, scan.Dims[2]))
+}
+
+// room is how many slices a stream keeps so that the last ones that were asked for are among them.
+func room(scan *volume.Scan, r *resampling, slices int) int {
+	if r != nil {
+		slices += r.burst()
+	}
+	return min(max(slices, 1), scan.Dims[2])
+}
+
+// Stream opens a scan for which Streams is true. Its volume decodes slices when they are asked for and keeps the last ones:
+// when slice z has been asked for, those above z-slices can be had. A slice below them is had too, by reading the file once
+// more.
+//
+// The file is verified as it is read, all of it before its last slice is given; an error, which names the scan's path, comes
+// from Rows, whenever it is met, and the volume is lost. What is odd about the voxels is known at the end of the first
+// reading, and told to warn, which may be nil. Decoding ends with ctx. free is Load's.
+func Stream(ctx context.Context, scan *volume.Scan, epoch int, o Options, slices int, warn func([]string), free func()) (*volume.Volume, error) {
+	s, err := newStream(ctx, scan, o, slices, warn)
+	if err != nil {
+		if free != nil {
+			free()
+		}
+		return nil, err
+	}
+	l := s.loader
+	v := &volume.Volume{Scan: scan, Epoch: epoch, Dims: scan.Dims, Window: o.WindowHU, Geometry: l.p.geometry, Slope: l.slope, Inter: l.inter,
+		Warnings: l.p.warnings}
+	return v.Own(s, free), nil
+}
+
+// stream is Samples of a file that is read forwards, behind which the last slices are kept.
+type stream struct {
+	ctx  context.Context
+	scan *volume.Scan
+	o    Options
+	warn func([]string)
+
+	decoding   sync.Mutex // held by whoever decodes; guards what follows
+	loader     *loader    // nil once the file is read to its end
+	resampling *resampling
+	spare      []int16 // the slice being decoded
+	err        error   // for good
+
+	window    sync.RWMutex // low, high and ring change with both locks held
+	ring      [][]int16    // slice z is at z%len(ring)
+	low, high int          // low ≤ z < high are there
+}
+
+func newStream(ctx context.Context, scan *volume.Scan, o Options, slices int, warn func([]string)) (*stream, error) {
+	s := &stream{ctx: ctx, scan: scan, o: o, warn: warn}
+	if err := s.begin(); err != nil {
+		return nil, err
+	}
+	s.ring = make([][]int16, room(scan, s.resampling, slices))
+	return s, nil
+}
+
+// begin opens the file.
+func (s *stream) begin() error {
+	r, p, err := open(s.scan, &s.o)
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.scan.Path, err)
+	}
+	s.loader = newLoader(r, p, &s.o)
+	if p.geometry.Resample {
+		s.resampling = newResampling(p, &s.o)
+	}
+	return nil
+}
+
+// Rows fills buf.
+func (s *stream) Rows(z, y0, y1 int, buf []int16) ([]int16, error) {
+	if z < 0 || z >= s.scan.Dims[2] {
+		return nil, fmt.Errorf("%s: there is no slice %d", s.scan.Path, z)
+	}
+	w := s.scan.Dims[0]
+	buf = buf[:(y1-y0)*w]
+	for !s.kept(z, y0*w, buf) {
+		if err := s.reach(z); err != nil {
+			return nil, err
+		}
+	}
+	return buf, nil
+}
+
+// kept copies from a slice, if it is there.
+func (s *stream) kept(z, at int, buf []int16) bool {
+	s.window.RLock()
+	defer s.window.RUnlock()
+	if z < s.low || z >= s.high {
+		return false
+	}
+	copy(buf, s.ring[z%len(s.ring)][at:])
+	return true
+}
+
+// reach decodes up to slice z, from the beginning if it is no longer there.
+func (s *stream) reach(z int) error {
+	s.decoding.Lock()
+	defer s.decoding.Unlock()
+	if s.err == nil && z < s.low {
+		s.err = s.rewind()
+	}
+	for s.err == nil && z >= s.high {
+		if err := s.decode(); err != nil {
+			s.err = fmt.Errorf("%s: %w", s.scan.Path, err)
+		}
+	}
+	return s.err
+}
+
+// rewind makes the file's first slice the next one.
+func (s *stream) rewind() error {
+	_ = s.shut()
+	s.window.Lock()
+	s.low, s.high = 0, 0
+	s.window.Unlock()
+	return s.begin()
+}
+
+// decode takes in the file's next slice.
+func (s *stream) decode() error {
+	l := s.loader
+	if r := s.resampling; r != nil {
+		return l.resampled(s.ctx, r, func(_ int, samples []int16) error {
+			s.place(r.put, &l.p.geometry).place(0, samples)
+			return s.keep()
+		})
+	}
+	plane := int64(s.scan.Dims[0]) * int64(s.scan.Dims[1])
+	if err := l.block(s.ctx, s.place(l.p.grid.Dims, &l.p.geometry), plane); err != nil {
+		return err
+	}
+	return s.keep()
+}
+
+// place puts samples of one of the file's slices in spare. dims are the file's.
+func (s *stream) place(dims [3]int, g *volume.Geometry) *placer {
+	if s.spare == nil {
+		s.spare = make([]int16, dims[0]*dims[1])
+	}
+	return newPlacer(s.spare, [3]int{dims[0], dims[1], 1}, g.Axes, g.Flip)
+}
+
+// keep makes spare the next slice that is there. The last one is only once the rest of the file has been verified.
+func (s *stream) keep() error {
+	if s.high == s.scan.Dims[2]-1 {
+		if err := s.end(); err != nil {
+			return err
+		}
+	}
+	s.window.Lock()
+	defer s.window.Unlock()
+	at := s.high % len(s.ring)
+	s.ring[at], s.spare = s.spare, s.ring[at]
+	s.high++
+	s.low = max(s.low, s.high-len(s.ring))
+	return nil
+}
+
+// end verifies the rest of the file and closes it.
+func (s *stream) end() error {
+	if err := s.loader.finish(s.ctx); err != nil {
+		return err
+	}
+	if w := s.loader.warnings(); s.warn != nil && len(w) > 0 {
+		s.warn(w)
+	}
+	s.warn = nil
+	return s.shut()
+}
+
+func (s *stream) shut() error {
+	if s.loader == nil {
+		return nil
+	}
+	r := s.loader.r
+	s.loader = nil
+	return r.Close()
+}
+
+// Bytes is the memory of the slices that are kept.
+func (s *stream) Bytes() int64 { return held(s.scan, len(s.ring)) }
+
+// Close drops the slices.
+func (s *stream) Close() error {
+	s.decoding.Lock()
+	defer s.decoding.Unlock()
+	s.window.Lock()
+	defer s.window.Unlock()
+	if s.err == nil {
+		s.err = errors.New("read after it was released")
+	}
+	clear(s.ring)
+	s.spare, s.low, s.high = nil, 0, 0
+	return s.shut()
+}
