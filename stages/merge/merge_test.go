@@ -480,3 +480,34 @@ func TestNothingIsMissingOfALostScan(t *testing.T) {
 		t.Errorf("%d voxels", len(got["lost"]))
 	}
 }
+
+// Merge doesn't keep a lost scan until its end.
+func TestALostScanIsLetGo(t *testing.T) {
+	g := mustGrid(t, [3]int{4, 4, 12}, [3]int{4, 4, 4}, [3]int{4, 4, 4})
+	lost, _ := scan("lost", g.Dims)
+	lost.Own(&broken{}, nil)
+	good, _ := scan("good", g.Dims)
+	tiles := noise(g, 7)
+	held := func() (held bool) {
+		defer func() { held = recover() == nil }()
+		lost.Retain()
+		return
+	}
+	in := func(yield func(*volume.Output) bool) {
+		defer good.Release()
+		if !yield(output(lost, g, 0, tiles[0])) {
+			return
+		}
+		_, _ = lost.Rows(0, 0, 1, nil)
+		lost.Release()
+		for i := range g.Len() {
+			if !yield(output(good, g, i, tiles[i])) {
+				return
+			}
+			if held() {
+				t.Error("it is held")
+			}
+		}
+	}
+	whole(t, Merge(in, Options{Window: Hann}, same(g), nil))
+}
