@@ -504,7 +504,7 @@ func TestALostScanIsLetGo(t *testing.T) {
 			if !yield(output(good, g, i, tiles[i])) {
 				return
 			}
-			if held() {
+			if i == 0 && held() { // asked once: the question takes a reference
 				t.Error("it is held")
 			}
 		}
