@@ -70,13 +70,16 @@ func everything(t *testing.T, e *Engine) []uint32 {
 		{In: gpu.Dims{N: 2, D: 5, H: 9, W: 33, C: 20}, Out: gpu.Dims{N: 2, D: 5, H: 9, W: 33, C: 36}, K: [3]int{3, 3, 3}, S: [3]int{1, 1, 1}, Lo: [3]int{1, 1, 1}, Pad: gpu.Replicate},
 		{In: gpu.Dims{N: 1, D: 6, H: 8, W: 34, C: 16}, Out: gpu.Dims{N: 1, D: 3, H: 4, W: 17, C: 32}, K: [3]int{4, 4, 4}, S: [3]int{2, 2, 2}, Lo: [3]int{1, 1, 1}, Pad: gpu.Replicate},
 		{In: gpu.Dims{N: 1, D: 3, H: 4, W: 17, C: 32}, Out: gpu.Dims{N: 1, D: 6, H: 8, W: 34, C: 16}, K: [3]int{4, 4, 4}, S: [3]int{2, 2, 2}, Lo: [3]int{1, 1, 1}, Transposed: true},
+		{In: gpu.Dims{N: 3, D: 1, H: 9, W: 34, C: 20}, Out: gpu.Dims{N: 3, D: 1, H: 5, W: 18, C: 36}, K: [3]int{1, 4, 4}, S: [3]int{1, 2, 2}, Lo: [3]int{0, 2, 2}},
+		{In: gpu.Dims{N: 2, D: 4, H: 5, W: 9, C: 36}, Out: gpu.Dims{N: 2, D: 5, H: 6, W: 10, C: 65}, K: [3]int{4, 4, 4}, S: [3]int{1, 1, 1}, Lo: [3]int{2, 2, 2}},
 		{In: gpu.Dims{N: 2, D: 4, H: 8, W: 40, C: 16}, Out: gpu.Dims{N: 2, D: 4, H: 8, W: 40, C: 1}, K: [3]int{3, 3, 3}, S: [3]int{1, 1, 1}, Lo: [3]int{1, 1, 1}, Pad: gpu.Replicate},
 	} {
 		sizes := e.ConvSizes(c)
 		packed, packedGrad, work := alloc(sizes.Packed), alloc(sizes.PackedGrad), alloc(sizes.Workspace)
 		w, bias := random(c.Taps()*c.In.C*c.Out.C), random(c.Out.C)
 		e.PackConv(c, w, packed, packedGrad)
-		x, y, dy, dx := tensor(c.In, 1, c.Pad), tensor(c.Out, 1, gpu.Zero), tensor(c.Out, 1, gpu.Zero), tensor(c.In, 1, gpu.Zero)
+		h := c.Halo()
+		x, y, dy, dx := tensor(c.In, h, c.Pad), tensor(c.Out, h, gpu.Zero), tensor(c.Out, h, gpu.Zero), tensor(c.In, h, gpu.Zero)
 		e.Conv(c, x, packed, bias, nil, y)
 		e.ConvGradInput(c, dy, packedGrad, dx)
 		e.ConvGradWeight(c, x, dy, random(c.Taps()*c.In.C*c.Out.C), random(c.Out.C), work)

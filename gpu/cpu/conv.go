@@ -112,7 +112,7 @@ func (e *Engine) ConvGradInput(c gpu.Conv, dy gpu.Tensor, packedGrad gpu.Ptr, dx
 }
 
 func checkConv(c gpu.Conv, x, y gpu.Dims) {
-	if c.In.C != x.C || c.Out.C != y.C || x.D != c.In.D || x.H != c.In.H || x.W != c.In.W || y.D != c.Out.D || y.H != c.Out.H || y.W != c.Out.W || x.N != y.N {
+	if c.In != x || c.Out != y {
 		panic(fmt.Sprintf("cpu: convolution of %v to %v given %v and %v", c.In, c.Out, x, y))
 	}
 }

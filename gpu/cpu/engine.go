@@ -42,6 +42,7 @@ type scratch struct {
 	at      [8 * 16]int32
 	taps    []tap
 	soon    [][]float32 // of weightPart
+	part    weightPart
 }
 
 var _ gpu.Engine = (*Engine)(nil)

@@ -23,26 +23,38 @@ const (
 	partVoxels = 4096    // products behind each sum of a part: enough to pay for clearing it and adding it up
 	partBytes  = 8 << 20 // all parts together, about
 	maxParts   = 32
+	leastTasks = 4         // parts times groups, where two parts do
 	groupBytes = 256 << 10 // sums that a group of taps may have: they stay in L2 while units go by
 )
 
-// weightSplit depends on the shape without N, which is not known when sizes are asked for.
+// stacked is the same convolution of one sample where nothing joins its planes: images become planes.
+func stacked(c gpu.Conv) gpu.Conv {
+	if c.K[0] == 1 {
+		c.In.N, c.In.D = 1, c.In.N*c.In.D
+		c.Out.N, c.Out.D = 1, c.Out.N*c.Out.D
+	}
+	return c
+}
+
+// weightSplit depends on the shape.
 func (e *Engine) weightSplit(c gpu.Conv) weightSplit {
+	c = stacked(c)
 	s := weightSplit{groups: 1, planes: 1, size: c.Taps()*c.In.C*c.Out.C + c.Out.C}
-	each, share, voxels := c.Out.W, 1, c.Out.D*c.Out.H*c.Out.W
+	each, share, voxels := c.Out.W, 1, c.Out.Voxels()
 	if c.Transposed { // a tap meets one output in so many
-		each, share, voxels = c.Out.W/c.S[2], c.S[1], c.In.D*c.In.H*c.In.W
+		each, share, voxels = c.Out.W/c.S[2], c.S[1], c.In.Voxels()
 		s.planes = c.S[0]
 	}
 	s.rows = min(chunks(unitVoxels, max(1, each))*share, c.Out.H)
+	s.planes *= max(1, unitVoxels/max(1, each*s.rows/share))
 	s.layers, s.strips = chunks(c.Out.D, s.planes), chunks(c.Out.H, s.rows)
 	for _, s.groups = range []int{1, c.K[0], c.K[0] * c.K[1]} {
 		if 4*s.size/s.groups <= groupBytes {
 			break
 		}
 	}
-	s.parts = max(min(partBytes/(4*s.size), chunks(voxels, partVoxels), maxParts), 2)
-	s.parts = min(s.parts, s.layers*s.strips)
+	s.parts = max(min(partBytes/(4*s.size), chunks(voxels, partVoxels), maxParts), min(2, chunks(leastTasks, s.groups)))
+	s.parts = min(s.parts, c.Out.N*s.layers*s.strips)
 	return s
 }
 
@@ -60,8 +72,10 @@ func (s weightSplit) unit(out gpu.Dims, i int) unit {
 // ConvGradWeight adds to dw and db.
 func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace gpu.Ptr) {
 	checkConv(c, x.Dims, dy.Dims)
-	in, out := e.grid(x), e.grid(dy)
 	s := e.weightSplit(c)
+	c = stacked(c)
+	x.Dims, dy.Dims = c.In, c.Out
+	in, out := e.grid(x), e.grid(dy)
 	work := e.floats(workspace, s.floats())
 	units := out.N * s.layers * s.strips
 	all := weightPart{
@@ -72,7 +86,8 @@ func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace 
 	e.pool.runOn(s.parts*s.groups, func(thread, i int) {
 		part, group := i/s.groups, i%s.groups
 		sums := work[part*s.size : (part+1)*s.size]
-		g := all
+		g := &e.scratch[thread].part
+		*g = all
 		g.scratch, g.sums = &e.scratch[thread], sums
 		zy := c.K[0] * c.K[1]
 		g.from, g.to = group*zy/s.groups, (group+1)*zy/s.groups
