@@ -29,6 +29,7 @@ import (
 	"github.com/flowrun/flowrun/stages/tile"
 	"github.com/flowrun/flowrun/stages/train"
 	"github.com/flowrun/flowrun/stages/volume"
+	"github.com/flowrun/flowrun/stages/write"
 )
 
 // UI is where a verb talks to people.
@@ -153,6 +154,9 @@ func (r *run) prepare(ctx context.Context) error {
 	}
 	if err != nil {
 		return err
+	}
+	if w, ok := option[write.Options](j); ok && r.data.written > 0 {
+		r.log.Info().Str("event", "left out").Str("dir", w.Dir).Int("files", r.data.written).Msg("files in write.dir are no scans: an earlier run wrote them")
 	}
 	for _, b := range r.data.bad {
 		if err := r.setAside(b); err != nil {
