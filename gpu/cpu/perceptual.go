@@ -37,13 +37,12 @@ func (e *Engine) PerceptualLoss(a, b gpu.Tensor, w, scale gpu.Ptr, add, da *gpu.
 				if da == nil {
 					continue
 				}
-				var along float32 // of a: what dividing by its norm takes away
+				by, along := per*ia, float32(0) // along a: what dividing by its norm takes away
 				if norm > 0 {
 					along = float32(float64(dot) * float64(ia) / norm)
 				} else {
-					ia, ib = 0, 0 // a vector without a direction has no gradient
+					by = 0 // no direction, no gradient
 				}
-				by := per * ia
 				if more != nil {
 					perceptualAddGradGo(to[at:][:a.C], va, vb, weights, more[at:], ia, ib, along, by)
 				} else {

@@ -98,7 +98,7 @@ func volumeOf(size [3]int) int { return size[0] * size[1] * size[2] }
 // SimilarityWork is the scratch of SimilarityLoss: for one sample at a time.
 func (e *Engine) SimilarityWork(k gpu.Similarity, d gpu.Dims) int64 {
 	p := planSimilarity(k, d)
-	n := int64(bytesOf(p.floats))
+	n := bytesOf(p.floats)
 	for _, c := range p.scales {
 		n += 3 * bytesOf(volumeOf(c.size))
 	}
