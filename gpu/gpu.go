@@ -126,7 +126,7 @@ type Norm struct {
 //	          OnReal          OnFake          OfGenerator
 //	Hinge     max(0, 1-l)     max(0, 1+l)     -l
 //	Vanilla   softplus(-l)    softplus(l)     softplus(-l)
-//	Squares   (l-1)²/2        (l+1)²/2        l²/2
+//	Squares   (l-1)²          l²              (l-1)²
 //	Mean      l               l               l
 //
 // Mean is no loss: its gradient is that of the mean logit. Hinge's slope at its corner is 0. (Hinge: Lim and Ye, 2017; vanilla:
@@ -310,8 +310,9 @@ type Engine interface {
 	// SpectralGrad turns the gradient of w̄, in place, into that of w: (g - <g, w̄>·v·uᵀ)/σ.
 	SpectralGrad(g, out Ptr, rows, columns int, u, v, sigma, workspace Ptr)
 	SpectralWork(rows, columns int) int64
-	// Balance writes to out min(√a/(√b + 1e-4), limit), the adaptive weight of taming-transformers, from sums of squares a and b.
-	Balance(a, b Ptr, limit float32, out Ptr)
+	// Balance writes to out two floats: λ = min(√a/(√b + 1e-4), limit), the adaptive weight of taming-transformers, from sums of squares a
+	// and b; and λ times the float at factor.
+	Balance(a, b Ptr, limit float32, factor, out Ptr)
 	// Nudge writes y = x + h·g/‖g‖, the norm over the whole tensor (y = x where it is 0), and to out three floats, ‖g‖, f·‖g‖ and -f·‖g‖
 	// with f the float at factor: what a finite difference along g wants. workspace is LossWork bytes.
 	Nudge(x, g Tensor, h float32, factor Ptr, y Tensor, out, workspace Ptr)

@@ -22,10 +22,11 @@ func judgement(j gpu.Judge) func(l float64) (loss, slope float64) {
 			return max(u, 0) + math.Log1p(math.Exp(-math.Abs(u))), sign / (1 + math.Exp(-u))
 		}
 	case gpu.Squares:
-		if j.Side == gpu.OfGenerator {
-			return func(l float64) (float64, float64) { return l * l / 2, l }
+		goal := 1.0
+		if j.Side == gpu.OnFake {
+			goal = 0
 		}
-		return func(l float64) (float64, float64) { return (l + sign) * (l + sign) / 2, l + sign }
+		return func(l float64) (float64, float64) { return (l - goal) * (l - goal), 2 * (l - goal) }
 	case gpu.Hinge:
 		if j.Side == gpu.OfGenerator {
 			return func(l float64) (float64, float64) { return -l, -1 }
@@ -100,9 +101,10 @@ func (e *Engine) JudgeLoss(j gpu.Judge, x gpu.Tensor, scale, lecam gpu.Ptr, dx *
 }
 
 // Balance writes the adaptive weight.
-func (e *Engine) Balance(a, b gpu.Ptr, limit float32, out gpu.Ptr) {
+func (e *Engine) Balance(a, b gpu.Ptr, limit float32, factor, out gpu.Ptr) {
 	of := func(p gpu.Ptr) float64 { return math.Sqrt(float64(e.floats(p, 1)[0])) }
-	e.floats(out, 1)[0] = float32(min(of(a)/(of(b)+1e-4), float64(limit)))
+	o, weight := e.floats(out, 2), min(of(a)/(of(b)+1e-4), float64(limit))
+	o[0], o[1] = float32(weight), float32(weight*float64(e.floats(factor, 1)[0]))
 }
 
 // Nudge writes x + h·g/‖g‖.
