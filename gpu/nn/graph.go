@@ -10,6 +10,7 @@ package nn
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/flowrun/flowrun/gpu"
 )
@@ -17,7 +18,10 @@ import (
 // Graph is a model at one shape. Its methods add ops in the order in which they are to run. The first wrong shape is kept
 // as the graph's error and returned by Compile; ops after it do nothing.
 type Graph struct {
-	params *Params
+	main   *Params // whose losses are ReconLoss and Quantize
+	params *Params // where ops take their parameters from
+	scope  string
+	within *segment // that ops are added to; nil outside
 	ops    []op
 	inputs []*Value
 	values []*Value
@@ -25,9 +29,28 @@ type Graph struct {
 	err    error
 }
 
-// NewGraph starts a graph whose ops take their parameters from a set.
+// NewGraph starts a graph whose ops take their parameters from a set, and whose losses train that set.
 func NewGraph(params *Params) *Graph {
-	return &Graph{params: params, names: map[string]bool{}}
+	return &Graph{main: params, params: params, names: map[string]bool{}}
+}
+
+// With adds ops that take their parameters from another set. Their names begin with a scope, those of their parameters don't:
+// so one network can be run twice. Who a loss trains is the loss's to say.
+func (g *Graph) With(params *Params, scope string, build func()) {
+	was, outer := g.params, g.scope
+	g.params, g.scope = params, outer+scope
+	build()
+	g.params, g.scope = was, outer
+}
+
+// Segment adds ops whose backward pass runs right behind their forward pass, so that their buffers are free again before the
+// rest of the backward pass: nothing outside may read what they make. The losses of all sets are served, one set after the other.
+func (g *Graph) Segment(build func()) {
+	outer, within, s := g.ops, g.within, &segment{}
+	g.ops, g.within = nil, s
+	build()
+	s.ops = g.ops
+	g.ops, g.within = append(outer, s), within
 }
 
 // Err is the first error of the building methods.
@@ -43,9 +66,18 @@ type Value struct {
 	padded bool // an op has said what pad is
 	by     op   // nil for an input
 	uses   []op
-	kept   bool // until the end of the program
-	grad   bool // depends on a parameter
-	wide   bool // float32 on any engine
+	kept   bool      // until the end of the program
+	on     []*Params // sets that it depends on
+	within *segment  // whose it is; nil for what all may read
+	wide   bool      // float32 on any engine
+}
+
+// stored is the value whose memory this one is a name for: its own, unless Balance made it.
+func (v *Value) stored() *Value {
+	if b, ok := v.by.(*balanceOp); ok {
+		return b.y
+	}
+	return v
 }
 
 // Halo is the number of columns in front of and behind each row, and what they hold.
@@ -80,8 +112,12 @@ func (g *Graph) operands(name string, vs ...*Value) bool {
 			g.fail(name, "%w", errSkipped)
 			return false
 		}
+		if v.within != nil && v.within != g.within {
+			g.fail(name, "%s belongs to another segment", v.Name)
+			return false
+		}
 	}
-	if g.names[name] {
+	if name = g.scope + name; g.names[name] {
 		g.fail(name, "the name is used twice")
 		return false
 	}
@@ -90,9 +126,10 @@ func (g *Graph) operands(name string, vs ...*Value) bool {
 }
 
 func (g *Graph) value(name string, d gpu.Dims, by op, from ...*Value) *Value {
-	v := &Value{Name: name, Dims: d, by: by, grad: by != nil}
+	v := &Value{Name: g.scope + name, Dims: d, by: by, within: g.within}
 	for _, f := range from {
 		f.uses = append(f.uses, by)
+		v.dependsOn(f.on...)
 	}
 	g.values = append(g.values, v)
 	if by != nil {
@@ -110,9 +147,20 @@ func (g *Graph) Input(name string, d gpu.Dims) *Value {
 		return g.fail(name, "dims %v (want at least 1)", d)
 	}
 	v := g.value(name, d, nil)
-	v.wide = true
+	v.wide, v.within = true, nil
 	g.inputs = append(g.inputs, v)
 	return v
+}
+
+// depends reports whether a loss of a value has a gradient with respect to a set.
+func (v *Value) depends(on *Params) bool { return slices.Contains(v.on, on) }
+
+func (v *Value) dependsOn(sets ...*Params) {
+	for _, s := range sets {
+		if !v.depends(s) {
+			v.on = append(v.on, s)
+		}
+	}
 }
 
 // Keep holds a value until the end of the program, so that it can be read after a run.
@@ -131,7 +179,8 @@ type Conv struct {
 	Stride     [3]int // z, y, x
 	Transposed bool
 	Pad        gpu.Padding
-	Margin     int // 0 is "same"; 2, of zeros, around kernels of 4
+	Margin     int  // 0 is "same"; 2, of zeros, around kernels of 4
+	Planar     bool // of images, with k1 along z: its weight has no such axis in files
 }
 
 // lo is gpu.Conv's Lo along one axis. A transposed convolution's input is padded likewise and k-1 cut off its output.
@@ -196,8 +245,11 @@ func (g *Graph) Conv(name string, x *Value, c Conv) *Value {
 			return g.fail(name, "%w", err)
 		}
 	}
-	if c.Transposed {
+	switch {
+	case c.Transposed:
 		role = TransposedWeight
+	case c.Planar:
+		role = PlaneWeight
 	}
 	d.C = c.Channels
 	k := gpu.Conv{In: x.Dims, Out: d, K: c.Kernel, S: c.Stride, Lo: [3]int{c.lo(0), c.lo(1), c.lo(2)},
@@ -211,13 +263,15 @@ func (g *Graph) Conv(name string, x *Value, c Conv) *Value {
 		return g.fail(name, "%w", err)
 	}
 	if h := k.Halo(); h > 0 {
-		if x.padded && x.pad != c.Pad {
+		v := x.stored()
+		if v.padded && v.pad != c.Pad {
 			return g.fail(name, "%s is padded in two ways", x.Name)
 		}
-		x.padded, x.pad, x.halo = true, c.Pad, max(x.halo, h)
+		v.padded, v.pad, v.halo = true, c.Pad, max(v.halo, h)
 	}
-	o := &convOp{id: name, conv: k, x: x, w: w, b: b}
+	o := &convOp{id: g.scope + name, conv: k, x: x, w: w, b: b}
 	o.y = g.value(name, d, o, x)
+	o.y.dependsOn(g.params)
 	return o.y
 }
 
@@ -237,9 +291,26 @@ func (g *Graph) NormAct(name string, x *Value, n gpu.Norm) *Value {
 	if err != nil {
 		return g.fail(name, "%w", err)
 	}
-	o := &normOp{id: name, norm: n, x: x, gain: gain, shift: shift}
+	o := &normOp{id: g.scope + name, norm: n, x: x, gain: gain, shift: shift}
 	o.y = g.value(name, x.Dims, o, x)
+	o.y.dependsOn(g.params)
 	return o.y
+}
+
+// Statistics are the mean [C] and biased variance [C] that a batch norm took over the batch.
+func (g *Graph) Statistics(v *Value) *Scalars {
+	if v == nil {
+		return nil
+	}
+	o, ok := v.by.(*normOp)
+	if !ok || !o.norm.Batch {
+		g.fail(v.Name, "isn't a batch norm's output")
+		return nil
+	}
+	if o.said == nil {
+		o.said = &Scalars{n: 2 * v.C}
+	}
+	return o.said
 }
 
 // Add adds a sum of two values of one shape. Where one of them is a convolution's output that nothing else reads, the
@@ -251,9 +322,8 @@ func (g *Graph) Add(name string, a, b *Value) *Value {
 	if a.Dims != b.Dims {
 		return g.fail(name, "sum of %v and %v", a.Dims, b.Dims)
 	}
-	o := &addOp{id: name, a: a, b: b}
+	o := &addOp{id: g.scope + name, a: a, b: b}
 	o.y = g.value(name, a.Dims, o, a, b)
-	o.y.grad = a.grad || b.grad
 	return o.y
 }
 
@@ -263,13 +333,14 @@ type Codebook struct {
 	Codes  *Block // [Codes, Dim]
 	Counts *Block // [Codes]
 	Sums   *Block // [Codes, Dim]
+	Second bool   // of a residue: the straight-through gradient is the first quantiser's alone
 }
 
 // Quantized is what quantising a value gives.
 type Quantized struct {
-	Q    *Value // the codes' vectors
-	Loss *Scalars
-	op   *quantizeOp
+	Q    *Value   // the codes' vectors
+	Loss *Scalars // nil where there is none
+	op   op
 }
 
 // Quantize adds the replacement of each voxel's vector by the nearest code. Its gradient is straight-through, plus that of
@@ -286,9 +357,9 @@ func (g *Graph) Quantize(name string, z *Value, k Codebook, commitment float64) 
 		g.fail(name, "counts and sums come together")
 		return Quantized{}
 	}
-	o := &quantizeOp{id: name, book: k, z: z, commitment: commitment, loss: &Scalars{n: 1}}
+	o := &quantizeOp{id: g.scope + name, book: k, z: z, commitment: commitment, loss: &Scalars{n: 1}}
 	o.q = g.value(name, z.Dims, o, z)
-	o.q.grad, o.q.wide = z.grad, z.wide
+	o.q.wide = z.wide
 	return Quantized{Q: o.q, Loss: o.loss, op: o}
 }
 
@@ -302,10 +373,21 @@ func (g *Graph) ReconLoss(name string, y, t *Value, l1, l2 float64) *Scalars {
 		g.fail(name, "loss between %v and %v", y.Dims, t.Dims)
 		return nil
 	}
-	o := &reconOp{id: name, y: y, t: t, l1: l1, l2: l2, result: &Scalars{n: 4}}
-	y.uses, t.uses = append(y.uses, o), append(t.uses, o)
-	g.ops = append(g.ops, o)
+	o := &lossOp{id: g.scope + name, kind: "loss", of: g.main, reads: []*Value{y, t}, scale: Weight{Constant: 1}.number(), work: lossWork(y), over: true,
+		result: &Scalars{n: 4}}
+	o.run = func(e gpu.Engine, at []gpu.Tensor, c lossCall) {
+		e.ReconLoss(at[0], at[1], float32(l1), float32(l2), c.scale, c.dy, c.out, c.work)
+	}
+	g.loss(o, y, t)
 	return o.result
+}
+
+// loss adds an op that makes no value.
+func (g *Graph) loss(o op, reads ...*Value) {
+	for _, v := range reads {
+		v.uses = append(v.uses, o)
+	}
+	g.ops = append(g.ops, o)
 }
 
 // Factor is a number that a loss is multiplied by and that may change from run to run: the weight of a loss that ramps up.

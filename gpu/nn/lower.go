@@ -17,6 +17,8 @@ type Sizes interface {
 	NormWork(n gpu.Norm, d gpu.Dims) int64
 	QuantizeWork(k gpu.Quantizer, d gpu.Dims) int64
 	LossWork(d gpu.Dims) int64
+	SimilarityWork(s gpu.Similarity, d gpu.Dims) int64
+	SumSquaresWork(n int) int64
 }
 
 // buffer is a stretch of the program's region for the instructions from first to last.
@@ -48,6 +50,7 @@ type tensor struct {
 // instr is one call of the engine.
 type instr struct {
 	kind, name    string
+	back          bool
 	flops         int64
 	out           *tensor
 	reads, writes []*buffer
@@ -55,11 +58,17 @@ type instr struct {
 	run           func(e gpu.Engine, c *Call)
 }
 
-// packs are a convolution's packed weights.
+// packs are packed weights, for all convolutions of one kind with them.
 type packs struct {
-	conv              gpu.Conv // as the op's, with its type
+	conv              gpu.Conv // of the first, with its type
 	w                 *Param
-	forward, backward *buffer
+	forward, backward *buffer // backward is nil where no input gradient is wanted
+}
+
+// packing is what packed weights depend on.
+type packing struct {
+	w    *Param
+	kind gpu.Conv // without the extent
 }
 
 type lowering struct {
@@ -72,11 +81,12 @@ type lowering struct {
 	grad    map[*Value]*tensor // its gradient, as far as it is known
 	results map[*Scalars]*buffer
 	stats   map[op]*buffer // what an op's forward leaves for its backward
-	packed  map[*convOp]*packs
+	packed  map[packing]*packs
 	convs   []*packs
 	halos   map[*Value]int  // of gradients
 	again   map[*Value]bool // recomputed in the backward pass
-	turn    int             // index of the first instruction of the backward pass
+	player  *Params         // whose loss the backward pass is of
+	back    bool            // what is emitted now belongs to a backward pass
 	numbers []number        // what a run writes to given
 	given   *buffer         // nil where there are none
 }
@@ -84,7 +94,7 @@ type lowering struct {
 // lower emits the instructions of a graph.
 func lower(g *Graph, s Sizes, train bool, again map[*Value]bool) *lowering {
 	l := &lowering{sizes: s, train: train, again: again, at: map[*Value]*tensor{}, grad: map[*Value]*tensor{},
-		results: map[*Scalars]*buffer{}, stats: map[op]*buffer{}, packed: map[*convOp]*packs{},
+		results: map[*Scalars]*buffer{}, stats: map[op]*buffer{}, packed: map[packing]*packs{}, player: g.main,
 		halos: map[*Value]int{}}
 	for _, v := range g.inputs {
 		t := l.tensor(v.Name, Inputs, gpu.Tensor{Dims: v.Dims, Halo: v.halo, Pad: v.pad, Type: l.kind(v)})
@@ -94,17 +104,11 @@ func lower(g *Graph, s Sizes, train bool, again map[*Value]bool) *lowering {
 	for _, o := range g.ops {
 		o.forward(l)
 	}
-	l.turn = len(l.program)
 	if train {
 		for v := range again {
 			delete(l.at, v)
 		}
-		for _, o := range slices.Backward(g.ops) {
-			o.backward(l)
-			if v := o.out(); v != nil {
-				delete(l.grad, v)
-			}
-		}
+		l.sweep(g.main, g.ops)
 	}
 	for _, v := range g.values {
 		if t := l.at[v]; t != nil && v.kept {
@@ -114,7 +118,27 @@ func lower(g *Graph, s Sizes, train bool, again map[*Value]bool) *lowering {
 	return l
 }
 
-func (l *lowering) emit(in instr) { l.program = append(l.program, in) }
+// sweep emits the backward pass of ops for a set's losses. What it finds of the gradients of values from before the ops
+// stays in l.grad.
+func (l *lowering) sweep(player *Params, ops []op) {
+	was, back := l.player, l.back
+	l.player, l.back = player, true
+	for _, o := range slices.Backward(ops) {
+		o.backward(l)
+		for _, v := range o.out() {
+			delete(l.grad, v)
+		}
+	}
+	l.player, l.back = was, back
+}
+
+// wants reports whether the losses that are being served have a gradient with respect to a value.
+func (l *lowering) wants(v *Value) bool { return v.depends(l.player) }
+
+func (l *lowering) emit(in instr) {
+	in.back = l.back
+	l.program = append(l.program, in)
+}
 
 func (l *lowering) buffer(name string, kind Kind, bytes int64) *buffer {
 	b := &buffer{name: name, kind: kind, bytes: align(bytes), first: len(l.program), last: len(l.program)}
@@ -182,8 +206,18 @@ func (l *lowering) reach(v *Value) int {
 		h = l.reach(o.x)
 	case *quantizeOp:
 		h = l.reach(o.z)
+	case *roundOp:
+		h = l.reach(o.z)
 	case *addOp:
 		h = max(l.reach(o.a), l.reach(o.b))
+	case *residueOp:
+		h = l.reach(o.z)
+	case *mapOp:
+		if o.overDy || o.adds {
+			h = l.reach(o.x)
+		}
+	case *balanceOp:
+		h = l.reach(o.y)
 	}
 	l.halos[v] = h
 	return h
@@ -223,28 +257,40 @@ func (l *lowering) sum(name string, a, b, y *tensor) {
 
 // pack is the place of a convolution's packed weights. They stay for the whole program: weights are packed once a step.
 func (l *lowering) pack(o *convOp) *packs {
-	if p := l.packed[o]; p != nil {
+	key := packing{o.w, l.conv(o)}
+	key.kind.In, key.kind.Out = gpu.Dims{C: o.conv.In.C}, gpu.Dims{C: o.conv.Out.C}
+	if p := l.packed[key]; p != nil {
 		return p
 	}
-	c := o.conv
-	c.Type = l.kind(o.x)
-	s := l.sizes.ConvSizes(c)
-	p := &packs{conv: c, w: o.w, forward: l.buffer(o.id+" packed", Packed, s.Packed)}
+	c := l.conv(o)
+	p := &packs{conv: c, w: o.w, forward: l.buffer(o.w.Name+" packed", Packed, l.sizes.ConvSizes(c).Packed)}
 	p.forward.whole = true
-	if l.train && o.x.grad {
-		p.backward = l.buffer(o.id+" packed for the input gradient", Packed, s.PackedGrad)
-		p.backward.whole = true
-	}
-	l.packed[o] = p
+	l.packed[key] = p
 	l.convs = append(l.convs, p)
 	return p
+}
+
+// packBack is the place of the weights packed for the input gradient.
+func (l *lowering) packBack(p *packs) *buffer {
+	if p.backward == nil {
+		p.backward = l.buffer(p.w.Name+" packed for the input gradient", Packed, l.sizes.ConvSizes(p.conv).PackedGrad)
+		p.backward.whole = true
+	}
+	return p.backward
+}
+
+// conv is an op's convolution with the type that its input has on the engine.
+func (l *lowering) conv(o *convOp) gpu.Conv {
+	c := o.conv
+	c.Type = l.kind(o.x)
+	return c
 }
 
 // fuse turns a sum with a convolution's output into the convolution's own addition.
 func fuse(g *Graph) {
 	defined := map[*Value]int{}
 	for i, o := range g.ops {
-		if v := o.out(); v != nil {
+		for _, v := range o.out() {
 			defined[v] = i
 		}
 	}

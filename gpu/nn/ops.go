@@ -6,7 +6,7 @@ import "github.com/flowrun/flowrun/gpu"
 // to that output's gradient; replay where its output is wanted again and wasn't kept.
 type op interface {
 	name() string
-	out() *Value // nil where there is none
+	out() []*Value
 	forward(l *lowering)
 	backward(l *lowering)
 	replay(l *lowering) // only of ops that a recompute policy names
@@ -21,15 +21,15 @@ type convOp struct {
 	w, b *Param
 }
 
-func (o *convOp) name() string { return o.id }
-func (o *convOp) out() *Value  { return o.y }
+func (o *convOp) name() string  { return o.id }
+func (o *convOp) out() []*Value { return []*Value{o.y} }
 
 func (o *convOp) forward(l *lowering) { l.at[o.y] = o.emit(l, l.y(o.y)) }
 func (o *convOp) replay(l *lowering)  { l.at[o.y] = o.emit(l, l.y(o.y)) }
 
 func (o *convOp) emit(l *lowering, y *tensor) *tensor {
 	p, x := l.pack(o), l.need(o.x)
-	conv := p.conv
+	conv := l.conv(o)
 	in := instr{kind: "conv", name: o.id, flops: o.conv.FLOPs(), out: y, reads: []*buffer{x.buf, p.forward}, writes: []*buffer{y.buf}}
 	var add *gpu.Tensor
 	if o.add != nil {
@@ -48,23 +48,26 @@ func (o *convOp) backward(l *lowering) {
 	if dy == nil {
 		return
 	}
-	if o.add != nil && o.add.grad {
+	if o.add != nil && l.wants(o.add) {
 		l.gradient(o.add, dy)
 	}
-	p, x := l.pack(o), l.need(o.x)
-	conv := p.conv
-	work := l.buffer(o.id+" workspace", Workspace, l.sizes.ConvSizes(conv).Workspace)
-	l.emit(instr{kind: "conv.grad_weight", name: o.id, flops: o.conv.FLOPs(), reads: []*buffer{x.buf, dy.buf}, writes: []*buffer{work},
-		run: func(e gpu.Engine, _ *Call) {
-			e.ConvGradWeight(conv, x.Tensor, dy.Tensor, o.w.grad(), o.b.grad(), work.at)
-		}})
-	if !o.x.grad {
+	p := l.pack(o)
+	conv := l.conv(o)
+	if o.w.set == l.player {
+		x := l.need(o.x)
+		work := l.buffer(o.id+" workspace", Workspace, l.sizes.ConvSizes(conv).Workspace)
+		l.emit(instr{kind: "conv.grad_weight", name: o.id, flops: o.conv.FLOPs(), reads: []*buffer{x.buf, dy.buf}, writes: []*buffer{work},
+			run: func(e gpu.Engine, _ *Call) {
+				e.ConvGradWeight(conv, x.Tensor, dy.Tensor, o.w.grad(), o.b.grad(), work.at)
+			}})
+	}
+	if !l.wants(o.x) {
 		return
 	}
-	dx := l.dy(o.x)
+	dx, packed := l.dy(o.x), l.packBack(p)
 	l.emit(instr{kind: "conv.grad_input", name: o.id, flops: o.conv.FLOPs(), out: dx,
-		reads: []*buffer{dy.buf, p.backward}, writes: []*buffer{dx.buf},
-		run: func(e gpu.Engine, _ *Call) { e.ConvGradInput(conv, dy.Tensor, p.backward.at, dx.Tensor) }})
+		reads: []*buffer{dy.buf, packed}, writes: []*buffer{dx.buf},
+		run: func(e gpu.Engine, _ *Call) { e.ConvGradInput(conv, dy.Tensor, packed.at, dx.Tensor) }})
 	l.gradient(o.x, dx)
 }
 
@@ -74,15 +77,19 @@ type normOp struct {
 	norm        gpu.Norm
 	x, y        *Value
 	gain, shift *Param
+	said        *Scalars // nil where nobody asks
 }
 
-func (o *normOp) name() string { return o.id }
-func (o *normOp) out() *Value  { return o.y }
+func (o *normOp) name() string  { return o.id }
+func (o *normOp) out() []*Value { return []*Value{o.y} }
 
 func (o *normOp) forward(l *lowering) {
 	x, y := l.need(o.x), l.y(o.y)
 	stats := l.buffer(o.id+" statistics", Activations, l.sizes.NormStats(o.norm, o.x.Dims))
 	l.stats[o] = stats
+	if o.said != nil {
+		stats.kept, l.results[o.said] = true, stats
+	}
 	l.at[o.y] = y
 	l.emit(instr{kind: "norm", name: o.id, out: y, reads: []*buffer{x.buf}, writes: []*buffer{y.buf, stats},
 		run: func(e gpu.Engine, _ *Call) {
@@ -107,6 +114,13 @@ func (o *normOp) backward(l *lowering) {
 	x, stats, dx := l.need(o.x), l.stats[o], l.dy(o.x)
 	work := l.buffer(o.id+" workspace", Workspace, l.sizes.NormWork(o.norm, o.x.Dims))
 	in := instr{kind: "norm.grad", name: o.id, out: dx, reads: []*buffer{x.buf, stats, dy.buf}, writes: []*buffer{dx.buf, work}, over: []*tensor{dy}}
+	dgain, dshift := o.gain.grad, o.shift.grad
+	if o.gain.set != l.player { // the op adds them up all the same
+		spare := l.buffer(o.id+" unwanted gradients", Workspace, 2*align(4*int64(o.x.C)))
+		in.writes = append(in.writes, spare)
+		dgain = func() gpu.Ptr { return spare.at }
+		dshift = func() gpu.Ptr { return spare.at + gpu.Ptr(align(4*int64(o.x.C))) }
+	}
 	var add *gpu.Tensor
 	if a := l.grad[o.x]; a != nil {
 		add = &a.Tensor
@@ -116,7 +130,7 @@ func (o *normOp) backward(l *lowering) {
 	}
 	in.run = func(e gpu.Engine, _ *Call) {
 		e.NormActGrad(o.norm, x.Tensor, o.gain.weight(), o.shift.weight(), stats.at, dy.Tensor, add, dx.Tensor,
-			o.gain.grad(), o.shift.grad(), work.at)
+			dgain(), dshift(), work.at)
 	}
 	l.emit(in)
 	l.gradient(o.x, dx)
@@ -129,7 +143,7 @@ type addOp struct {
 }
 
 func (o *addOp) name() string     { return o.id }
-func (o *addOp) out() *Value      { return o.y }
+func (o *addOp) out() []*Value    { return []*Value{o.y} }
 func (o *addOp) replay(*lowering) {}
 
 func (o *addOp) forward(l *lowering) {
@@ -144,7 +158,7 @@ func (o *addOp) backward(l *lowering) {
 		return
 	}
 	for _, v := range []*Value{o.a, o.b} {
-		if v.grad {
+		if l.wants(v) {
 			l.gradient(v, dy)
 		}
 	}
@@ -160,7 +174,7 @@ type quantizeOp struct {
 }
 
 func (o *quantizeOp) name() string     { return o.id }
-func (o *quantizeOp) out() *Value      { return o.q }
+func (o *quantizeOp) out() []*Value    { return []*Value{o.q} }
 func (o *quantizeOp) replay(*lowering) {}
 
 func (o *quantizeOp) forward(l *lowering) {
@@ -184,59 +198,20 @@ func (o *quantizeOp) forward(l *lowering) {
 
 func (o *quantizeOp) backward(l *lowering) {
 	dq := l.grad[o.q]
-	if dq == nil || !o.z.grad {
+	if dq == nil || !l.wants(o.z) {
 		return
 	}
 	z, idx, dz := l.need(o.z), l.stats[o], l.dy(o.z)
+	in := instr{kind: "quantize.grad", name: o.id, out: dz, reads: []*buffer{z.buf, idx}, writes: []*buffer{dz.buf}}
+	var through *gpu.Tensor
+	if !o.book.Second {
+		through = &dq.Tensor
+		in.reads, in.over = append(in.reads, dq.buf), []*tensor{dq}
+	}
 	scale := l.number(number{constant: 2 * o.commitment / float64(o.z.Len()), shared: true})
-	l.emit(instr{kind: "quantize.grad", name: o.id, out: dz, reads: []*buffer{z.buf, idx, dq.buf}, writes: []*buffer{dz.buf}, over: []*tensor{dq},
-		run: func(e gpu.Engine, _ *Call) {
-			e.QuantizeGrad(o.book.Quantizer, z.Tensor, o.book.Codes.At, idx.at, &dq.Tensor, scale(), dz.Tensor)
-		}})
-	l.gradient(o.z, dz)
-}
-
-// reconOp compares y with t. In training it runs as the first thing of the backward pass, for it writes the gradient too.
-type reconOp struct {
-	id     string
-	y, t   *Value
-	l1, l2 float64
-	result *Scalars
-}
-
-func (o *reconOp) name() string     { return o.id }
-func (o *reconOp) out() *Value      { return nil }
-func (o *reconOp) replay(*lowering) {}
-
-func (o *reconOp) forward(l *lowering) {
-	if !l.train || !o.y.grad {
-		o.emit(l, nil)
-	}
-}
-
-func (o *reconOp) backward(l *lowering) {
-	if !o.y.grad {
-		return
-	}
-	dy := l.dy(o.y)
-	o.emit(l, dy)
-	l.gradient(o.y, dy)
-}
-
-func (o *reconOp) emit(l *lowering, dy *tensor) {
-	y, t := l.need(o.y), l.need(o.t)
-	result := l.scalars(o.id, o.result)
-	work := l.buffer(o.id+" workspace", Workspace, l.sizes.LossWork(o.y.Dims))
-	in := instr{kind: "loss", name: o.id, reads: []*buffer{y.buf, t.buf}, writes: []*buffer{result, work}}
-	var grad *gpu.Tensor
-	scale := func() gpu.Ptr { return -1 }
-	if dy != nil {
-		grad, scale = &dy.Tensor, l.number(number{constant: 1, shared: true})
-		in.out, in.over = dy, []*tensor{y}
-		in.writes = append(in.writes, dy.buf)
-	}
 	in.run = func(e gpu.Engine, _ *Call) {
-		e.ReconLoss(y.Tensor, t.Tensor, float32(o.l1), float32(o.l2), scale(), grad, result.at, work.at)
+		e.QuantizeGrad(o.book.Quantizer, z.Tensor, o.book.Codes.At, idx.at, through, scale(), dz.Tensor)
 	}
 	l.emit(in)
+	l.gradient(o.z, dz)
 }

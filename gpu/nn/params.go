@@ -13,6 +13,7 @@ type Role uint8
 // The roles.
 const (
 	ConvWeight       Role = iota // [Kz, Ky, Kx, Ci, Co]
+	PlaneWeight                  // [1, Ky, Kx, Ci, Co], of a convolution of images
 	TransposedWeight             // [Kz, Ky, Kx, Ci, Co]
 	Bias                         // [Co]
 	Gain                         // [C], γ of a norm
@@ -38,8 +39,18 @@ func (p *Param) Len() int {
 	return n
 }
 
-func (p *Param) weight() gpu.Ptr { return p.set.Weights + gpu.Ptr(p.Off) }
-func (p *Param) grad() gpu.Ptr   { return p.set.Grads + gpu.Ptr(p.Off) }
+// Kernel reports whether it is a convolution's weight, five axes.
+func (p *Param) Kernel() bool {
+	return p.Role == ConvWeight || p.Role == PlaneWeight || p.Role == TransposedWeight
+}
+
+func (p *Param) weight() gpu.Ptr {
+	if p.Kernel() && p.set.Kernels > 0 {
+		return p.set.Kernels + gpu.Ptr(p.Off)
+	}
+	return p.set.Weights + gpu.Ptr(p.Off)
+}
+func (p *Param) grad() gpu.Ptr { return p.set.Grads + gpu.Ptr(p.Off) }
 
 // Params is a set of parameters that are trained together. Graphs of one model at different shapes share it: an op asks
 // for its parameters by name, and the first to ask lays them out. Weights, gradients, moments and running means are each
@@ -48,6 +59,8 @@ type Params struct {
 	// Weights and Grads are the blocks that programs read and add to. Whoever runs them sets these; pointing Weights at
 	// the running means evaluates those.
 	Weights, Grads gpu.Ptr
+	// Kernels is where the weights of convolutions are read instead, in the same layout: divided by their spectral norms, say. 0 is in Weights.
+	Kernels gpu.Ptr
 
 	list   []*Param
 	byName map[string]*Param

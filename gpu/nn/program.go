@@ -33,7 +33,6 @@ type Program struct {
 	Name string // for plans: "train 2×128×256×256"
 
 	ins        []instr
-	turn       int
 	convs      []*packs
 	buffers    []*buffer
 	tensors    []*tensor
@@ -120,7 +119,7 @@ func compile(g *Graph, s Sizes, train bool, again map[*Value]bool) *Program {
 	l := lower(g, s, train, again)
 	lives(l)
 	reuse(l)
-	p := &Program{ins: l.program, turn: l.turn, convs: l.convs, buffers: l.buffers, tensors: l.tensors, at: l.at,
+	p := &Program{ins: l.program, convs: l.convs, buffers: l.buffers, tensors: l.tensors, at: l.at,
 		scalars: l.results, codes: l.stats, numbers: l.numbers, given: l.given, values: make([]float32, len(l.numbers)), size: place(l)}
 	p.peakAt, p.live = peak(l)
 	for v := range again {
@@ -138,8 +137,8 @@ func (p *Program) Recomputed() []string { return p.recomputed }
 
 // FLOPs is the work of the convolutions: of the forward pass, and of a whole run with what is recomputed.
 func (p *Program) FLOPs() (forward, total int64) {
-	for i, in := range p.ins {
-		if i < p.turn {
+	for _, in := range p.ins {
+		if !in.back {
 			forward += in.flops
 		}
 		total += in.flops
