@@ -3,11 +3,15 @@ package flows
 import (
 	"context"
 	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/flowrun/flowrun/stages/read"
 	"github.com/flowrun/flowrun/stages/tile"
 	"github.com/flowrun/flowrun/stages/train"
 	"github.com/flowrun/flowrun/stages/volume"
+	"github.com/flowrun/flowrun/stages/write"
 )
 
 // data is the frozen list of scans and what follows from it: the split, the order of each epoch, the counts.
@@ -17,6 +21,7 @@ type data struct {
 	bad         []read.Bad // couldn't even be listed
 	seed        uint64
 	tiles       func(*volume.Scan) int // patches of a scan in an epoch
+	written     int                    // files left out: an earlier run wrote them
 	asListed    bool                   // scans come in the order of the list: nothing is trained
 }
 
@@ -26,7 +31,48 @@ func (j *Job) findScans(ctx context.Context) (*data, error) {
 	if err != nil {
 		return nil, err
 	}
-	return j.freeze(scans, bad)
+	scans, bad, written := j.leaveWritten(scans, bad)
+	if len(scans) == 0 && written > 0 {
+		w, _ := option[write.Options](j)
+		return nil, dataErrorf("read.scans: all %d scans lie in write.dir (%s), where the flow writes its own; name other scans, or another folder to write to", written, w.Dir)
+	}
+	d, err := j.freeze(scans, bad)
+	if err != nil {
+		return nil, err
+	}
+	d.written = written
+	return d, nil
+}
+
+// leaveWritten leaves the files in write.dir out where that lies below the folders that scans are looked for in: an earlier run
+// has written them. Whoever names write.dir, a file in it, or a list of files, means them.
+func (j *Job) leaveWritten(scans []*volume.Scan, bad []read.Bad) ([]*volume.Scan, []read.Bad, int) {
+	w, writes := option[write.Options](j)
+	r, _ := option[read.Options](j)
+	if !writes {
+		return scans, bad, 0
+	}
+	inside := func(path string) bool {
+		rel, err := filepath.Rel(absolute(w.Dir), absolute(path))
+		return err == nil && filepath.IsLocal(rel)
+	}
+	if slices.ContainsFunc(r.Scans, func(s string) bool { return inside(s) || strings.EqualFold(filepath.Ext(s), ".txt") }) {
+		return scans, bad, 0
+	}
+	n := len(scans) + len(bad)
+	scans = slices.DeleteFunc(scans, func(s *volume.Scan) bool { return inside(s.Path) })
+	bad = slices.DeleteFunc(bad, func(b read.Bad) bool { return inside(b.Path) })
+	for i, s := range scans {
+		s.Index = i
+	}
+	return scans, bad, n - len(scans) - len(bad)
+}
+
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return filepath.Clean(path)
 }
 
 // listScans lists the scans that are there now. Those that are bad are given with an error, too.

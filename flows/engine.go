@@ -21,7 +21,7 @@ func (j *Job) sessionOptions(o train.Options, patch [3]int) vqgan.Options {
 	if host := j.hostLimit() - j.reserved; limit == 0 || limit > host {
 		limit = host
 	}
-	return vqgan.Options{Patch: patch, Batch: b.Size, MicroBatch: o.MicroBatch, Infer: 1, Loss: o.Loss, Codebook: o.Codebook,
+	return vqgan.Options{Patch: patch, Batch: b.Size, MicroBatch: o.MicroBatch, Infer: 1, Loss: o.Loss, Codebook: o.Codebook, GAN: o.GAN,
 		Clip: o.Clip, EMA: o.EMA, Beta1: 0.5, Beta2: 0.9, MemoryLimit: limit, Seed: j.run.Seed}
 }
 

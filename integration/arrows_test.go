@@ -48,6 +48,7 @@ var guests = []struct{ pkg, rooms string }{
 	{"gorgonia.org/cu", "gpu/cuda"},
 	{"C", "gpu/cuda"},
 	{"github.com/mmcloughlin/avo", "gpu/cpu"},
+	{"github.com/nats-io", "stages/queue"},
 	{"pgregory.net/rapid", "gpu/enginetest"},
 	{"testing", "gpu/enginetest"},
 }

@@ -79,10 +79,14 @@ type program struct {
 	z, y          *nn.Value
 	quantized     nn.Quantized
 	loss          *nn.Scalars
+	ssim          *nn.Scalars // nil without
+	lambda        *nn.Scalars // adaptive weight; nil without
+	planes        []plan
+	critics       []critic
 }
 
-// training builds the program of a micro-batch of n patches.
-func (s *Session) training(n int, limit int64) (*program, error) {
+// training builds a phase's program of a micro-batch of n patches.
+func (s *Session) training(n int, ph phase, limit int64) (*program, error) {
 	g := nn.NewGraph(&s.params)
 	d := s.dims(n)
 	p := &program{n: n, input: g.Input("input", d), target: g.Input("target", d)}
@@ -90,12 +94,12 @@ func (s *Session) training(n int, limit int64) (*program, error) {
 	g.Keep(p.z)
 	p.quantized = g.Quantize("codebook", p.z, s.codebook(), s.o.Loss.Commitment)
 	p.y = decoder(g, &s.c, p.quantized.Q)
-	p.loss = g.ReconLoss("reconstruction", p.y, p.target, s.o.Loss.L1, s.o.Loss.L2)
+	s.heads(g, p, ph)
 	var err error
 	if p.Program, err = nn.Compile(g, s.e, nn.Options{Train: true, Recompute: s.o.recompute, MemoryLimit: limit}); err != nil {
 		return nil, err
 	}
-	p.Name = title("train", n, s.o.Patch)
+	p.Name = title([phases]string{"train", "train with discriminators", "train with R1"}[ph], n, s.o.Patch)
 	return p, nil
 }
 

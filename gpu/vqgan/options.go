@@ -2,7 +2,9 @@ package vqgan
 
 import (
 	"fmt"
+	"slices"
 
+	"github.com/flowrun/flowrun/gpu"
 	"github.com/flowrun/flowrun/gpu/nn"
 )
 
@@ -10,7 +12,27 @@ import (
 type Loss struct {
 	L1         float64 `key:"l1" default:"1" min:"0" doc:"Weight of the mean absolute error, with intensities in [-1, 1]. The predecessor used 4."`
 	L2         float64 `key:"l2" default:"0" min:"0" doc:"Weight of the mean squared error."`
+	SSIM       float64 `key:"ssim" default:"0" min:"0" example:"0.5" doc:"Weight of 1 - multi-scale SSIM in 3D, over the whole window. The patch must be at least 11 voxels along each axis."`
 	Commitment float64 `key:"commitment" default:"0.25" min:"0" doc:"Weight of the mean squared distance between latents and their codes."`
+}
+
+// window is SSIM's, voxels; scaleWeights are MS-SSIM's exponents (Wang, Simoncelli and Bovik, 2003), from full resolution on.
+const window = 11
+
+var scaleWeights = []float64{0.0448, 0.2856, 0.3001, 0.2363, 0.1333}
+
+// similarity has as many of the five scales as a patch has room for. Their exponents sum to 1.
+func similarity(patch [3]int) gpu.Similarity {
+	n, sum := 0, 0.0
+	for side := min(patch[0], patch[1], patch[2]); n < len(scaleWeights) && side >= window; side /= 2 {
+		sum += scaleWeights[n]
+		n++
+	}
+	k := gpu.Similarity{Weights: slices.Clone(scaleWeights[:n])}
+	for i := range k.Weights {
+		k.Weights[i] /= sum
+	}
+	return k
 }
 
 // Check says whether there is anything to minimise.
@@ -36,6 +58,7 @@ type Options struct {
 
 	Loss     Loss
 	Codebook CodebookOptions
+	GAN      GAN
 
 	Clip         float64 // largest global norm of the gradient; 0 is off
 	EMA          float64 // decay of the running mean of the weights; 0 is off
@@ -76,6 +99,12 @@ func (o *Options) check(c *Config) error {
 	}
 	if err := o.Loss.Check(); err != nil {
 		return fmt.Errorf("loss.%w", err)
+	}
+	if a := slices.Index(o.Patch[:], min(o.Patch[0], o.Patch[1], o.Patch[2])); o.Loss.SSIM > 0 && o.Patch[a] < window {
+		return fmt.Errorf("loss.ssim: a patch of %d voxels along %c has no room for SSIM's window of %d", o.Patch[a], "xyz"[a], window)
+	}
+	if err := o.GAN.Check(); err != nil {
+		return fmt.Errorf("gan.%w", err)
 	}
 	return nil
 }

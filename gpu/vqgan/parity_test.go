@@ -35,7 +35,7 @@ func readFixture(t *testing.T, name string) *fixture {
 	for _, a := range arrays {
 		f.arrays[a.Name] = Array(a)
 		switch kind, _, _ := strings.Cut(a.Name, "."); kind {
-		case "input", "target", "forced", "free":
+		case "input", "target", "forced", "free", "places":
 		default:
 			f.weights = append(f.weights, Array(a))
 		}

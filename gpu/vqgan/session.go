@@ -9,6 +9,7 @@ package vqgan
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/flowrun/flowrun/gpu"
 	"github.com/flowrun/flowrun/gpu/nn"
@@ -26,8 +27,9 @@ type Session struct {
 	weights, grads, first, second   *nn.Block
 	average                         *nn.Block // nil without EMA
 	codes, counts, sums, norm, work *nn.Block
+	judges                          judges
 
-	train  []*program // by patches - 1
+	train  [phases][]*program // by patches - 1; nil where a phase never comes
 	infer  *program
 	single *program // reconstructs what is left over, one by one
 	packed *program // whose packed weights are in place, of the weights at packedOf
@@ -43,6 +45,10 @@ type Session struct {
 	used    []float32 // counts
 	totals  []float32 // sums
 	scalars [4]float32
+	where   []float32 // slices of a micro-batch
+
+	at      func(plane string, patch int) []float32 // where tests cut them, from a patch of the batch on
+	ramp    nn.Factor                               // of the adversarial weights
 	call    nn.Call
 	harvest harvest
 }
@@ -74,6 +80,7 @@ func Open(e gpu.Engine, c Config, o Options) (*Session, error) {
 		return nil, err
 	}
 	s.latents, s.nearest = make([]float32, s.o.MicroBatch*s.latentLen()), make([]int32, s.o.MicroBatch*s.codesLen())
+	s.where = make([]float32, s.o.MicroBatch*s.o.GAN.Slices)
 	s.used, s.totals = make([]float32, c.Codes), make([]float32, c.Codes*c.Embedding)
 	if err := s.Init(); err != nil {
 		return nil, err
@@ -127,26 +134,40 @@ func assemble(e gpu.Engine, c Config, o Options) (*Session, error) {
 	s.norm = s.layout.Add("gradient norm", nn.Scratch, 4)
 	s.work = s.layout.Add("gradient norm workspace", nn.Scratch, e.SumSquaresWork(s.params.Floats()))
 	s.params.Weights, s.params.Grads = s.weights.At, s.grads.At
+	if err := s.assembleJudges(); err != nil {
+		return nil, err
+	}
 
 	limit := int64(0)
 	if o.MemoryLimit > 0 {
 		limit = max(1, o.MemoryLimit-s.layout.Size())
 	}
-	// Any part of a micro-batch can be left over at the end of a batch.
-	for i := range o.MicroBatch {
-		p, err := s.training(i+1, limit)
-		if err != nil {
-			return nil, err
+	wanted := []phase{plain}
+	if o.GAN.on() {
+		wanted = append(wanted, adversarial)
+		if o.GAN.R1 > 0 {
+			wanted = append(wanted, regularised)
 		}
-		s.train = append(s.train, p)
+	}
+	// Any part of a micro-batch can be left over at the end of a batch.
+	for _, ph := range wanted {
+		for i := range o.MicroBatch {
+			p, err := s.training(i+1, ph, limit)
+			if err != nil {
+				return nil, err
+			}
+			s.train[ph] = append(s.train[ph], p)
+		}
 	}
 	if s.infer = s.single; o.Infer > 1 {
 		if s.infer, err = s.inference(o.Infer); err != nil {
 			return nil, err
 		}
 	}
-	for i := len(s.train) - 1; i >= 0; i-- {
-		s.layout.Bind(s.train[i].Program)
+	for _, programs := range slices.Backward(s.train[:]) {
+		for _, p := range slices.Backward(programs) {
+			s.layout.Bind(p.Program)
+		}
 	}
 	s.layout.Bind(s.infer.Program)
 	if s.single != s.infer {
@@ -186,6 +207,7 @@ func (s *Session) latentLen() int { return s.codesLen() * s.c.Embedding }
 type Stats struct {
 	L1, L2       float64 // mean absolute and squared error, unweighted, intensities in [-1, 1]
 	Clipped      float64 // mean squared error of both clipped to [-1, 1]
+	SSIM         float64 // 1 - multi-scale SSIM, unweighted; 0 where it isn't a loss
 	Commitment   float64 // mean squared distance of latents to their codes, unweighted
 	Total        float64 // what was minimised
 	GradNorm     float64 // before clipping
@@ -195,6 +217,7 @@ type Stats struct {
 	Used         int     // codes
 	Restarted    int     // codes
 	Voxels       int
+	GAN          GANStats
 }
 
 // PSNR is in dB, over the whole window: 10·log10(2²/Clipped).
@@ -210,14 +233,18 @@ func (s *Session) Step(input, target []float32, n int, lr float64) (Stats, error
 		return Stats{}, fmt.Errorf("batch: %d patches, %d and %d voxels (want 1 to %d patches of %d)", n, len(input), len(target),
 			s.o.Batch, s.voxels())
 	}
+	var ph phase
+	ph, s.ramp.Value = s.phaseOf(s.step + 1)
 	fresh := s.book.steps == 0
 	if fresh {
 		if err := s.firstCodes(input, n); err != nil {
 			return Stats{}, err
 		}
 	}
-	stats, err := s.accumulate(input, target, n, fresh)
+	undo := s.judges.remember()
+	stats, err := s.accumulate(input, target, n, ph, fresh)
 	if err != nil {
+		undo()
 		if fresh {
 			s.book.clear()
 			s.e.Write(s.codes.At, s.book.vectors)
@@ -231,7 +258,7 @@ func (s *Session) Step(input, target []float32, n int, lr float64) (Stats, error
 // firstCodes draws the codes that the very first step quantises with, from its own latents.
 func (s *Session) firstCodes(input []float32, n int) error {
 	s.reap(n)
-	s.passes(n, func(p *program, at int) {
+	s.passes(n, plain, func(p *program, at int) {
 		p.Write(s.e, p.input, input[at*s.voxels():(at+p.n)*s.voxels()])
 		p.RunTo(s.e, &s.call, p.z)
 		s.gather(p, at, false)
@@ -251,7 +278,11 @@ func (s *Session) firstCodes(input []float32, n int) error {
 }
 
 // accumulate sums gradients, counts and statistics over the micro-batches and clips. It changes nothing of the state.
-func (s *Session) accumulate(input, target []float32, n int, fresh bool) (Stats, error) {
+func (s *Session) accumulate(input, target []float32, n int, ph phase, fresh bool) (Stats, error) {
+	if ph > plain {
+		s.judges.prepare(s.e)
+		s.packed = nil // the weights over their singular values changed
+	}
 	s.e.Fill(s.grads.At, s.params.Floats(), 0)
 	s.e.Fill(s.counts.At, s.c.Codes, 0)
 	s.e.Fill(s.sums.At, s.c.Codes*s.c.Embedding, 0)
@@ -260,11 +291,12 @@ func (s *Session) accumulate(input, target []float32, n int, fresh bool) (Stats,
 	}
 	stats := Stats{Voxels: n * s.voxels()}
 	wrong := 0.0
-	s.passes(n, func(p *program, at int) {
+	s.passes(n, ph, func(p *program, at int) {
 		share := float64(p.n) / float64(n)
 		from, to := at*s.voxels(), (at+p.n)*s.voxels()
 		p.Write(s.e, p.input, input[from:to])
 		p.Write(s.e, p.target, target[from:to])
+		s.cut(p, at)
 		s.call.Share = share
 		p.Run(s.e, &s.call)
 		p.Scalars(s.e, p.loss, s.scalars[:])
@@ -274,16 +306,30 @@ func (s *Session) accumulate(input, target []float32, n int, fresh bool) (Stats,
 		wrong += float64(s.scalars[3])
 		p.Scalars(s.e, p.quantized.Loss, s.scalars[:])
 		stats.Commitment += share * float64(s.scalars[0])
+		if p.ssim != nil {
+			p.Scalars(s.e, p.ssim, s.scalars[:])
+			stats.SSIM += share * float64(s.scalars[0])
+		}
+		s.hear(p, share, &stats.GAN)
 		s.gather(p, at, true)
 	})
 	s.e.SumSquares(s.grads.At, s.params.Floats(), s.norm.At, s.work.At)
 	s.e.Read(s.scalars[:1], s.norm.At)
+	if ph > plain {
+		s.judges.measure(s.e)
+		s.e.Read(s.scalars[1:2], s.judges.norm.At)
+	}
 	s.e.Read(s.used, s.counts.At)
 	s.e.Read(s.totals, s.sums.At)
 	if err := s.e.Sync(); err != nil {
 		return stats, fmt.Errorf("step %d: %w", s.step+1, err)
 	}
-	stats.Total = s.o.Loss.L1*stats.L1 + s.o.Loss.L2*stats.L2 + s.o.Loss.Commitment*stats.Commitment
+	stats.Total = s.o.Loss.L1*stats.L1 + s.o.Loss.L2*stats.L2 + s.o.Loss.SSIM*stats.SSIM + s.o.Loss.Commitment*stats.Commitment
+	if ph > plain {
+		s.sum(&stats.GAN)
+		stats.GAN.clip, stats.GAN.GradNorm = optim.ClipFactor(float64(s.scalars[1]), s.o.Clip)
+		stats.Total += s.o.GAN.Weight * s.ramp.Value * stats.GAN.Weight * (stats.GAN.Generator + s.o.GAN.Features*stats.GAN.Features)
+	}
 	stats.ClipFactor, stats.GradNorm = optim.ClipFactor(float64(s.scalars[0]), s.o.Clip)
 	stats.Perplexity, stats.Used = perplexity(s.used)
 	switch {
@@ -293,6 +339,10 @@ func (s *Session) accumulate(input, target []float32, n int, fresh bool) (Stats,
 		return stats, &NonFiniteError{Step: s.step + 1, What: "the loss"}
 	case !finite(stats.GradNorm):
 		return stats, &NonFiniteError{Step: s.step + 1, What: "the gradient"}
+	case !finite(stats.GAN.Discriminator):
+		return stats, &NonFiniteError{Step: s.step + 1, What: "the discriminators' loss"}
+	case !finite(stats.GAN.GradNorm):
+		return stats, &NonFiniteError{Step: s.step + 1, What: "the discriminators' gradient"}
 	}
 	return stats, nil
 }
@@ -307,6 +357,9 @@ func (s *Session) update(stats *Stats, n int, lr float64) error {
 	}
 	s.e.AdamStep(optim.Adam(lr, s.o.Beta1, s.o.Beta2, stats.ClipFactor, stats.AverageDecay, s.step),
 		s.weights.At, s.grads.At, s.first.At, s.second.At, average, s.params.Floats())
+	if stats.GAN.Active {
+		s.judges.update(s.e, &s.o.GAN, lr, stats.GAN.clip)
+	}
 	s.packed = nil
 	if len(s.harvest.picks) > 0 {
 		s.book.take(s.harvest.picks, s.harvest.vectors, s.harvest.far, n*s.codesLen())
@@ -319,10 +372,10 @@ func (s *Session) update(stats *Stats, n int, lr float64) error {
 	return nil
 }
 
-// passes calls f for each micro-batch of n patches, with its program, ready to run, and its first patch.
-func (s *Session) passes(n int, f func(p *program, at int)) {
+// passes calls f for each micro-batch of n patches, with its program of a phase, ready to run, and its first patch.
+func (s *Session) passes(n int, ph phase, f func(p *program, at int)) {
 	for at := 0; at < n; {
-		p := s.train[min(s.o.MicroBatch, n-at)-1]
+		p := s.train[ph][min(s.o.MicroBatch, n-at)-1]
 		s.use(p, s.weights)
 		f(p, at)
 		at += p.n
@@ -371,11 +424,20 @@ func (s *Session) Profile(input, target []float32, n int) ([]nn.Timing, error) {
 		return nil, fmt.Errorf("profile: %d patches, %d and %d voxels (want 1 to %d patches of %d)", n, len(input), len(target),
 			s.o.MicroBatch, s.voxels())
 	}
-	p := s.train[n-1]
+	p := s.train[s.last()][n-1]
 	s.use(p, s.weights)
 	p.Write(s.e, p.input, input)
 	p.Write(s.e, p.target, target)
+	s.cut(p, 0)
 	return p.Profile(s.e, nn.Call{Share: 1})
+}
+
+// last is the phase that training ends in, R1's steps aside.
+func (s *Session) last() phase {
+	if s.o.GAN.on() {
+		return adversarial
+	}
+	return plain
 }
 
 func finite(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }

@@ -123,7 +123,7 @@ func TestRecomputingChangesNoBit(t *testing.T) {
 				continue
 			}
 			same(t, norm, want, got)
-			if s.layout.Bytes() > bytes || len(s.train[1].Recomputed()) == 0 { // at this size workspace may decide
+			if s.layout.Bytes() > bytes || len(s.train[plain][1].Recomputed()) == 0 { // at this size workspace may decide
 				t.Errorf("%s: recompute %d needs %d bytes, less of it %d", norm, r, s.layout.Bytes(), bytes)
 			}
 			bytes = s.layout.Bytes()
@@ -155,7 +155,7 @@ func gradient(t *testing.T, s *Session, x []float32, n int) (map[string][]float3
 			t.Fatal(err)
 		}
 	}
-	stats, err := s.accumulate(x, x, n, true)
+	stats, err := s.accumulate(x, x, n, plain, true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,9 +36,23 @@ const (
 // Init starts over at step 0: weights as PyTorch's layers start, U(±1/√fan_in), norms at 1 and 0, each tensor drawn by its
 // name and the seed; no codes yet: the first Step draws them.
 func (s *Session) Init() error {
-	host := make([]float32, s.params.Floats())
+	s.e.Write(s.weights.At, s.draw(&s.params))
+	s.e.Fill(s.grads.At, s.params.Floats(), 0)
+	s.restart()
+	s.initJudges()
+	s.book.clear()
+	s.e.Write(s.codes.At, s.book.vectors)
+	if err := s.e.Sync(); err != nil {
+		return fmt.Errorf("init: %w", err)
+	}
+	return nil
+}
+
+// draw gives a set's weights at the start.
+func (s *Session) draw(params *nn.Params) []float32 {
+	host := make([]float32, params.Floats())
 	fan := 0.0
-	for _, p := range s.params.All() {
+	for _, p := range params.All() {
 		data := host[p.Off/4:][:p.Len()]
 		switch p.Role {
 		case nn.Gain:
@@ -48,7 +62,7 @@ func (s *Session) Init() error {
 			continue
 		case nn.Shift:
 			continue
-		case nn.ConvWeight: // [Kz, Ky, Kx, Ci, Co]
+		case nn.ConvWeight, nn.PlaneWeight: // [Kz, Ky, Kx, Ci, Co]
 			fan = float64(p.Len() / p.Shape[4])
 		case nn.TransposedWeight: // PyTorch takes its second axis, the outputs, for the fan-in
 			fan = float64(p.Len() / p.Shape[3])
@@ -59,15 +73,21 @@ func (s *Session) Init() error {
 			data[i] = float32((2*r.Float64() - 1) / math.Sqrt(fan))
 		}
 	}
-	s.e.Write(s.weights.At, host)
-	s.e.Fill(s.grads.At, s.params.Floats(), 0)
-	s.restart()
-	s.book.clear()
-	s.e.Write(s.codes.At, s.book.vectors)
-	if err := s.e.Sync(); err != nil {
-		return fmt.Errorf("init: %w", err)
+	return host
+}
+
+// direction is a random unit vector.
+func direction(key uint64, n int) []float32 {
+	r := rand.New(rand.NewPCG(key, 0))
+	x, sum := make([]float32, n), 0.0
+	for i := range x {
+		x[i] = float32(r.NormFloat64())
+		sum += float64(x[i]) * float64(x[i])
 	}
-	return nil
+	for i := range x {
+		x[i] /= float32(math.Sqrt(sum))
+	}
+	return x
 }
 
 // restart forgets the optimiser; running means begin at the weights.
@@ -114,8 +134,12 @@ func (s *Session) State() ([]Array, error) {
 			out = append(out, a)
 		}
 	}
+	judges, err := s.judgeState()
+	if err != nil {
+		return nil, err
+	}
 	b := s.book
-	return append(out,
+	return append(append(out, judges...),
 		Array{nameVectors, []int{b.codes, b.dim}, slices.Clone(b.vectors)},
 		Array{nameN, []int{b.codes}, slices.Clone(b.n)},
 		Array{nameSum, []int{b.codes, b.dim}, slices.Clone(b.sum)},
@@ -165,6 +189,7 @@ func (s *Session) SetState(arrays []Array, strict bool) error {
 	}
 	vectors, n, sum := want(nameVectors, b.codes, b.dim), want(nameN, b.codes), want(nameSum, b.codes, b.dim)
 	pool, far, counters := want(namePool, b.slots(), b.dim), want(nameFar, b.slots()), want(nameCounters, 4, 3)
+	putJudges := s.loadJudges(in, true, &faults)
 	if strict {
 		for _, name := range slices.Sorted(maps.Keys(in)) {
 			if !in[name].used {
@@ -185,6 +210,7 @@ func (s *Session) SetState(arrays []Array, strict bool) error {
 	for _, l := range loads {
 		s.e.Write(l.block.At, l.host)
 	}
+	putJudges()
 	s.step, b.steps, b.filled, b.seen = int(c[0]), int(c[1]), int(c[2]), c[3]
 	copy(b.vectors, vectors)
 	copy(b.n, n)
@@ -223,11 +249,13 @@ func (s *Session) LoadWeights(arrays []Array, ema bool) error {
 	if in.has(nameN) || in.has(nameSum) {
 		n, sum = in.get(nameN, []int{b.codes}, &faults), in.get(nameSum, []int{b.codes, b.dim}, &faults)
 	}
+	putJudges := s.loadJudges(in, false, &faults)
 	if err := faulty("weights", faults); err != nil {
 		return err
 	}
 	s.e.Write(s.weights.At, host)
 	s.restart()
+	putJudges()
 	b.clear()
 	b.steps = initSteps // the codes are there
 	copy(b.vectors, vectors)
@@ -304,6 +332,8 @@ func fileShape(p *nn.Param) []int {
 	switch p.Role {
 	case nn.ConvWeight:
 		return []int{k[4], k[3], k[0], k[1], k[2]}
+	case nn.PlaneWeight:
+		return []int{k[4], k[3], k[1], k[2]}
 	case nn.TransposedWeight:
 		return []int{k[3], k[4], k[0], k[1], k[2]}
 	}
@@ -312,7 +342,7 @@ func fileShape(p *nn.Param) []int {
 
 // places calls f with an element's index in the engine's layout and in the file's.
 func places(p *nn.Param, f func(engine, file int)) {
-	if p.Role != nn.ConvWeight && p.Role != nn.TransposedWeight {
+	if !p.Kernel() {
 		for i := range p.Len() {
 			f(i, i)
 		}

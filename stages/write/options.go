@@ -16,7 +16,7 @@ const (
 
 // Options of the stage write.
 type Options struct {
-	Dir    string `key:"dir" required:"true" example:"runs/recon" doc:"Folder that volumes are written to, in subfolders where the scans have them. Files of the same name are replaced."`
+	Dir    string `key:"dir" required:"true" example:"runs/recon" doc:"Folder that volumes are written to, in subfolders where the scans have them. Files of the same name are replaced. Where it lies below the folder of read.scans, what is in it is not taken for scans."`
 	Dtype  string `key:"dtype" default:"int16" oneof:"int16 float32" doc:"Type of the voxels, which are in HU: int16 is rounded to whole HU, halves up."`
 	Suffix string `key:"suffix" default:"_recon" doc:"What is added to the scan's name: a.nii.gz becomes a_recon.nii.gz."`
 	Gz     bool   `key:"gz" default:"true" doc:"Whether files are compressed, .nii.gz rather than .nii."`

@@ -1,0 +1,156 @@
+package queue
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// Embedded is a NATS server inside this process.
+type Embedded struct{ *server.Server }
+
+// startWithin is how long the embedded server may take to read its store.
+const startWithin = 30 * time.Second
+
+// maxPayload is what a server must take in one message.
+const maxPayload = 32 << 20
+
+// StartServer starts a server whose store is in dir, unless o names another folder.
+func StartServer(o Server, dir string) (*Embedded, error) {
+	s := &server.Options{ServerName: "flowrun", DontListen: o.Listen == ""}
+	if o.Config != "" {
+		if err := s.ProcessConfigFile(o.Config); err != nil {
+			return nil, fmt.Errorf("server.config: %s: %w", o.Config, plain(err))
+		}
+	}
+	if o.Dir != "" {
+		dir = o.Dir
+	}
+	if s.StoreDir == "" {
+		s.StoreDir = dir
+	}
+	if o.Listen != "" {
+		host, port, err := net.SplitHostPort(o.Listen)
+		if err != nil {
+			return nil, fmt.Errorf("server.listen: %w", err)
+		}
+		if s.Host = host; host == "" {
+			s.Host = "0.0.0.0"
+		}
+		if s.Port, err = strconv.Atoi(port); err != nil {
+			return nil, fmt.Errorf("server.listen: %q isn't a port", port)
+		}
+		if s.Port == 0 {
+			s.Port = server.RANDOM_PORT
+		}
+	}
+	if err := os.MkdirAll(s.StoreDir, 0o700); err != nil {
+		return nil, fmt.Errorf("server.dir: %w", err)
+	}
+	s.NoSigs, s.NoLog, s.JetStream = true, true, true // signals and logs are the program's
+	s.MaxPayload = max(s.MaxPayload, maxPayload)
+	s.MaxPending = max(s.MaxPending, 2*maxPayload)
+	s.SyncAlways = true
+	if s.JetStreamMaxMemory <= 0 {
+		s.JetStreamMaxMemory = 16 << 20
+	}
+	var err error
+	if s.JetStreamMaxStore, err = storeLimit(s.StoreDir, o.Disk, s.JetStreamMaxStore); err != nil {
+		return nil, err
+	}
+	srv, err := server.NewServer(s)
+	if err != nil {
+		return nil, fmt.Errorf("embedded NATS server: %w", plain(err))
+	}
+	srv.Start()
+	switch {
+	case !srv.ReadyForConnections(startWithin):
+		err = fmt.Errorf("not ready after %v", startWithin)
+		if o.Listen != "" {
+			err = fmt.Errorf("not ready after %v: is %s taken?", startWithin, o.Listen)
+		}
+	case !srv.JetStreamEnabled():
+		err = fmt.Errorf("no store in %s: is another server using it?", s.StoreDir)
+	}
+	if err != nil {
+		srv.Shutdown()
+		return nil, fmt.Errorf("embedded NATS server: %w", err)
+	}
+	return &Embedded{srv}, nil
+}
+
+// storeLimit is what the store may take: asked for, else configured, and at most four fifths of what is free beside what
+// the store has already.
+func storeLimit(dir string, asked, configured int64) (int64, error) {
+	limit := asked
+	if limit == 0 {
+		limit = configured
+	}
+	free, ok := freeBytes(dir)
+	if !ok {
+		return max(limit, 0), nil
+	}
+	room := (free + stored(dir)) / 5 * 4
+	if limit > room {
+		return 0, fmt.Errorf("server.disk: %s is more than four fifths of what is free for %s (%s)", size(limit), dir, size(room))
+	}
+	if limit <= 0 {
+		limit = room
+	}
+	return limit, nil
+}
+
+// stored is the bytes of the files below dir.
+func stored(dir string) (n int64) {
+	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			if info, err := d.Info(); err == nil {
+				n += info.Size()
+			}
+		}
+		return nil // what can't be seen isn't counted
+	})
+	return n
+}
+
+// Stop ends the server when its store is on the disk.
+func (e *Embedded) Stop() {
+	e.Shutdown()
+	e.WaitForShutdown()
+}
+
+// Address is where other processes reach it; "" where it doesn't listen.
+func (e *Embedded) Address() string {
+	if a, ok := e.Addr().(*net.TCPAddr); ok && a != nil {
+		return "nats://" + a.String()
+	}
+	return ""
+}
+
+// plain is an error of a library without what may hold a secret: the value of a configuration's line.
+func plain(err error) error {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return pe.Err
+	}
+	return errors.New(redact(err.Error()))
+}
+
+// size is bytes in binary units.
+func size(n int64) string {
+	for _, u := range []struct {
+		unit string
+		n    int64
+	}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}} {
+		if n >= u.n {
+			return fmt.Sprintf("%.4g %s", float64(n)/float64(u.n), u.unit)
+		}
+	}
+	return fmt.Sprintf("%d bytes", n)
+}

@@ -1,0 +1,121 @@
+package queue
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+)
+
+// Void is a patch, or with Tile < 0 a scan, that an epoch ends without. One without a reason takes the scan's back: it was
+// asked for again, and its patches come.
+type Void struct {
+	Epoch   int    `json:"epoch"`
+	Scan    string `json:"scan"` // its name
+	Tile    int    `json:"tile"`
+	Tiles   int    `json:"tiles,omitempty"`
+	Scans   int    `json:"scans,omitempty"`
+	Attempt int    `json:"attempt,omitempty"`
+	Reason  string `json:"reason"`
+}
+
+// Voids is a trainer's list of them, a file of JSON lines. It is safe for concurrent use.
+type Voids struct {
+	path string
+	mu   sync.Mutex
+	list []Void
+	size int64 // of the whole lines; a torn one behind them is cut off by the next add
+}
+
+// OpenVoids reads the file; one that isn't there is empty.
+func OpenVoids(path string) (*Voids, error) {
+	v := &Voids{path: path}
+	text, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", path, plain(err))
+	}
+	for n := 1; ; n++ {
+		line, rest, whole := bytes.Cut(text, []byte("\n"))
+		if !whole {
+			return v, nil
+		}
+		text, v.size = rest, v.size+int64(len(line))+1
+		var one Void
+		if err := json.Unmarshal(line, &one); err != nil || one.Scan == "" {
+			return nil, fmt.Errorf("%s: line %d isn't a void scan or patch (mend or remove the line)", path, n)
+		}
+		v.list = append(v.list, one)
+	}
+}
+
+// add appends one and brings it to the disk.
+func (v *Voids) add(one Void) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	line, err := json.Marshal(one)
+	if err != nil {
+		return err
+	}
+	line = append(line, '\n')
+	if err := v.write(line); err != nil {
+		return fmt.Errorf("%s: %w", v.path, plain(err))
+	}
+	v.size += int64(len(line))
+	v.list = append(v.list, one)
+	return nil
+}
+
+func (v *Voids) write(line []byte) (err error) {
+	f, err := os.OpenFile(v.path, os.O_WRONLY|os.O_CREATE, 0o666)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := f.Truncate(v.size); err != nil {
+		return err
+	}
+	if _, err := f.WriteAt(line, v.size); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// attempt is the last one of a patch, or of its scan, that came to nothing; -1 if none did.
+func (v *Voids) attempt(epoch int, scan string, tile int) int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	last := -1
+	for _, one := range v.list {
+		if one.Reason != "" && one.Epoch == epoch && one.Scan == scan && (one.Tile < 0 || one.Tile == tile) {
+			last = max(last, one.Attempt)
+		}
+	}
+	return last
+}
+
+// revives says that an attempt at a scan takes back what came to nothing before, and that the list doesn't say so yet.
+func (v *Voids) revives(epoch int, scan string, attempt int) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	void := false
+	for _, one := range v.list {
+		if one.Epoch != epoch || one.Scan != scan {
+			continue
+		}
+		if one.Reason == "" && one.Attempt >= attempt {
+			return false
+		}
+		void = void || one.Reason != "" && one.Attempt < attempt
+	}
+	return void
+}
+
+// All is the list in the order in which it grew.
+func (v *Voids) All() []Void {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return append([]Void(nil), v.list...)
+}
