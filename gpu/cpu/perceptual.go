@@ -37,13 +37,12 @@ func (e *Engine) PerceptualLoss(a, b gpu.Tensor, w, scale gpu.Ptr, add, da *gpu.
 				if da == nil {
 					continue
 				}
-				var along float32 // of a: what dividing by its norm takes away
+				by, along := per*ia, float32(0) // along a: what dividing by its norm takes away
 				if norm > 0 {
 					along = float32(float64(dot) * float64(ia) / norm)
 				} else {
-					ia, ib = 0, 0 // a vector without a direction has no gradient
+					by = 0 // no direction, no gradient
 				}
-				by := per * ia
 				if more != nil {
 					perceptualAddGradGo(to[at:][:a.C], va, vb, weights, more[at:], ia, ib, along, by)
 				} else {
@@ -63,14 +62,22 @@ const perceptualEps = 1e-10
 
 // perceptualGo gives Σ w·d² and Σ w·d·a with d = a·ia - b·ib.
 func perceptualGo(a, b, w []float32, ia, ib float32) (loss, dot float32) {
-	b, w = b[:len(a)], w[:len(a)]
-	for i, v := range a {
-		d := v*ia - b[i]*ib
-		wd := w[i] * d
+	var loss1, dot1 float32 // of every other channel: sums wait for one another
+	for len(a) >= 2 && len(b) >= 2 && len(w) >= 2 {
+		d, d1 := a[0]*ia-b[0]*ib, a[1]*ia-b[1]*ib
+		wd, wd1 := w[0]*d, w[1]*d1
 		loss += wd * d
-		dot += wd * v
+		loss1 += wd1 * d1
+		dot += wd * a[0]
+		dot1 += wd1 * a[1]
+		a, b, w = a[2:], b[2:], w[2:]
 	}
-	return loss, dot
+	if len(a) > 0 {
+		d := a[0]*ia - b[0]*ib
+		loss += w[0] * d * d
+		dot += w[0] * d * a[0]
+	}
+	return loss + loss1, dot + dot1
 }
 
 // perceptualGradGo writes by·(w·d - a·along).

@@ -2,6 +2,7 @@ package cpu
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/flowrun/flowrun/gpu"
 )
@@ -66,24 +67,34 @@ func (e *Engine) MaxPoolGrad(x, dy gpu.Tensor, add *gpu.Tensor, dx gpu.Tensor) {
 	})
 }
 
-// maxPoolGradGo adds dy to the first maximum of each 2×2 voxels of two rows.
+// maxPoolGradGo adds dy to the first maximum of each 2×2 voxels of two rows, without branches, which no processor would guess.
 func maxPoolGradGo(d0, d1, x0, x1, dy []float32, c int) {
+	to := [2][]float32{d0, d1}
 	for at := 0; at < len(dy); at += c {
+		a0, b0 := x0[2*at:][:c], x0[2*at+c:][:c]
+		a1, b1 := x1[2*at:][:c], x1[2*at+c:][:c]
 		for i, g := range dy[at:][:c] {
-			a, b := 2*at+i, 2*at+c+i
-			best, to, where := x0[a], d0, a
-			if v := x0[b]; v > best {
-				best, where = v, b
-			}
-			if v := x1[a]; v > best {
-				best, to, where = v, d1, a
-			}
-			if x1[b] > best {
-				to, where = d1, b
-			}
-			to[where] += g
+			p, q := ordered(a0[i]), ordered(b0[i])
+			r, s := ordered(a1[i]), ordered(b1[i])
+			row := greater(max(r, s), max(p, q))
+			top, bottom := greater(q, p), greater(s, r)
+			to[row&1][2*at+(top+row*(bottom-top))*c+i] += g
 		}
 	}
+}
+
+// ordered gives integers that compare as floats do; -0 is 0, and a NaN is above or below all.
+func ordered(v float32) int32 {
+	bits := int32(math.Float32bits(v + 0))
+	return bits ^ int32(uint32(bits>>31)>>1)
+}
+
+// greater is 1 where a > b, else 0.
+func greater(a, b int32) int {
+	if a > b {
+		return 1
+	}
+	return 0
 }
 
 // cut is planes of volumes, k of each sample.

@@ -43,16 +43,17 @@ func combineGo(y, a, b []float32, s float32) {
 	}
 }
 
-// Activate writes y = max(x, slope·x), which is the same.
+// Activate writes y = x where x > 0, slope·x elsewhere.
 func (e *Engine) Activate(slope float32, x, y gpu.Tensor) {
 	same(x, y)
 	inPlace(x, y)
 	gx, gy := e.grid(x), e.grid(y)
+	by := [2]float32{slope, 1}
 	e.eachRows(y.Dims, func(_ *scratch, _, r0, r1 int) {
 		for r := r0; r < r1; r++ {
 			to := gy.inner(r)
 			for i, v := range gx.inner(r)[:len(to)] {
-				to[i] = max(v, slope*v)
+				to[i] = by[positive(v)] * v
 			}
 			gy.fillHalo(r)
 		}

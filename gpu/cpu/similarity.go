@@ -90,15 +90,15 @@ func planSimilarity(k gpu.Similarity, d gpu.Dims) similarityPlan {
 	return p
 }
 
-// similarityRows is how many rows of scratch a plane has.
-const similarityRows = 4
+// similarityRows is how many rows of scratch a plane has; the last two may be one, with margins.
+const similarityRows = 5
 
 func volumeOf(size [3]int) int { return size[0] * size[1] * size[2] }
 
 // SimilarityWork is the scratch of SimilarityLoss: for one sample at a time.
 func (e *Engine) SimilarityWork(k gpu.Similarity, d gpu.Dims) int64 {
 	p := planSimilarity(k, d)
-	n := int64(bytesOf(p.floats))
+	n := bytesOf(p.floats)
 	for _, c := range p.scales {
 		n += 3 * bytesOf(volumeOf(c.size))
 	}
@@ -225,20 +225,12 @@ func (w *similarity) measure(c *similarityScale, last bool) float64 {
 				if i%2 == 1 {
 					from = c.d
 				}
-				clear(column)
-				for k, by := range c.window[1] {
-					row := from[z*plane+(y+k)*nx:][:nx]
-					if i < 2 {
-						combineGo(column, column, row, by)
-					} else {
-						addSquaresGo(column, row, by)
-					}
+				if from = from[z*plane+y*nx:]; i < 2 {
+					windowGo(column, from, nx, c.window[1])
+				} else {
+					windowSquaresGo(column, from, nx, c.window[1])
 				}
-				to := blur(i, z, y)
-				clear(to)
-				for k, by := range c.window[2] {
-					combineGo(to, to, column[k:], by)
-				}
+				windowGo(blur(i, z, y), column, 1, c.window[2])
 			}
 		}
 	})
@@ -250,10 +242,7 @@ func (w *similarity) measure(c *similarityScale, last bool) float64 {
 			var m [4][]float32
 			for i := range m {
 				m[i] = w.scratchRow(z, i, vx)
-				clear(m[i])
-				for k, by := range c.window[0] {
-					combineGo(m[i], m[i], blur(i, z+k, y), by)
-				}
+				windowGo(m[i], w.v[w.plan.blurs[i]+(z*vy+y)*vx:], vy*vx, c.window[0])
 			}
 			if w.grads {
 				sum += similarityGo(m, maps(0, z, y), maps(1, z, y), maps(2, z, y), last)
@@ -273,32 +262,20 @@ func (w *similarity) measure(c *similarityScale, last bool) float64 {
 	w.e.pool.run(c.size[0], func(z int) {
 		for i := range w.plan.maps {
 			for y := range vy {
-				to := blur(i, z, y)
-				clear(to)
-				for k, by := range c.window[0] {
-					if from := z - k; from >= 0 && from < c.valid[0] {
-						combineGo(to, to, maps(i, from, y), by)
-					}
-				}
+				windowBackGo(blur(i, z, y), w.v[w.plan.maps[i]+y*vx:], vy*vx, z, c.valid[0], c.window[0])
 			}
 		}
 		per := float32(1 / voxels)
-		column := w.scratchRow(z, 3, vx)
+		ends := len(c.window[2]) - 1
+		padded := w.scratchRow(z, 3, vx+2*ends)
+		clear(padded)
+		column := padded[ends:][:vx]
 		for y := range c.size[1] {
 			var m [3][]float32
 			for i := range m {
-				clear(column)
-				for k, by := range c.window[1] {
-					if from := y - k; from >= 0 && from < vy {
-						combineGo(column, column, blur(i, z, from), by)
-					}
-				}
+				windowBackGo(column, w.v[w.plan.blurs[i]+z*vy*vx:], vx, y, vy, c.window[1])
 				m[i] = w.scratchRow(z, i, nx)
-				clear(m[i])
-				for k, by := range c.window[2] {
-					part := m[i][k:][:vx]
-					combineGo(part, part, column, by)
-				}
+				windowGo(m[i], padded, 1, c.window[2])
 			}
 			at := z*plane + y*nx
 			s, d, grad := c.s[at:][:nx], c.d[at:][:nx], c.grad[at:][:nx]
@@ -310,11 +287,47 @@ func (w *similarity) measure(c *similarityScale, last bool) float64 {
 	return mean
 }
 
-// addSquaresGo adds by·x².
-func addSquaresGo(to, x []float32, by float32) {
-	x = x[:len(to)]
+// windowGo writes Σ over k of w[k]·x[k*stride + i]. Windows are symmetric.
+func windowGo(to, x []float32, stride int, w []float32) {
+	n := len(to)
+	if len(w) != windowTaps {
+		clear(to)
+		for k, by := range w {
+			combineGo(to, to, x[k*stride:], by)
+		}
+		return
+	}
+	w0, w1, w2, w3, w4, w5 := w[0], w[1], w[2], w[3], w[4], w[5]
+	a0, a1, a2, a3 := x[:n], x[stride:][:n], x[2*stride:][:n], x[3*stride:][:n]
+	a4, a5, a6, a7 := x[4*stride:][:n], x[5*stride:][:n], x[6*stride:][:n], x[7*stride:][:n]
+	a8, a9, a10 := x[8*stride:][:n], x[9*stride:][:n], x[10*stride:][:n]
 	for i := range to {
-		to[i] += by * (x[i] * x[i])
+		to[i] = w0*(a0[i]+a10[i]) + w1*(a1[i]+a9[i]) + w2*(a2[i]+a8[i]) + w3*(a3[i]+a7[i]) + w4*(a4[i]+a6[i]) + w5*a5[i]
+	}
+}
+
+// windowSquaresGo is windowGo of x².
+func windowSquaresGo(to, x []float32, stride int, w []float32) {
+	clear(to)
+	for k, by := range w {
+		row := x[k*stride:][:len(to)]
+		for i := range to {
+			to[i] += by * (row[i] * row[i])
+		}
+	}
+}
+
+// windowBackGo is the adjoint of windowGo at position at: Σ over k with 0 ≤ at-k < n of w[k]·x[(at-k)*stride + i].
+func windowBackGo(to, x []float32, stride, at, n int, w []float32) {
+	if first := at - len(w) + 1; first >= 0 && at < n {
+		windowGo(to, x[first*stride:], stride, w)
+		return
+	}
+	clear(to)
+	for k, by := range w {
+		if from := at - k; from >= 0 && from < n {
+			combineGo(to, to, x[from*stride:], by)
+		}
 	}
 }
 

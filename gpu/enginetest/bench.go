@@ -176,4 +176,5 @@ func Bench(b *testing.B, open func() gpu.Engine) {
 		loss, work := r.alloc(4), r.alloc(r.e.QuantizeWork(k, z))
 		return func() { r.e.Quantize(k, tz, book, idx, tq, counts, sums, loss, work) }
 	})
+	benchGAN(run)
 }

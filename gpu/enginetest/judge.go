@@ -82,16 +82,16 @@ func testJudgeLoss(t *testing.T, r *rig) {
 
 // testJudgeLossEdges has logits on hinge's corner, whose slope is 0, and logits so large that exp overflows.
 func testJudgeLossEdges(t *testing.T, r *rig) {
-	x := []float64{1, -1, 500, -500}
+	x := []float64{1, -1, 1000, -1000}
 	d := gpu.Dims{N: 1, D: 1, H: 1, W: len(x), C: 1}
 	for _, c := range []struct {
 		j        gpu.Judge
 		loss, dx [4]float64
 	}{
-		{gpu.Judge{Loss: gpu.Hinge, Side: gpu.OnReal}, [4]float64{0, 2, 0, 501}, [4]float64{0, -1, 0, -1}},
-		{gpu.Judge{Loss: gpu.Hinge, Side: gpu.OnFake}, [4]float64{2, 0, 501, 0}, [4]float64{1, 0, 1, 0}},
+		{gpu.Judge{Loss: gpu.Hinge, Side: gpu.OnReal}, [4]float64{0, 2, 0, 1001}, [4]float64{0, -1, 0, -1}},
+		{gpu.Judge{Loss: gpu.Hinge, Side: gpu.OnFake}, [4]float64{2, 0, 1001, 0}, [4]float64{1, 0, 1, 0}},
 		{gpu.Judge{Loss: gpu.Vanilla, Side: gpu.OnReal},
-			[4]float64{math.Log1p(math.Exp(-1)), math.Log1p(math.E), 0, 500}, [4]float64{-1 / (1 + math.E), -math.E / (1 + math.E), 0, -1}},
+			[4]float64{math.Log1p(math.Exp(-1)), math.Log1p(math.E), 0, 1000}, [4]float64{-1 / (1 + math.E), -math.E / (1 + math.E), 0, -1}},
 	} {
 		for i, l := range x {
 			one := gpu.Dims{N: 1, D: 1, H: 1, W: 1, C: 1}

@@ -85,10 +85,8 @@ func refSimilarity(k gpu.Similarity, d gpu.Dims, y, t []float64) float64 {
 				count++
 			})
 			product *= math.Pow(max(mean/count, 1e-6), weight)
-			var next [3]int
-			a, next = refHalve(a, size)
+			a, _ = refHalve(a, size)
 			b, size = refHalve(b, size)
-			size = next
 		}
 		sum += 1 - product
 	}
@@ -158,7 +156,9 @@ func testSimilarityLoss(t *testing.T, r *rig) {
 		{gpu.Dims{N: 1, D: 1, H: 12, W: 13, C: 1}, []float64{1}, 0.2},
 		{gpu.Dims{N: 2, D: 3, H: 5, W: 13, C: 1}, []float64{0.4, 0.6}, 0.3},
 		{gpu.Dims{N: 1, D: 12, H: 2, W: 7, C: 1}, []float64{0.3, 0.3, 0.4}, 0.1},
-		{gpu.Dims{N: 1, D: 2, H: 3, W: 15, C: 1}, []float64{0.5, 0.5}, 2}, // contrary: factors may be clipped
+		{gpu.Dims{N: 1, D: 22, H: 1, W: 12, C: 1}, []float64{0.5, 0.5}, 0.3},
+		{gpu.Dims{N: 1, D: 1, H: 23, W: 3, C: 1}, []float64{1}, 0.3},
+		{gpu.Dims{N: 1, D: 2, H: 3, W: 15, C: 1}, []float64{0.05, 0.05}, 2}, // contrary: factors are clipped
 	} {
 		d := c.d
 		x, y := random(rng, d.Len()), random(rng, d.Len())
