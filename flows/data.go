@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/flowrun/flowrun/stages/files"
 	"github.com/flowrun/flowrun/stages/read"
 	"github.com/flowrun/flowrun/stages/tile"
 	"github.com/flowrun/flowrun/stages/train"
@@ -53,8 +54,7 @@ func (j *Job) leaveWritten(scans []*volume.Scan, bad []read.Bad) ([]*volume.Scan
 		return scans, bad, 0
 	}
 	inside := func(path string) bool {
-		rel, err := filepath.Rel(absolute(w.Dir), absolute(path))
-		return err == nil && filepath.IsLocal(rel)
+		return files.Below(files.Absolute(path), files.Absolute(w.Dir))
 	}
 	if slices.ContainsFunc(r.Scans, func(s string) bool { return inside(s) || strings.EqualFold(filepath.Ext(s), ".txt") }) {
 		return scans, bad, 0
@@ -66,13 +66,6 @@ func (j *Job) leaveWritten(scans []*volume.Scan, bad []read.Bad) ([]*volume.Scan
 		s.Index = i
 	}
 	return scans, bad, n - len(scans) - len(bad)
-}
-
-func absolute(path string) string {
-	if abs, err := filepath.Abs(path); err == nil {
-		return abs
-	}
-	return filepath.Clean(path)
 }
 
 // listScans lists the scans that are there now. Those that are bad are given with an error, too.

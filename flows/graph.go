@@ -53,7 +53,7 @@ func (r *run) wire(g *pipe.Graph) {
 		pipe.Discard(w.slabs, endStage)
 	case codeGrids:
 		pipe.Discard(w.codes, endStage)
-	case files:
+	case writtenFiles:
 		pipe.Discard(w.files, endStage)
 	}
 }

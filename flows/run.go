@@ -23,6 +23,7 @@ import (
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/checkpoint"
 	"github.com/flowrun/flowrun/stages/codes"
+	"github.com/flowrun/flowrun/stages/files"
 	"github.com/flowrun/flowrun/stages/observe"
 	"github.com/flowrun/flowrun/stages/pipe"
 	"github.com/flowrun/flowrun/stages/read"
@@ -198,11 +199,11 @@ func (r *run) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	config := r.file("config.yaml")
-	if err := os.WriteFile(config+".tmp", j.resolved, 0o644); err != nil {
-		return errors.Join(err, os.Remove(config+".tmp"))
-	}
-	if err := os.Rename(config+".tmp", config); err != nil {
+	err = files.Write(r.file("config.yaml"), func(w io.Writer) error {
+		_, err := w.Write(j.resolved)
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	e := r.log.Info().Str("event", "start").Str("memory", r.parts.String())

@@ -17,16 +17,16 @@ import (
 
 // What flows between stages; nothing in front of a source.
 const (
-	nothing   = ""
-	scans     = "Scan" // within read
-	volumes   = "Volume"
-	patches   = "Patch"
-	batches   = "Batch"
-	snapshots = "Snapshot"
-	outputs   = "Output"
-	slabs     = "Slab"
-	codeGrids = "Codes"
-	files     = "File"
+	nothing      = ""
+	scans        = "Scan" // within read
+	volumes      = "Volume"
+	patches      = "Patch"
+	batches      = "Batch"
+	snapshots    = "Snapshot"
+	outputs      = "Output"
+	slabs        = "Slab"
+	codeGrids    = "Codes"
+	writtenFiles = "File"
 )
 
 // stage is one row of the table: what a name in the YAML's flow stands for.
@@ -62,7 +62,7 @@ func stages() []stage {
 			doc: "Puts overlapping tiles back together into whole volumes, slice by slice, the same bits in whatever order they come."},
 		{name: "measure", in: slabs, out: slabs, once: true, options: func() any { return new(metrics.Options) }, wire: wireMeasure,
 			doc: "Measures merged volumes against their scans: PSNR, 3D SSIM, MAE in HU by tissue, bits per voxel, codebook usage, seams, next to the trilinear baseline. Writes measures.json and measures.csv and prints a table."},
-		{name: "write", in: slabs, out: files, once: true, options: func() any { return new(write.Options) }, wire: wireWrite,
+		{name: "write", in: slabs, out: writtenFiles, once: true, options: func() any { return new(write.Options) }, wire: wireWrite,
 			doc: "Writes merged volumes as NIfTI in HU, on the grid of the scan that they were made from."},
 
 		{name: "encode", in: volumes, out: codeGrids, once: true, options: func() any { return new(infer.CodeOptions) }, wire: wireEncode,

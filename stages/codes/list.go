@@ -4,14 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"unicode"
 
 	"github.com/bmatcuk/doublestar/v4"
+
+	"github.com/flowrun/flowrun/stages/files"
 	"github.com/flowrun/flowrun/stages/safetensors"
 	"github.com/flowrun/flowrun/stages/volume"
 )
@@ -31,20 +31,20 @@ func List(o LoadOptions) (scans []*volume.Scan, bad []Bad, err error) {
 	if err := o.Check(); err != nil {
 		return nil, nil, err
 	}
-	f := found{paths: map[string]string{}}
+	var f found
 	for _, place := range o.Codes {
 		if err := f.add(place); err != nil {
 			return nil, nil, fmt.Errorf("codes: %s: %w", place, err)
 		}
 	}
-	for _, e := range f.ids() {
-		scan, err := describe(e.path)
+	for _, e := range f.Entries(short) {
+		scan, err := describe(e.Path)
 		if err != nil {
-			reason, _ := strings.CutPrefix(err.Error(), e.path+": ")
-			bad = append(bad, Bad{e.id, e.path, reason})
+			reason, _ := strings.CutPrefix(err.Error(), e.Path+": ")
+			bad = append(bad, Bad{e.ID, e.Path, reason})
 			continue
 		}
-		scan.ID, scan.Path, scan.Index = e.id, e.path, len(scans)
+		scan.ID, scan.Path, scan.Index = e.ID, e.Path, len(scans)
 		scans = append(scans, scan)
 	}
 	if len(scans) == 0 {
@@ -66,11 +66,8 @@ func describe(path string) (*volume.Scan, error) {
 	return c.Scan, nil
 }
 
-// found is the files that places name, and the folders that they were looked for in.
-type found struct {
-	paths map[string]string // absolute path → path as it is shown
-	roots []string          // absolute
-}
+// found is the files that places name.
+type found struct{ files.Found }
 
 func (f *found) add(place string) error {
 	if place == "" {
@@ -80,7 +77,8 @@ func (f *found) add(place string) error {
 	dir, pattern := place, "**/*"+Ending
 	switch {
 	case err == nil && !info.IsDir():
-		f.file(filepath.Dir(place), place)
+		f.Root(filepath.Dir(place))
+		f.Add(place)
 		return nil
 	case errors.Is(err, fs.ErrNotExist) && strings.ContainsAny(place, "*?[{"):
 		dir, pattern = doublestar.SplitPattern(filepath.ToSlash(place))
@@ -88,10 +86,10 @@ func (f *found) add(place string) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return errors.New("no such file or folder (want a folder, a file or a pattern)")
 	case err != nil:
-		return reason(err)
+		return files.Reason(err)
 	}
 	if _, err := os.ReadDir(dir); err != nil {
-		return fmt.Errorf("folder %s: %w", dir, reason(err))
+		return fmt.Errorf("folder %s: %w", dir, files.Reason(err))
 	}
 	names, err := doublestar.Glob(os.DirFS(dir), pattern, doublestar.WithFilesOnly(), doublestar.WithNoHidden())
 	if err != nil {
@@ -101,79 +99,18 @@ func (f *found) add(place string) error {
 	if len(names) == 0 {
 		return fmt.Errorf("no %s file", Ending)
 	}
+	f.Root(dir)
 	for _, name := range names {
-		f.file(dir, filepath.Join(dir, filepath.FromSlash(name)))
+		f.Add(filepath.Join(dir, filepath.FromSlash(name)))
 	}
 	return nil
 }
 
-func (f *found) file(root, path string) {
-	f.roots = append(f.roots, absolute(root))
-	if abs := absolute(path); f.paths[abs] == "" {
-		f.paths[abs] = filepath.Clean(path)
+// short is an ID without the ending of a file of codes, if anything is left.
+func short(rel string) string {
+	base := strings.TrimSuffix(strings.TrimSuffix(rel, ".safetensors"), ".codes")
+	if base == "" || strings.HasSuffix(base, "/") {
+		return rel
 	}
-}
-
-type entry struct{ id, path string }
-
-// ids gives every file its ID. Characters that don't belong in a name become _.
-func (f *found) ids() []entry {
-	top := common(f.roots)
-	taken := map[string]bool{}
-	var entries []entry
-	for _, abs := range slices.Sorted(maps.Keys(f.paths)) {
-		rel, err := filepath.Rel(top, abs)
-		if err != nil || !filepath.IsLocal(rel) {
-			rel = strings.TrimLeft(filepath.ToSlash(abs), "/")
-		}
-		rel = clean(filepath.ToSlash(rel))
-		base := strings.TrimSuffix(strings.TrimSuffix(rel, ".safetensors"), ".codes")
-		if base == "" || strings.HasSuffix(base, "/") {
-			base = rel
-		}
-		id := base
-		for n := 2; taken[id]; n++ {
-			id = fmt.Sprintf("%s~%d", base, n)
-		}
-		taken[id] = true
-		entries = append(entries, entry{id, f.paths[abs]})
-	}
-	slices.SortFunc(entries, func(a, b entry) int { return strings.Compare(a.id, b.id) })
-	return entries
-}
-
-func clean(id string) string {
-	return strings.Map(func(r rune) rune {
-		if r == unicode.ReplacementChar || !unicode.IsPrint(r) || strings.ContainsRune(`\:*?"<>|`, r) {
-			return '_'
-		}
-		return r
-	}, id)
-}
-
-// common is the deepest folder that holds all of dirs, which are absolute and clean.
-func common(dirs []string) string {
-	top := dirs[0]
-	for _, d := range dirs[1:] {
-		for d != top && !strings.HasPrefix(d, strings.TrimSuffix(top, string(filepath.Separator))+string(filepath.Separator)) && top != filepath.Dir(top) {
-			top = filepath.Dir(top)
-		}
-	}
-	return top
-}
-
-func absolute(path string) string {
-	abs, err := filepath.Abs(path)
-	if err != nil { // the working folder is gone
-		return filepath.Clean(path)
-	}
-	return abs
-}
-
-// reason drops the path from an error of os: it is already named.
-func reason(err error) error {
-	if p, ok := errors.AsType[*fs.PathError](err); ok {
-		return p.Err
-	}
-	return err
+	return base
 }

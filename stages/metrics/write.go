@@ -3,12 +3,13 @@ package metrics
 import (
 	"encoding/csv"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strconv"
+
+	"github.com/flowrun/flowrun/stages/files"
 )
 
 // Write writes measures.json and measures.csv into a folder, which it makes if need be. Each file appears whole or not
@@ -17,7 +18,7 @@ func (s Summary) Write(dir string) error {
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return err
 	}
-	err := writeWhole(filepath.Join(dir, "measures.json"), func(w io.Writer) error {
+	err := files.Write(filepath.Join(dir, "measures.json"), func(w io.Writer) error {
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")
 		return e.Encode(s)
@@ -25,7 +26,7 @@ func (s Summary) Write(dir string) error {
 	if err != nil {
 		return err
 	}
-	return writeWhole(filepath.Join(dir, "measures.csv"), s.CSV)
+	return files.Write(filepath.Join(dir, "measures.csv"), s.CSV)
 }
 
 // CSV writes a row for each scan and the rows pooled and mean, with a head. The first column says which it is: scan,
@@ -68,22 +69,4 @@ func text(value any) string {
 		return strconv.FormatFloat(x, 'g', -1, 64)
 	}
 	return fmt.Sprint(value)
-}
-
-// writeWhole writes path+".tmp" and renames it.
-func writeWhole(path string, write func(io.Writer) error) error {
-	tmp := path + ".tmp"
-	f, err := os.Create(tmp)
-	if err != nil {
-		return err
-	}
-	err = errors.Join(write(f), f.Close())
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		_ = os.Remove(tmp)
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return nil
 }

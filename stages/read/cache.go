@@ -14,6 +14,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/flowrun/flowrun/stages/files"
 	"github.com/flowrun/flowrun/stages/nifti"
 	"github.com/flowrun/flowrun/stages/volume"
 )
@@ -52,7 +53,7 @@ func newCache(scan *volume.Scan, p *plan, o *Options) *cache {
 	if !p.raw {
 		options += fmt.Sprintf(", window_hu %v", o.WindowHU)
 	}
-	key := sha256.Sum256([]byte(absolute(scan.Path) + "\x00" + options))
+	key := sha256.Sum256([]byte(files.Absolute(scan.Path) + "\x00" + options))
 	name := filepath.Base(scan.ID)
 	for _, ext := range []string{".gz", ".nii", ".hdr"} {
 		name = strings.TrimSuffix(name, ext)
@@ -216,7 +217,7 @@ func (s *cacheFile) Rows(z, y0, y1 int, buf []int16) ([]int16, error) {
 	}
 	b := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(buf))), 2*len(buf))
 	if _, err := s.f.ReadAt(b, s.at+2*int64(w)*(int64(z)*int64(s.dims[1])+int64(y0))); err != nil {
-		return nil, fmt.Errorf("cache %s: %w", s.f.Name(), reason(err))
+		return nil, fmt.Errorf("cache %s: %w", s.f.Name(), files.Reason(err))
 	}
 	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
 		for i := range buf {

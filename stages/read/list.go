@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/flowrun/flowrun/stages/files"
 	"github.com/flowrun/flowrun/stages/nifti"
 	"github.com/flowrun/flowrun/stages/volume"
 )
@@ -40,7 +41,7 @@ func List(ctx context.Context, o Options) (scans []*volume.Scan, bad []Bad, err 
 	if err := checkCache(o.Cache); err != nil {
 		return nil, nil, err
 	}
-	entries := f.ids()
+	entries := f.Entries(nil)
 	results := make([]struct {
 		scan *volume.Scan
 		err  error
@@ -65,7 +66,7 @@ func List(ctx context.Context, o Options) (scans []*volume.Scan, bad []Bad, err 
 	bad = f.bad
 	for i, r := range results {
 		if r.err != nil {
-			bad = append(bad, Bad{Scan: entries[i].id, Path: entries[i].path, Reason: r.err.Error()})
+			bad = append(bad, Bad{Scan: entries[i].ID, Path: entries[i].Path, Reason: r.err.Error()})
 			continue
 		}
 		r.scan.Index = len(scans)
@@ -83,18 +84,18 @@ func checkCache(dir string) error {
 		return nil
 	}
 	if err := os.MkdirAll(dir, 0o777); err != nil {
-		return fmt.Errorf("cache: %s: %w", dir, reason(err))
+		return fmt.Errorf("cache: %s: %w", dir, files.Reason(err))
 	}
 	f, err := os.CreateTemp(dir, ".write-*.tmp")
 	if err != nil {
-		return fmt.Errorf("cache: %s: %w", dir, reason(err))
+		return fmt.Errorf("cache: %s: %w", dir, files.Reason(err))
 	}
 	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 
 // describe reads one header.
-func describe(e entry, o *Options) (*volume.Scan, error) {
-	r, err := nifti.Open(e.path, nifti.Limits{Bytes: o.MaxBytes})
+func describe(e files.Entry, o *Options) (*volume.Scan, error) {
+	r, err := nifti.Open(e.Path, nifti.Limits{Bytes: o.MaxBytes})
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +106,7 @@ func describe(e entry, o *Options) (*volume.Scan, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &volume.Scan{ID: e.id, Path: e.path, Dims: p.dims, Spacing: p.spacing, Digest: digest(r.Header),
+	return &volume.Scan{ID: e.ID, Path: e.Path, Dims: p.dims, Spacing: p.spacing, Digest: digest(r.Header),
 		Rising: p.geometry.Axes[2] == 2 && !p.geometry.Flip[2]}, nil
 }
 

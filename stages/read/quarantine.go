@@ -9,6 +9,8 @@ import (
 	"os"
 	"slices"
 	"sync"
+
+	"github.com/flowrun/flowrun/stages/files"
 )
 
 // Quarantine is the list of bad scans of a run, kept in a file of JSON lines. Its methods may be called from several
@@ -28,7 +30,7 @@ func OpenQuarantine(path string) (*Quarantine, error) {
 	q := &Quarantine{path: path, has: map[string]bool{}}
 	b, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w", path, reason(err))
+		return nil, fmt.Errorf("%s: %w", path, files.Reason(err))
 	}
 	for n := 1; ; n++ {
 		line, rest, whole := bytes.Cut(b, []byte("\n"))
@@ -68,7 +70,7 @@ func (q *Quarantine) Add(bad Bad) error {
 	}
 	line = append(line, '\n')
 	if err := q.write(line); err != nil {
-		return fmt.Errorf("%s: %w", q.path, reason(err))
+		return fmt.Errorf("%s: %w", q.path, files.Reason(err))
 	}
 	q.size += int64(len(line))
 	q.put(bad)

@@ -9,9 +9,10 @@ import (
 	"html/template"
 	"io"
 	"math"
-	"os"
 	"strings"
 	"time"
+
+	"github.com/flowrun/flowrun/stages/files"
 )
 
 // State is how a run stands, or how it ended.
@@ -192,7 +193,7 @@ func Duration(d time.Duration) string {
 
 // WritePage writes a page into a file at path, whose folder exists. The file appears whole or not at all.
 func WritePage(path string, p *Page) error {
-	return writeWhole(path, func(f *os.File) error {
+	return files.Write(path, func(f io.Writer) error {
 		b := bufio.NewWriterSize(f, 1<<16)
 		if err := p.Write(b); err != nil {
 			return err

@@ -1,16 +1,17 @@
 package report
 
 import (
-	"errors"
 	"fmt"
 	"image"
 	"image/png"
+	"io"
 	"math"
-	"os"
 	"slices"
 	"strings"
 
 	"golang.org/x/image/font"
+
+	"github.com/flowrun/flowrun/stages/files"
 )
 
 // Plane is a picture of one plane, in display order (see Cuts), in [-1, 1].
@@ -171,7 +172,7 @@ func WriteSample(path string, s Sample) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	return writeWhole(path, func(f *os.File) error { return png.Encode(f, m) })
+	return files.Write(path, func(f io.Writer) error { return png.Encode(f, m) })
 }
 
 // Display is a window that radiologists look through.
@@ -203,22 +204,4 @@ func WriteDisplays(base string, s Sample) (paths []string, err error) {
 		write(base+"-"+strings.ReplaceAll(d.Name, " ", "-")+".png", s)
 	}
 	return paths, err
-}
-
-// writeWhole writes path+".tmp" and renames it.
-func writeWhole(path string, write func(*os.File) error) error {
-	tmp := path + ".tmp"
-	f, err := os.Create(tmp)
-	if err != nil {
-		return err
-	}
-	err = errors.Join(write(f), f.Close())
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		_ = os.Remove(tmp)
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return nil
 }

@@ -1,0 +1,92 @@
+package files
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// IDs are of what is named: the same wherever the folders lie, and no two files have one.
+func TestEntries(t *testing.T) {
+	root := t.TempDir()
+	at := func(name string) string { return filepath.Join(root, filepath.FromSlash(name)) }
+	cut := func(rel string) string { return strings.TrimSuffix(rel, ".b") }
+	for _, c := range []struct {
+		roots, paths []string
+		name         func(string) string
+		want         []string // ID, path
+	}{
+		{nil, nil, nil, nil},
+		{[]string{"x"}, []string{"x/b", "x/a/c", "x/a/../b"}, nil, []string{"a/c", "x/a/c", "b", "x/b"}},
+		{[]string{"x/a", "x/b"}, []string{"x/a/1", "x/b/1"}, nil, []string{"a/1", "x/a/1", "b/1", "x/b/1"}},
+		{[]string{"x", "xy"}, []string{"x/1", "xy/1"}, nil, []string{"x/1", "x/1", "xy/1", "xy/1"}},
+		{[]string{"x"}, []string{"x/a:b", "x/a?b", "x/a\x01b"}, nil, []string{"a_b", "x/a\x01b", "a_b~2", "x/a:b", "a_b~3", "x/a?b"}},
+		{[]string{"x"}, []string{"x/a.b", "x/a"}, cut, []string{"a", "x/a", "a~2", "x/a.b"}},
+	} {
+		var f Found
+		for _, r := range c.roots {
+			f.Root(at(r))
+		}
+		for _, p := range c.paths {
+			f.Add(at(p))
+		}
+		var got []string
+		for _, e := range f.Entries(c.name) {
+			got = append(got, e.ID, e.Path)
+		}
+		for i := 1; i < len(c.want); i += 2 {
+			c.want[i] = at(c.want[i])
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%v: %q, want %q", c.paths, got, c.want)
+		}
+	}
+	var f Found
+	f.Root(at("x"))
+	f.Add(at("y/1"))
+	if e := f.Entries(nil); e[0].ID != strings.TrimLeft(filepath.ToSlash(at("y/1")), "/") {
+		t.Errorf("outside of all roots: %q", e)
+	}
+}
+
+func TestBelow(t *testing.T) {
+	for _, c := range []struct {
+		path, dir string
+		want      bool
+	}{{"/a/b", "/a", true}, {"/a", "/a", true}, {"/ab", "/a", false}, {"/a", "/", true}, {"/a", "/a/b", false}} {
+		if Below(filepath.FromSlash(c.path), filepath.FromSlash(c.dir)) != c.want {
+			t.Errorf("%s below %s: %v", c.path, c.dir, !c.want)
+		}
+	}
+}
+
+// A file is what was written, or what it was before.
+func TestWrite(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a")
+	torn := errors.New("torn")
+	for _, c := range []struct {
+		text string
+		err  error
+		want string
+	}{{"one", nil, "one"}, {"tw", torn, "one"}, {"three", nil, "three"}} {
+		err := Write(path, func(w io.Writer) error {
+			_, err := io.WriteString(w, c.text)
+			return errors.Join(err, c.err)
+		})
+		if !errors.Is(err, c.err) || err != nil && !strings.HasPrefix(err.Error(), path+": ") {
+			t.Errorf("%q: %v", c.text, err)
+		}
+		got, err := os.ReadFile(path)
+		list, _ := os.ReadDir(filepath.Dir(path))
+		if err != nil || string(got) != c.want || len(list) != 1 {
+			t.Errorf("%q is there, %d files: %v", got, len(list), err)
+		}
+	}
+	if err := Write(filepath.Join(path, "b"), func(io.Writer) error { return nil }); err == nil || strings.Count(err.Error(), path) != 1 {
+		t.Error(err)
+	}
+}
