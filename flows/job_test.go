@@ -309,7 +309,7 @@ func TestShipped(t *testing.T) {
 }
 
 func TestExitCode(t *testing.T) {
-	diverged := &train.DivergedError{Step: 3, Tags: make([]volume.Tag, 1), Err: &vqgan.NonFiniteError{}}
+	diverged := &train.DivergedError{Incident: train.Incident{Step: 3}, Tags: make([]volume.Tag, 1), Err: &vqgan.NonFiniteError{}}
 	for _, c := range []struct {
 		err  error
 		want int

@@ -149,7 +149,7 @@ func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch
 		return err
 	}
 	if c, ok := option[checkpoint.Options](p.Job); ok {
-		p.line("disk\t%s a checkpoint, %s at most for all that are kept", size(state), size(c.Disk(state)))
+		p.line("disk\t%s a checkpoint, %s at most for all that are kept", size(state), size(c.Disk(state, o.Guard.Tries > 0)))
 	}
 	return p.time(ctx, o, patch)
 }

@@ -118,6 +118,9 @@ func (r *run) done() {
 	e := r.log.Info().Str("event", "done")
 	if r.loop != nil {
 		e = e.Int("steps", r.loop.Step)
+		if g := r.loop.Guard; g != nil && g.Incidents > 0 {
+			e = e.Int("incidents", g.Incidents)
+		}
 	}
 	if r.last != "" {
 		e = e.Str("checkpoint", r.last)

@@ -60,6 +60,7 @@ type run struct {
 	back       *back     // with a trained model, on the way back
 	out        io.Writer // where results go that people asked for
 
+	began  time.Time
 	start  volume.Cursor
 	epochs int            // the source ends before this one
 	left   map[string]int // patches left of the scans that start's epoch has begun
@@ -86,7 +87,7 @@ func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) 
 		return j.unwritable(err)
 	}
 	defer unlock()
-	r := &run{job: j, out: ui.Out, epochs: 1, warned: map[string]bool{}}
+	r := &run{job: j, out: ui.Out, epochs: 1, warned: map[string]bool{}, began: time.Now()}
 	r.progress = observe.NewProgress(ui.Err, observe.ProgressOptions{Terminal: ui.Terminal, Quiet: ui.Quiet})
 	defer func() { _ = r.progress.Close() }()
 	var closeLog func() error
@@ -234,6 +235,9 @@ func (r *run) resume() (*volume.Snapshot, error) {
 	if r.store, err = checkpoint.Open(r.file("checkpoints"), *o); err != nil {
 		return nil, err
 	}
+	if tr, _ := option[train.Options](r.job); tr.Guard.Tries > 0 {
+		r.store.Probation = tr.Guard.Reach()
+	}
 	from := r.job.run.Resume
 	if from != "auto" && from != "never" {
 		if _, err := os.Stat(from); err != nil {
@@ -261,6 +265,7 @@ func (r *run) resume() (*volume.Snapshot, error) {
 			return nil, err
 		}
 	}
+	r.store.Tidy()
 	r.last = path
 	r.log.Info().Str("event", "resume").Str("checkpoint", path).Int("step", snap.Step).Int("epoch", snap.Cursor.Epoch).Msg("going on")
 	return snap, r.job.agrees(snap, path)
@@ -352,49 +357,74 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options, t tile.Options) 
 		return err
 	}
 	r.session, r.engine = session, engine
-	l := &train.Loop{Model: session, Hours: time.Duration(j.run.Hours * float64(time.Hour)), MaxSteps: o.MaxSteps,
-		Every: j.snapshotsEvery(), EveryVal: o.Validate.Every, Report: r.report, Meta: r.meta}
+	if err := r.fill(snap, o); err != nil {
+		return err
+	}
+	guard, err := r.openGuard(snap, o)
+	if err != nil {
+		return err
+	}
 	b, _ := option[batch.Options](j)
 	total := r.data.steps(o.Epochs, b.Size)
 	r.epochs = o.Epochs
 	if o.MaxSteps > 0 {
 		total = min(total, o.MaxSteps)
 	}
-	if l.Hours > 0 {
+	if j.run.Hours > 0 {
 		total, r.epochs = 0, math.MaxInt
+		if snap != nil {
+			total, _ = strconv.Atoi(snap.Meta["total"])
+		}
 	}
+	if total > 0 && o.Warmup > total {
+		r.log.Warn().Int("warmup", o.Warmup).Int("steps", total).Msg("train.warmup is longer than the run: the learning rate never gets to train.lr")
+	}
+	r.validator = j.newValidator(session, r.data, validateOptions{patch: t.Patch, limit: o.Validate.Patches, whole: o.Validate.Whole, ema: o.EMA > 0,
+		workers: j.workers(), setAside: r.setAside, status: r.progress.Status})
+	if r.validator == nil {
+		r.log.Warn().Msg("no scan is held out: nothing is validated, and no checkpoint can be called the best")
+	}
+	r.loop = r.newLoop(snap, o, total, guard)
+	return nil
+}
+
+// fill gives the session a snapshot's state, or the weights that a new run begins with.
+func (r *run) fill(snap *volume.Snapshot, o train.Options) error {
 	switch {
 	case snap != nil:
-		if err := session.SetState(arrays(snap), true); err != nil {
+		if err := r.session.SetState(arrays(snap), true); err != nil {
 			return fmt.Errorf("%s: %w", r.last, err)
-		}
-		l.Step, l.Cursor = snap.Step, snap.Cursor
-		if l.Hours > 0 {
-			total, _ = strconv.Atoi(snap.Meta["total"])
 		}
 	case o.Init != "":
 		from, err := checkpoint.Load(o.Init)
 		if err != nil {
 			return configErrorf("train.init: %w", err)
 		}
-		if err := session.LoadWeights(arrays(from), false); err != nil {
+		if err := r.session.LoadWeights(arrays(from), false); err != nil {
 			return configErrorf("train.init: %s: %w", o.Init, err)
 		}
 	}
-	if total > 0 && o.Warmup > total {
-		r.log.Warn().Int("warmup", o.Warmup).Int("steps", total).Msg("train.warmup is longer than the run: the learning rate never gets to train.lr")
+	return nil
+}
+
+// newLoop is the loop that goes on from a snapshot, nil for the beginning, up to a last step, 0 where that isn't known yet.
+func (r *run) newLoop(snap *volume.Snapshot, o train.Options, total int, guard *train.Guard) *train.Loop {
+	l := &train.Loop{Model: r.session, Guard: guard, MaxSteps: o.MaxSteps, Every: r.job.snapshotsEvery(), EveryVal: o.Validate.Every,
+		Report: r.report, Meta: r.meta, Schedule: optim.Schedule{LR: o.LR, Warmup: o.Warmup, Steps: total, Cosine: o.Schedule == "cosine"}}
+	if hours := r.job.run.Hours; hours > 0 {
+		l.Hours = max(1, time.Duration(hours*float64(time.Hour))-time.Since(r.began))
 	}
-	l.Schedule = optim.Schedule{LR: o.LR, Warmup: o.Warmup, Steps: total, Cosine: o.Schedule == "cosine"}
-	r.validator = j.newValidator(session, r.data, validateOptions{patch: t.Patch, limit: o.Validate.Patches, whole: o.Validate.Whole, ema: o.EMA > 0,
-		workers: j.workers(), setAside: r.setAside, status: r.progress.Status})
+	if snap != nil {
+		l.Step, l.Cursor = snap.Step, snap.Cursor
+	}
 	if r.validator != nil {
 		l.Validate = r.validate
 		l.Due = snap != nil && len(snap.Metrics) == 0 && l.Step > 0 && (l.Step%o.Validate.Every == 0 || total > 0 && l.Step >= total)
-	} else {
-		r.log.Warn().Msg("no scan is held out: nothing is validated, and no checkpoint can be called the best")
 	}
-	r.loop = l
-	return nil
+	if d, ok := l.Model.(train.Delayer); ok && guard != nil && guard.GANStart > 0 {
+		d.SetGANStart(guard.GANStart)
+	}
+	return l
 }
 
 func arrays(s *volume.Snapshot) []vqgan.Array {
@@ -424,6 +454,11 @@ func (r *run) meta(l *train.Loop) (map[string]string, error) {
 		return nil, err
 	}
 	meta["scans"], meta["held"] = string(scans), string(held)
+	if l.Guard != nil {
+		if meta["guard"], err = l.Guard.Save(); err != nil {
+			return nil, err
+		}
+	}
 	meta["config"], meta["total"] = string(r.job.resolved), strconv.Itoa(l.Schedule.Steps)
 	return meta, nil
 }
@@ -435,12 +470,27 @@ func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
 			Msg("already trained to its last step; raise train.epochs to go on")
 		return nil
 	}
-	g := pipe.New(ctx)
-	r.stats = g.Stats
-	r.watch.start(g.Stats)
-	r.wire(g)
-	err := r.attend(g, soft)
-	r.watch.over()
+	var g *pipe.Graph
+	var err error
+	for {
+		g = pipe.New(ctx)
+		r.stats, r.boundStats, r.boundAt = g.Stats, nil, time.Time{}
+		r.watch.start(g.Stats)
+		r.wire(g)
+		err = r.attend(g, soft)
+		r.watch.over()
+		d, ok := errors.AsType[*train.DivergedError](err)
+		if !ok || r.loop.Guard == nil || ctx.Err() != nil {
+			break
+		}
+		goesOn, failed := r.goBack(ctx, d)
+		if failed != nil {
+			err = failed
+		}
+		if failed != nil || !goesOn {
+			break
+		}
+	}
 	var tooLarge *pipe.TooLargeError
 	switch {
 	case errors.As(err, &tooLarge):

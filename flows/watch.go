@@ -74,10 +74,13 @@ func newWatch(r *run, incidents *observe.Incidents) *watch {
 		stop: make(chan struct{})}
 }
 
-// start has the watch look on by itself, from before the graph is wired. end ends it.
+// start has the watch look on by itself, from before a graph is wired; the run may have gone back since the one before it. end
+// ends it.
 func (w *watch) start(stats func() []pipe.Stat) {
 	w.mu.Lock()
+	again := w.ended != nil
 	w.stats, w.firstAt = stats, time.Now()
+	w.ended, w.recent, w.values = nil, nil, nil
 	if l := w.run.loop; l != nil {
 		w.first, w.step.Step, w.total = l.Step, l.Step, l.Schedule.Steps
 	}
@@ -88,7 +91,9 @@ func (w *watch) start(stats func() []pipe.Stat) {
 		w.pictures = files // those of earlier runs in the folder
 	}
 	w.mu.Unlock()
-	w.done.Go(w.look)
+	if !again {
+		w.done.Go(w.look)
+	}
 }
 
 func (w *watch) look() {

@@ -184,7 +184,7 @@ func TestDivergedRunKeepsItsCheckpoints(t *testing.T) {
 	p.must(append(words, "run.dir=whole")...)
 	p.must(append(words, "train.max_steps=12")...)
 	before := p.final("run")
-	p.refused(4, append(words, "train.lr=1e30"), "diverged", "phantom-", "isn't finite", "continue from the last checkpoint with a lower train.lr")
+	p.refused(4, append(words, "train.lr=1e30"), "diverged", "phantom-", "isn't finite", "going back 4 times was in vain", "set train.lr lower")
 	p.sound("run")
 	after := p.final("run")
 	if after.Step == 12 {

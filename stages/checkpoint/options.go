@@ -9,8 +9,15 @@ type Options struct {
 	Best  string `key:"best" default:"psnr" oneof:"psnr ssim mae_hu" doc:"The validation metric that ranks checkpoints: that of the EMA weights where there are any, else that of the raw ones. mae_hu is better when lower."`
 }
 
-// Disk is the most that checkpoints of the given size take at once, in bytes: those kept, and the one being written.
-func (o Options) Disk(checkpoint int64) int64 { return int64(o.Keep+3) * checkpoint }
+// Disk is the most that checkpoints of the given size take at once, in bytes: those kept, and the one being written. With a
+// probation (Store) there are one of a stop, two that may be gone back to, and a suspect more.
+func (o Options) Disk(checkpoint int64, probation bool) int64 {
+	n := o.Keep + 3
+	if probation {
+		n += 4
+	}
+	return int64(n) * checkpoint
+}
 
 // score ranks a checkpoint by its metrics, higher first. A checkpoint without the metric, or with one that isn't a
 // number, has no rank.

@@ -30,6 +30,10 @@ func Name(step int) string { return fmt.Sprintf("step-%08d.safetensors", step) }
 
 // Store keeps the checkpoints of one run in a folder. One goroutine at a time may use it; others may read the files.
 type Store struct {
+	// Probation is how many steps a checkpoint must have behind it before nothing can be found that would make a run go back
+	// beyond it. Of those that have passed it one is kept, and the one that passes it next. 0: nobody will go back.
+	Probation int
+
 	dir     string
 	options Options
 	disk    disk
@@ -128,47 +132,16 @@ func Write(ctx context.Context, path string, snapshot *volume.Snapshot) (bytes i
 	return h.Bytes(), nil
 }
 
-// SetAside renames the checkpoints after a step, damaged ones included, so that a run that goes on from that step
-// neither counts nor finds them: step-….safetensors.aside, .aside2 and so on. Nothing is removed. It returns the new
-// paths.
-func (s *Store) SetAside(step int) ([]string, error) {
-	files, err := s.files()
-	if err != nil {
-		return nil, err
-	}
-	var moved []string
-	for _, f := range files {
-		if f <= step {
-			continue
-		}
-		path := s.path(f)
-		to := path + ".aside"
-		for n := 2; ; n++ {
-			if _, err := os.Lstat(to); errors.Is(err, fs.ErrNotExist) {
-				break
-			} else if err != nil {
-				return moved, s.explain(path, 0, err)
-			}
-			to = path + ".aside" + strconv.Itoa(n)
-		}
-		if err := os.Rename(path, to); err != nil {
-			return moved, s.explain(path, 0, err)
-		}
-		delete(s.damaged, f)
-		moved = append(moved, to)
-	}
-	if len(moved) > 0 {
-		s.tidy()
-	}
-	return moved, nil
-}
-
 // ranked is a checkpoint as retention sees it.
 type ranked struct {
-	step  int
-	score float64 // higher is better
-	valid bool    // it has a score
+	step    int
+	score   float64 // higher is better
+	valid   bool    // it has a score
+	stopped bool    // it is there because the run was stopped
 }
+
+// Tidy does what a Save that was killed had still to do for the links and the files that aren't kept.
+func (s *Store) Tidy() { s.tidy() }
 
 // tidy points the links at their files and removes what isn't kept. What can't be removed is tried again next time.
 func (s *Store) tidy() {
@@ -186,11 +159,14 @@ func (s *Store) tidy() {
 			continue // Latest will say what is wrong with it
 		}
 		score, ok := s.options.score(info.Metrics)
-		list = append(list, ranked{step, score, ok})
+		list = append(list, ranked{step, score, ok, info.Reason == stop})
 	}
-	keep, best := retain(list, s.saved, s.options.Keep)
-	if len(list) > 0 {
+	keep, best := retain(list, s.saved, s.options.Keep, s.Probation)
+	switch {
+	case len(list) > 0:
 		s.link(LastName, list[len(list)-1].step)
+	case len(files) == 0:
+		s.link(LastName, -1)
 	}
 	s.link(BestName, best)
 	for _, r := range list {
@@ -201,13 +177,27 @@ func (s *Store) tidy() {
 }
 
 // retain says which of list, ascending by step, are kept: the last two, the one just saved, and the n with the highest
-// scores, the earlier of two equals. best is the first of those, or -1.
-func retain(list []ranked, saved, n int) (keep map[int]bool, best int) {
-	keep, best = make(map[int]bool), -1
-	for _, r := range list[max(0, len(list)-2):] {
+// scores, the earlier of two equals. best is the first of those, or -1. With a probation it is the last one, and of those that
+// no stop made the last two, the last one that has passed it, and the first that hasn't.
+func retain(list []ranked, saved, n, probation int) (keep map[int]bool, best int) {
+	keep, best = map[int]bool{saved: true}, -1
+	last := 2
+	if probation > 0 {
+		last = 1
+	}
+	for _, r := range list[max(0, len(list)-last):] {
 		keep[r.step] = true
 	}
-	keep[saved] = true
+	if probation > 0 {
+		due := slices.DeleteFunc(slices.Clone(list), func(r ranked) bool { return r.stopped })
+		for i, r := range due {
+			next := due[min(i+1, len(due)-1)].step
+			passed := due[len(due)-1].step - probation
+			if i >= len(due)-2 || r.step <= passed && next > passed || r.step > passed && (i == 0 || due[i-1].step <= passed) {
+				keep[r.step] = true
+			}
+		}
+	}
 	scored := slices.DeleteFunc(slices.Clone(list), func(r ranked) bool { return !r.valid })
 	slices.SortStableFunc(scored, func(a, b ranked) int {
 		switch {

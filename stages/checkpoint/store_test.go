@@ -276,11 +276,11 @@ func TestRetain(t *testing.T) {
 		slices.Sort(steps)
 		var all []ranked
 		for _, s := range steps {
-			all = append(all, ranked{s, float64(rapid.IntRange(0, 5).Draw(t, "score")), rapid.Bool().Draw(t, "valid")})
+			all = append(all, ranked{s, float64(rapid.IntRange(0, 5).Draw(t, "score")), rapid.Bool().Draw(t, "valid"), false})
 		}
 		n := rapid.IntRange(1, 5).Draw(t, "n")
 		saved := rapid.SampledFrom(steps).Draw(t, "saved")
-		keep, best := retain(all, saved, n)
+		keep, best := retain(all, saved, n, 0)
 		for i, r := range all {
 			better := 0
 			for j, o := range all {
@@ -485,7 +485,7 @@ func TestDisk(t *testing.T) {
 		_, err := s.Save(context.Background(), snap(step, float64(50-step)))
 		check(t, err)
 	}
-	if got := o.Disk(100); got != int64(100*most) {
+	if got := o.Disk(100, false); got != int64(100*most) {
 		t.Errorf("Disk says %d files, %d were seen", got/100, most)
 	}
 }

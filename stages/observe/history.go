@@ -49,6 +49,13 @@ func newHistory() *History {
 	return &History{curves: map[string]*curve{}, bounds: map[string]int{}}
 }
 
+// become takes the place of what h was; nobody uses o any more.
+func (h *History) become(o *History) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.curves, h.bounds = o.curves, o.bounds
+}
+
 // readHistory is the history of a record; of none if there is no such file.
 func readHistory(record string) (*History, error) {
 	h := newHistory()

@@ -14,6 +14,7 @@ import (
 
 // Metrics writes a run's metrics.jsonl and metrics.csv, and keeps their history. One goroutine at a time may use it.
 type Metrics struct {
+	dir           string
 	record, table *journal
 	history       *History
 }
@@ -30,7 +31,7 @@ func OpenMetrics(dir string, step int) (*Metrics, error) {
 	if err := replace(table, record, tabulate); err != nil {
 		return nil, err
 	}
-	m := &Metrics{}
+	m := &Metrics{dir: dir}
 	if m.history, err = readHistory(record); err != nil {
 		return nil, err
 	}
@@ -42,6 +43,18 @@ func OpenMetrics(dir string, step int) (*Metrics, error) {
 		return nil, err
 	}
 	return m, nil
+}
+
+// Back takes back what was added behind a step, which the run will repeat.
+func (m *Metrics) Back(step int) error {
+	again, err := OpenMetrics(m.dir, step)
+	if err != nil {
+		return err
+	}
+	err = m.Close()
+	m.record, m.table = again.record, again.table
+	m.history.become(again.history)
+	return err
 }
 
 // Train adds an optimiser step. What an error kept out of a file leaves no trace there; later calls may succeed.

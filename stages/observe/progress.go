@@ -73,7 +73,7 @@ func (p *Progress) Step(s Step, total int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := p.o.Now()
-	if p.first.IsZero() {
+	if p.first.IsZero() || s.Step <= p.now.step.Step { // the first one, or it went back
 		p.first, p.before = now.Add(-time.Duration(s.Seconds*float64(time.Second))), s.Step-1
 		p.now.loss, p.now.psnr = s.Loss, s.PSNR
 	}

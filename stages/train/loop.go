@@ -32,23 +32,28 @@ type Step struct {
 	Seconds float64 // since the end of the step before: waiting for the batch, and the step
 }
 
-// DivergedError ends a run whose loss is no longer a number. The state before the step is kept.
+// DivergedError ends a loop in trouble. All snapshots before it are released.
 type DivergedError struct {
-	Step  int
-	First bool         // of a run that went on from a checkpoint, which is of no use then
-	Tags  []volume.Tag // none where a validation found it
-	Err   *vqgan.NonFiniteError
+	Incident
+	First  bool         // in the first step from a checkpoint, which is of no use then
+	Tags   []volume.Tag // of the step; none where a validation found it
+	Advice string       // what to do about it
+	Err    error        // may be nil
 }
 
 func (e *DivergedError) Error() string {
-	on, hint := "", "continue from the last checkpoint with a lower train.lr"
+	on, advice := "", e.Advice
 	if len(e.Tags) > 0 {
 		on = " on " + e.Tags[0].String()
 	}
-	if e.First {
-		hint = "the checkpoint had diverged already: set run.resume to the one before it, and a lower train.lr"
+	switch {
+	case advice != "":
+	case e.First:
+		advice = "the checkpoint had diverged already: set run.resume to the one before it, and a lower train.lr"
+	default:
+		advice = "continue from the last checkpoint with a lower train.lr"
 	}
-	return fmt.Sprintf("step %d diverged%s: %s isn't finite; %s", e.Step, on, e.Err.What, hint)
+	return fmt.Sprintf("step %d diverged%s: %s; %s", e.Step, on, e.What, advice)
 }
 
 func (e *DivergedError) Unwrap() error { return e.Err }
@@ -64,6 +69,7 @@ type Loop struct {
 	EveryVal int // steps between validations
 	Report   func(Step)
 	Meta     func(*Loop) (map[string]string, error) // what a snapshot says beside its arrays
+	Guard    *Guard                                 // ends the loop where training goes wrong; nil: only numbers that aren't finite do
 	Stopping <-chan struct{}                        // closed: finish the step, snapshot, return
 
 	// Where the loop is; set to resume.
@@ -81,7 +87,8 @@ type Loop struct {
 const pace, unpaced = 10, 2
 
 // Run is the train stage: batches in, snapshots out. It ends when the batches do, at the schedule's last step, or at
-// Stopping; each ends with a snapshot, unless no step was taken since the one before it. When ctx ends it ends without.
+// Stopping; each ends with a snapshot, unless no step was taken since the one before it. When ctx ends it ends without, and
+// where training goes wrong with a *DivergedError.
 func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*volume.Snapshot, error] {
 	return func(yield func(*volume.Snapshot, error) bool) {
 		l.slot = make(chan struct{}, 1)
@@ -91,6 +98,19 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 		last, validated := start, l.Step
 		var timed time.Duration
 		reason := "end"
+
+		// fail passes an error on. One of training waits until the snapshot before it is safe: where a run goes back to is not
+		// to depend on how fast the disk is.
+		fail := func(err error) {
+			if _, ok := errors.AsType[*DivergedError](err); ok {
+				select {
+				case l.slot <- struct{}{}:
+				case <-ctx.Done():
+					return
+				}
+			}
+			yield(nil, err)
+		}
 
 		// emit validates where asked to, and passes a snapshot on; false ends the loop.
 		emit := func(reason string, validate bool) bool {
@@ -103,9 +123,11 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 					reason, l.Due = "stop", true // cut short: nothing was measured
 				case err != nil:
 					if what, ok := errors.AsType[*vqgan.NonFiniteError](err); ok {
-						err = &DivergedError{Step: l.Step, Err: what}
+						d := &DivergedError{Incident: l.Guard.nonFinite(l.Step+1, what.What), Err: what}
+						d.Step = l.Step // which made the weights that the next one would have met
+						err = d
 					}
-					yield(nil, fmt.Errorf("validate: %w", err))
+					fail(fmt.Errorf("validate: %w", err))
 					return false
 				default:
 					validated, l.Due = l.Step, false
@@ -135,7 +157,7 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 				}
 				st, err := l.step(b)
 				if err != nil {
-					yield(nil, err)
+					fail(err)
 					return
 				}
 				now := time.Now()
@@ -147,6 +169,12 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 				last, st.Total = now, l.Schedule.Steps
 				if l.Report != nil {
 					l.Report(st)
+				}
+				if l.Guard != nil {
+					if i := l.Guard.Watch(l.Step, reading(st.Stats)); i != nil {
+						fail(&DivergedError{Incident: *i, Tags: b.Tags})
+						return
+					}
 				}
 				if l.finished() {
 					break
@@ -222,11 +250,11 @@ func (l *Loop) finished() bool {
 func (l *Loop) step(b *volume.Batch) (Step, error) {
 	defer b.Release()
 	n := len(b.Tags)
-	lr := l.Schedule.At(l.Step + 1)
+	lr := l.Schedule.At(l.Step+1) * l.Guard.LRScale()
 	stats, err := l.Model.Step(b.Input, b.Target, n, lr)
 	if err != nil {
 		if what, ok := errors.AsType[*vqgan.NonFiniteError](err); ok {
-			return Step{}, &DivergedError{Step: l.Step + 1, First: l.Step == l.first && l.first > 0, Tags: b.Tags, Err: what}
+			return Step{}, &DivergedError{Incident: l.Guard.nonFinite(l.Step+1, what.What), First: l.Step == l.first && l.first > 0, Tags: b.Tags, Err: what}
 		}
 		return Step{}, fmt.Errorf("step %d on %s: %w", l.Step+1, b.Tags[0], err)
 	}

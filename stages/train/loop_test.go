@@ -24,7 +24,8 @@ import (
 type model struct {
 	steps int
 	lrs   []float64
-	step  func(step int) error // before it is taken; may be nil
+	says  func(step int) vqgan.Stats // nil: the step as L1
+	step  func(step int) error       // before it is taken; may be nil
 	state error
 }
 
@@ -39,6 +40,9 @@ func (m *model) Step(input, _ []float32, n int, lr float64) (vqgan.Stats, error)
 	}
 	m.steps++
 	m.lrs = append(m.lrs, lr)
+	if m.says != nil {
+		return m.says(m.steps), nil
+	}
 	return vqgan.Stats{L1: float64(m.steps)}, nil
 }
 
@@ -372,7 +376,7 @@ func TestLoopDiverges(t *testing.T) {
 	}}}
 	got, err := run(t.Context(), l, f.from(0))
 	d, ok := errors.AsType[*train.DivergedError](err)
-	if !ok || d.Step != 4 || !slices.Equal(d.Tags, []volume.Tag{tag(6), tag(7)}) || !errors.Is(err, nan) ||
+	if !ok || d.Step != 4 || d.Since != 4 || !slices.Equal(d.Tags, []volume.Tag{tag(6), tag(7)}) || !errors.Is(err, nan) ||
 		!strings.HasSuffix(err.Error(), ": the loss isn't finite; continue from the last checkpoint with a lower train.lr") {
 		t.Errorf("got %v", err)
 	}
@@ -400,6 +404,52 @@ func TestLoopDivergesUnseen(t *testing.T) {
 	if _, err = run(t.Context(), l, newFeed(5).from(0)); err == nil || !strings.Contains(err.Error(), "set run.resume to the one before it") {
 		t.Errorf("got %v", err)
 	}
+}
+
+// TestLoopGuard: trouble ends the loop behind the step that shows it, with the rate that the guard gives, and not before the
+// snapshot in flight is safe.
+func TestLoopGuard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const writing = time.Hour
+		g := train.NewGuard(quick(), 2)
+		g.Scale = 0.25
+		m := &model{says: func(step int) vqgan.Stats {
+			s := vqgan.Stats{L1: 0.1, Total: 0.1, GradNorm: 1, Perplexity: 50}
+			if step >= 15 {
+				s.Total = 7
+			}
+			return s
+		}}
+		var reported int
+		l := &train.Loop{Model: m, Guard: g, Every: 8, Schedule: optim.Schedule{LR: 2}, Report: func(s train.Step) { reported = s.Step }}
+		f, begin := newFeed(40), time.Now()
+		var failed error
+		var got []int
+		for s, err := range l.Run(t.Context(), f.from(0)) {
+			if err != nil {
+				failed = err
+				continue
+			}
+			got = append(got, s.Step)
+			go func() {
+				time.Sleep(writing)
+				s.Release()
+			}()
+		}
+		d, ok := errors.AsType[*train.DivergedError](failed)
+		if !ok || d.Kind != train.Spike || d.Step != 17 || d.Sound() != 13 || len(d.Tags) != 2 || d.Tags[0] != tag(32) {
+			t.Fatalf("%+v", failed)
+		}
+		if waited := time.Since(begin); !slices.Equal(got, []int{8, 16}) || waited != 2*writing {
+			t.Errorf("snapshots of steps %v, ended after %v", got, waited)
+		}
+		if reported != 17 || m.lrs[0] != 0.5 || m.lrs[16] != 0.5 {
+			t.Errorf("reported up to step %d, rates %v", reported, m.lrs)
+		}
+		if err := f.balanced(0); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestLoopOneSnapshot has a consumer that is slow to write: the next snapshot waits until the one before is released.

@@ -25,6 +25,7 @@ type Options struct {
 	Loss       vqgan.Loss            `key:"loss" doc:"Weights of the loss's terms."`
 	Codebook   vqgan.CodebookOptions `key:"codebook" doc:"How the codebook is learnt."`
 	GAN        vqgan.GAN             `key:"gan" doc:"Adversarial training. Off unless gan.weight is given."`
+	Guard      GuardOptions          `key:"guard" doc:"What is done where training goes wrong: the run goes back to a sound checkpoint and changes its course. incidents.jsonl in the run's folder tells."`
 	Validate   Validate              `key:"validate" doc:"Which scans are held out, and when they are measured."`
 }
 
