@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
+	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/observe"
 	"github.com/flowrun/flowrun/stages/pipe"
 	"github.com/flowrun/flowrun/stages/train"
@@ -60,12 +62,31 @@ func (r *run) report(s train.Step) {
 		Step: s.Step, Epoch: s.Cursor.Epoch, Recon: s.Stats.L1, Commitment: s.Stats.Commitment, Loss: s.Stats.Total,
 		Perplexity: s.Stats.Perplexity, PSNR: s.Stats.PSNR(), GradNorm: s.Stats.GradNorm, LR: s.LR,
 		Seconds: s.Seconds, VoxelsPerSecond: float64(s.Voxels) / s.Seconds, BoundBy: r.bound(), RSS: rss, Goroutines: goroutines,
+		More: r.more(s.Stats),
 	}
 	if err := r.metrics.Train(rec); err != nil && r.metricsErr == nil {
 		r.metricsErr = err
 	}
 	r.progress.Step(rec, s.Total)
 	r.watch.took(rec, s.Total)
+}
+
+// more is what the losses that the run has beside the autoencoder's say.
+func (r *run) more(s vqgan.Stats) map[string]float64 {
+	o, _ := option[train.Options](r.job)
+	more := map[string]float64{}
+	if o.Loss.SSIM > 0 {
+		more["train/ssim_loss"] = s.SSIM
+	}
+	if g := s.GAN; g.Active {
+		maps.Copy(more, map[string]float64{"train/gan_loss": g.Generator, "train/disc_loss": g.Discriminator, "train/gan_feat_loss": g.Features,
+			"train/gan_weight": o.GAN.Weight * g.Ramp * g.Weight, "train/logits_real": g.Real, "train/logits_fake": g.Fake,
+			"train/disc_grad_norm": g.GradNorm})
+		if g.R1 > 0 {
+			more["train/r1"] = g.R1
+		}
+	}
+	return more
 }
 
 // validate measures the model on the held-out scans, records it and draws a picture. What can't be recorded or drawn

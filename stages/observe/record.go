@@ -25,6 +25,17 @@ type Step struct {
 	BoundBy         string // see BoundBy; "" if not known
 	RSS             int64  // resident bytes of the process
 	Goroutines      int
+	More            map[string]float64 // what else the run's losses say, by names of moreNames
+}
+
+// moreNames are figures that a step has only with the losses which they are of.
+var moreNames = [...]string{
+	"train/ssim_loss",                   // 1 - multi-scale SSIM
+	"train/gan_loss", "train/disc_loss", // adversarial, of the generator and of the discriminators
+	"train/gan_feat_loss",                    // feature matching
+	"train/gan_weight",                       // what the adversarial losses are multiplied by: weight, ramp and adaptive weight
+	"train/logits_real", "train/logits_fake", // mean logits of scans and of reconstructions
+	"train/disc_grad_norm", "train/r1",
 }
 
 // Val is what metrics.jsonl says of a validation. Metrics are by their full names: those of valNames, and the same with
@@ -51,13 +62,19 @@ type field struct {
 }
 
 func (s Step) fields() []field {
-	return []field{
+	list := []field{
 		{"step", s.Step}, {"epoch", s.Epoch},
 		{"train/recon_loss", s.Recon}, {"train/commitment_loss", s.Commitment}, {"train/loss", s.Loss},
 		{"train/perplexity", s.Perplexity}, {"train/psnr", s.PSNR}, {"train/grad_norm", s.GradNorm},
 		{"lr", s.LR}, {"seconds", s.Seconds}, {"voxels_per_second", s.VoxelsPerSecond}, {"bound_by", s.BoundBy},
 		{"rss_bytes", s.RSS}, {"goroutines", s.Goroutines},
 	}
+	for _, name := range moreNames {
+		if x, ok := s.More[name]; ok {
+			list = append(list, field{name, x})
+		}
+	}
+	return list
 }
 
 // fields has every name of valNames, the EMA's only where they were measured.
@@ -96,7 +113,7 @@ func columns() []string {
 	for _, name := range valNames[:weighed] {
 		names = append(names, ema(name))
 	}
-	return names
+	return append(names, moreNames[:]...)
 }
 
 // object is fields as a JSON object. Numbers are those of metrics.csv; what JSON has no number for is null.
