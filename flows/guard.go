@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/flowrun/flowrun/stages/observe"
@@ -107,16 +108,20 @@ func (r *run) record(d *train.DivergedError, action train.Action, lr float64, st
 // advice is the end of the last line of a run that diverged for good. path is the checkpoint that is left, "" for none.
 func (r *run) advice(path string) string {
 	guard := r.loop.Guard
-	how := fmt.Sprintf("the last time with %.2g times train.lr", guard.Scale)
+	var how []string
 	what, from := "set train.lr lower", "to begin anew"
+	if guard.Scale < 1 {
+		how = append(how, fmt.Sprintf("%.2g times train.lr", guard.Scale))
+	}
 	if guard.GANStart > 0 {
-		how += fmt.Sprintf(" and discriminators from step %d on", guard.GANStart)
-		what += ", or the discriminators' weight,"
+		how = append(how, fmt.Sprintf("discriminators from step %d on", guard.GANStart))
+		what = "set train.lr or train.gan.weight lower"
 	}
 	if path != "" {
 		from = "to go on from " + path
 	}
-	return fmt.Sprintf("going back %d times was in vain, %s; %s and run it again %s; %s says more", guard.Tries, how, what, from, r.file("incidents.jsonl"))
+	return fmt.Sprintf("going back %d times was in vain, the last time with %s; %s and run it again %s; %s says more", guard.Tries,
+		strings.Join(how, " and "), what, from, r.file("incidents.jsonl"))
 }
 
 // restart puts the run where a snapshot is, or at its beginning where that is nil.

@@ -77,6 +77,28 @@ func TestLearningRateIsLowered(t *testing.T) {
 	}
 }
 
+// Trouble behind the discriminators' start has them wait, and leaves the learning rate alone.
+func TestDiscriminatorsAreDelayed(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	words := append([]string{"train.yaml", "train.max_steps=30", "train.gan.weight=1", "train.gan.start=12", "train.gan.layers=1", "train.gan.channels=4",
+		"train.gan.lr=1e30", "train.guard.delay=5", "train.guard.tries=9"}, strings.Fields(jumpy)...)
+	p.must(append(words, "run.dir=whole")...)
+	list := p.incidents("whole")
+	if len(list) < 2 {
+		t.Fatalf("%+v", list)
+	}
+	for k, i := range list {
+		if i.Action != "delay_gan" || i.Kind != "nonfinite" || i.LRScale != 1 || i.Since != 14+5*k || i.GANStart != i.Since+3 || i.BackTo%4 != 0 && i.BackTo%10 != 0 {
+			t.Errorf("%+v", i)
+		}
+	}
+	p.killed(words, "killed", *seed)
+	p.sameTrouble("whole", "killed")
+	p.refused(4, append(words, "run.dir=end", "train.guard.tries=2"), "going back 2 times was in vain, the last time with discriminators from step 22 on",
+		"set train.lr or train.gan.weight lower")
+}
+
 // killed runs to the end, killed or stopped at random moments.
 func (p *place) killed(words []string, dir string, seed uint64) {
 	p.Helper()

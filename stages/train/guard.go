@@ -138,14 +138,8 @@ func (g *Guard) Watch(step int, r Reading) *Incident {
 			return &i
 		}
 	}
+	g.note(step, r.Adversarial)
 	m := &g.m
-	switch {
-	case r.Adversarial && m.Started == 0:
-		m.Started = step
-		m.Loss, m.GradNorm, m.HighLoss, m.HighGrad = nil, nil, 0, 0 // all new
-	case !r.Adversarial:
-		m.Started = 0
-	}
 	lossLevel, lossLimit := g.limit(m.Loss)
 	gradLevel, gradLimit := g.limit(m.GradNorm)
 	usual := math.NaN()
@@ -188,6 +182,19 @@ func (g *Guard) Watch(step int, r Reading) *Incident {
 			"the discriminators told all apart (their loss is %.4g) and the generator learnt nothing from them (its loss is %.4g)", r.Discriminator, r.Generator)
 	}
 	return nil
+}
+
+// note tells the guard whether the discriminators learn in a step. With them all losses are new.
+func (g *Guard) note(step int, adversarial bool) {
+	switch {
+	case g == nil:
+	case !adversarial:
+		g.m.Started = 0
+	case g.m.Started == 0:
+		m := &g.m
+		m.Started = step
+		m.Loss, m.GradNorm, m.HighLoss, m.HighGrad = nil, nil, 0, 0
+	}
 }
 
 // limit is what a series usually is, and above what it is trouble; infinity where nothing can be said yet.

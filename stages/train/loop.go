@@ -254,6 +254,7 @@ func (l *Loop) step(b *volume.Batch) (Step, error) {
 	stats, err := l.Model.Step(b.Input, b.Target, n, lr)
 	if err != nil {
 		if what, ok := errors.AsType[*vqgan.NonFiniteError](err); ok {
+			l.Guard.note(l.Step+1, stats.GAN.Active)
 			return Step{}, &DivergedError{Incident: l.Guard.nonFinite(l.Step+1, what.What), First: l.Step == l.first && l.first > 0, Tags: b.Tags, Err: what}
 		}
 		return Step{}, fmt.Errorf("step %d on %s: %w", l.Step+1, b.Tags[0], err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"reflect"
 	"slices"
 	"strings"
@@ -450,6 +451,33 @@ func TestLoopGuard(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestLoopFindsEachKind has a model go wrong at step 15, as a session would tell of it.
+func TestLoopFindsEachKind(t *testing.T) {
+	for _, c := range []struct {
+		kind  train.Kind
+		wrong func(*vqgan.Stats)
+		found int
+	}{
+		{train.NonFinite, func(s *vqgan.Stats) { s.GAN.Generator = math.Inf(-1) }, 15},
+		{train.Spike, func(s *vqgan.Stats) { s.GradNorm = 1e3 }, 17},
+		{train.Spike, func(s *vqgan.Stats) { s.L1 = 3 }, 17},
+		{train.Collapse, func(s *vqgan.Stats) { s.Perplexity = 1.2 }, 17},
+		{train.Discriminator, func(s *vqgan.Stats) { s.GAN.Discriminator, s.GAN.Generator = 0.002, 8 }, 24},
+	} {
+		m := &model{says: func(step int) vqgan.Stats {
+			s := vqgan.Stats{L1: 0.1, Total: 0.1, GradNorm: 1, Perplexity: 50, GAN: vqgan.GANStats{Active: true, Ramp: 1, Discriminator: 1}}
+			if step >= 15 {
+				c.wrong(&s)
+			}
+			return s
+		}}
+		_, err := run(t.Context(), &train.Loop{Model: m, Guard: train.NewGuard(quick(), 1)}, newFeed(40).from(0))
+		if d, ok := errors.AsType[*train.DivergedError](err); !ok || d.Kind != c.kind || d.Step != c.found || d.Since != 15 {
+			t.Errorf("%s: %v", c.kind, err)
+		}
+	}
 }
 
 // TestLoopOneSnapshot has a consumer that is slow to write: the next snapshot waits until the one before is released.
