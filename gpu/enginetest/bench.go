@@ -86,10 +86,10 @@ func Bench(b *testing.B, open func() gpu.Engine) {
 		layer := func(r *rig, f func(x, y gpu.Tensor, packed, packedGrad, w, bias, work gpu.Ptr)) {
 			sizes := r.e.ConvSizes(c)
 			packed, packedGrad, work := r.alloc(sizes.Packed), r.alloc(sizes.PackedGrad), r.alloc(sizes.Workspace)
-			w, bias := r.floats(random(rng, c.Taps()*c.In.C*c.Out.C)), r.floats(random(rng, c.Out.C))
+			w, bias := r.floats(r.random(rng, c.Taps()*c.In.C*c.Out.C)), r.floats(r.random(rng, c.Out.C))
 			r.e.PackConv(c, w, packed, packedGrad)
-			x := r.put(c.In, c.Halo(), c.Pad, random(rng, c.In.Len()))
-			y := r.put(c.Out, c.Halo(), gpu.Zero, random(rng, c.Out.Len()))
+			x := r.put(c.In, c.Halo(), c.Pad, r.random(rng, c.In.Len()))
+			y := r.put(c.Out, c.Halo(), gpu.Zero, r.random(rng, c.Out.Len()))
 			f(x, y, packed, packedGrad, w, bias, work)
 		}
 		run("Conv/"+s.name+"/Forward", "GFLOP/s", c.FLOPs(), func(r *rig) (op func()) {
@@ -115,7 +115,7 @@ func Bench(b *testing.B, open func() gpu.Engine) {
 	tensors := func(r *rig, n int) []gpu.Tensor {
 		ts := make([]gpu.Tensor, n)
 		for i := range ts {
-			ts[i] = r.put(d, 1, gpu.Replicate, random(rng, d.Len()))
+			ts[i] = r.put(d, 1, gpu.Replicate, r.random(rng, d.Len()))
 		}
 		return ts
 	}
@@ -123,7 +123,7 @@ func Bench(b *testing.B, open func() gpu.Engine) {
 	for _, n := range []gpu.Norm{{Eps: 1e-6}, {Groups: 4, Eps: 1e-6}} {
 		name := fmt.Sprintf("NormAct/%d groups", n.Groups)
 		setup := func(r *rig, f func(ts []gpu.Tensor, gamma, beta, stats, work gpu.Ptr)) {
-			gamma, beta := r.floats(random(rng, d.C)), r.floats(random(rng, d.C))
+			gamma, beta := r.floats(r.random(rng, d.C)), r.floats(r.random(rng, d.C))
 			stats, work := r.alloc(r.e.NormStats(n, d)), r.alloc(r.e.NormWork(n, d))
 			ts := tensors(r, 3)
 			r.e.NormAct(n, ts[0], gamma, beta, stats, ts[1])
@@ -149,13 +149,13 @@ func Bench(b *testing.B, open func() gpu.Engine) {
 	})
 	one := gpu.Dims{N: 16, D: 32, H: 64, W: 64, C: 1}
 	run("ReconLoss", "GB/s", 3*size*int64(one.Len())/int64(d.Len()), func(r *rig) func() {
-		y, t, dy := r.put(one, 1, gpu.Zero, random(rng, one.Len())), r.put(one, 1, gpu.Zero, random(rng, one.Len())), r.tensor(one, 1, gpu.Zero)
+		y, t, dy := r.put(one, 1, gpu.Zero, r.random(rng, one.Len())), r.put(one, 1, gpu.Zero, r.random(rng, one.Len())), r.tensor(one, 1, gpu.Zero)
 		out, work, scale := r.alloc(16), r.alloc(r.e.LossWork(one)), r.floats([]float64{1})
 		return func() { r.e.ReconLoss(y, t, 1, 1, scale, &dy, out, work) }
 	})
 	const params = 4 << 20
 	run("Adam", "GB/s", 9*4*params, func(r *rig) func() {
-		v := random(rng, params)
+		v := r.random(rng, params)
 		for i := range v {
 			v[i] *= v[i]
 		}
@@ -164,14 +164,14 @@ func Bench(b *testing.B, open func() gpu.Engine) {
 		return func() { r.e.AdamStep(a, p, g, m, s, ema, params) }
 	})
 	run("SumSquares", "GB/s", 4*params, func(r *rig) func() {
-		p, out, work := r.floats(random(rng, params)), r.alloc(4), r.alloc(r.e.SumSquaresWork(params))
+		p, out, work := r.floats(r.random(rng, params)), r.alloc(4), r.alloc(r.e.SumSquaresWork(params))
 		return func() { r.e.SumSquares(p, params, out, work) }
 	})
 	k := gpu.Quantizer{Codes: 16384, Dim: 8}
 	z := gpu.Dims{N: 2, D: 8, H: 16, W: 16, C: k.Dim}
 	run("Quantize", "GFLOP/s", 2*int64(z.Voxels())*int64(k.Codes*k.Dim), func(r *rig) func() {
-		tz, tq := r.put(z, 0, gpu.Zero, random(rng, z.Len())), r.tensor(z, 0, gpu.Zero)
-		book, idx := r.floats(random(rng, k.Codes*k.Dim)), r.alloc(4*int64(z.Voxels()))
+		tz, tq := r.put(z, 0, gpu.Zero, r.random(rng, z.Len())), r.tensor(z, 0, gpu.Zero)
+		book, idx := r.floats(r.random(rng, k.Codes*k.Dim)), r.alloc(4*int64(z.Voxels()))
 		counts, sums := r.floats(make([]float64, k.Codes)), r.floats(make([]float64, k.Codes*k.Dim))
 		loss, work := r.alloc(4), r.alloc(r.e.QuantizeWork(k, z))
 		return func() { r.e.Quantize(k, tz, book, idx, tq, counts, sums, loss, work) }

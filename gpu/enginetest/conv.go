@@ -162,40 +162,42 @@ func testConv(t *testing.T, r *rig) {
 	r.check(t, func(t *rapid.T) {
 		c, _ := drawConv(t)
 		rng := seeded(t)
-		x, w, bias := random(rng, c.In.Len()), random(rng, c.Taps()*c.In.C*c.Out.C), random(rng, c.Out.C)
-		dy, add := random(rng, c.Out.Len()), random(rng, c.Out.Len())
+		x, w, bias := r.random(rng, c.In.Len()), r.random(rng, c.Taps()*c.In.C*c.Out.C), r.random(rng, c.Out.C)
+		dy, add := r.random(rng, c.Out.Len()), r.random(rng, c.Out.Len())
 		more := rapid.IntRange(0, 1).Draw(t, "more halo")
 		yPad := drawPad(t)
+		c.Type = r.draw(t, "x")
+		yType := r.draw(t, "y")
 
 		sizes := r.e.ConvSizes(c)
 		packed, packedGrad, work := r.alloc(sizes.Packed), r.alloc(sizes.PackedGrad), r.alloc(sizes.Workspace)
 		r.e.PackConv(c, r.floats(w), packed, packedGrad)
-		tx, pb := r.put(c.In, c.Halo()+more, c.Pad, x), r.floats(bias)
+		tx, pb := r.putTyped(c.In, c.Halo()+more, c.Pad, c.Type, x), r.floats(bias)
 
 		want, size := refConv(c, x, w, bias)
-		ty := r.tensor(c.Out, rapid.IntRange(0, 2).Draw(t, "halo of y"), yPad)
+		ty := r.typed(c.Out, rapid.IntRange(0, 2).Draw(t, "halo of y"), yPad, yType)
 		r.e.Conv(c, tx, packed, pb, nil, ty)
-		near(t, "y", r.get(ty), want, size, 2e-6)
+		r.close(t, "y", ty, want, size, 2e-6)
 		r.checkHalo(t, "y", ty)
 
 		for i, v := range add {
 			want[i] += v
 			size[i] += math.Abs(v)
 		}
-		ta := r.put(c.Out, 1, gpu.Zero, add)
+		ta := r.putTyped(c.Out, 1, gpu.Zero, yType, add)
 		r.e.Conv(c, tx, packed, pb, &ta, ty)
-		near(t, "y with add", r.get(ty), want, size, 2e-6)
+		r.close(t, "y with add", ty, want, size, 2e-6)
 		r.e.Conv(c, tx, packed, pb, &ta, ta)
 		equal(t, "y over add", r.get(ta), r.get(ty))
 
 		g := refConvGrad(c, x, w, dy)
-		tdy := r.put(c.Out, c.Halo()+more, gpu.Zero, dy)
-		tdx := r.tensor(c.In, rapid.IntRange(0, 2).Draw(t, "halo of dx"), gpu.Zero)
+		tdy := r.putTyped(c.Out, c.Halo()+more, gpu.Zero, yType, dy)
+		tdx := r.typed(c.In, rapid.IntRange(0, 2).Draw(t, "halo of dx"), gpu.Zero, c.Type)
 		r.e.ConvGradInput(c, tdy, packedGrad, tdx)
-		near(t, "dx", r.get(tdx), g.dx, g.sizeX, 2e-6)
+		r.close(t, "dx", tdx, g.dx, g.sizeX, 2e-6)
 		r.checkHalo(t, "dx", tdx)
 
-		dw, db := random(rng, len(w)), random(rng, len(bias))
+		dw, db := r.random(rng, len(w)), r.random(rng, len(bias))
 		pdw, pdb := r.floats(dw), r.floats(db)
 		r.e.ConvGradWeight(c, tx, tdy, pdw, pdb, work)
 		for i, v := range dw {
@@ -216,6 +218,7 @@ func testConv(t *testing.T, r *rig) {
 func testConvExtent(t *testing.T, r *rig) {
 	r.check(t, func(t *rapid.T) {
 		whole, axes := drawConv(t)
+		whole.Type = r.kind
 		whole.In.N, whole.Out.N = 1, 1
 		part := whole
 		var from [3]int // the crop's first input
@@ -233,7 +236,7 @@ func testConvExtent(t *testing.T, r *rig) {
 			*size(&part.Out)[i] = axes[i].size(*n)
 		}
 		rng := seeded(t)
-		x, w, bias := random(rng, whole.In.Len()), random(rng, whole.Taps()*whole.In.C*whole.Out.C), random(rng, whole.Out.C)
+		x, w, bias := r.random(rng, whole.In.Len()), r.random(rng, whole.Taps()*whole.In.C*whole.Out.C), r.random(rng, whole.Out.C)
 		var crop []float64
 		for z := range part.In.D {
 			for y := range part.In.H {

@@ -19,65 +19,87 @@ import (
 // arenaBytes is the arena of every test: shapes are small.
 const arenaBytes = 128 << 20
 
-// Run runs the suite on engines that open gives; each is closed.
+// Run runs the suite on engines that open gives; each is closed. Where the engine's own type isn't float32, what it stores activations in
+// is tested with that type too: operands are rounded to it before references see them, and results may be off by a rounding.
 func Run(t *testing.T, open func() gpu.Engine) {
-	for _, c := range []struct {
-		name string
-		test func(*testing.T, *rig)
-	}{
-		{"Memory", testMemory},
-		{"Conv", testConv},
-		{"ConvExtent", testConvExtent},
-		{"NormAct", testNormAct},
-		{"NormLargeMean", testNormLargeMean},
-		{"Quantize", testQuantize},
-		{"QuantizeTies", testQuantizeTies},
-		{"ReconLoss", testReconLoss},
-		{"ReconLossNotFinite", testReconLossNotFinite},
-		{"Pointwise", testPointwise},
-		{"Activate", testActivate},
-		{"MaxPool", testMaxPool},
-		{"MaxPoolTies", testMaxPoolTies},
-		{"Slice", testSlice},
-		{"Tint", testTint},
-		{"JudgeLoss", testJudgeLoss},
-		{"JudgeLossEdges", testJudgeLossEdges},
-		{"Balance", testBalance},
-		{"Nudge", testNudge},
-		{"PerceptualLoss", testPerceptualLoss},
-		{"PerceptualLossZero", testPerceptualLossZero},
-		{"SimilarityLoss", testSimilarityLoss},
-		{"SimilarityLossKnown", testSimilarityLossKnown},
-		{"Unit", testUnit},
-		{"Round", testRound},
-		{"Spectral", testSpectral},
-		{"SpectralConverges", testSpectralConverges},
-		{"SpectralZero", testSpectralZero},
-		{"SumSquares", testSumSquares},
-		{"Adam", testAdam},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			e := open()
-			defer func() {
-				if err := e.Close(); err != nil {
-					t.Error(err)
-				}
-			}()
-			if err := e.Reserve(arenaBytes); err != nil {
-				t.Fatal(err)
-			}
-			c.test(t, &rig{e: e})
-			if err := e.Sync(); err != nil {
-				t.Error(err)
-			}
-		})
+	tests := []test{
+		{"Memory", testMemory, true},
+		{"Conv", testConv, true},
+		{"ConvExtent", testConvExtent, true},
+		{"NormAct", testNormAct, true},
+		{"NormLargeMean", testNormLargeMean, true},
+		{"Quantize", testQuantize, true},
+		{"QuantizeTies", testQuantizeTies, false},
+		{"ReconLoss", testReconLoss, true},
+		{"ReconLossNotFinite", testReconLossNotFinite, false},
+		{"Pointwise", testPointwise, true},
+		{"Activate", testActivate, true},
+		{"MaxPool", testMaxPool, true},
+		{"MaxPoolTies", testMaxPoolTies, true},
+		{"Slice", testSlice, true},
+		{"Tint", testTint, true},
+		{"JudgeLoss", testJudgeLoss, true},
+		{"JudgeLossEdges", testJudgeLossEdges, false},
+		{"Balance", testBalance, false},
+		{"Nudge", testNudge, false},
+		{"PerceptualLoss", testPerceptualLoss, true},
+		{"PerceptualLossZero", testPerceptualLossZero, false},
+		{"SimilarityLoss", testSimilarityLoss, false},
+		{"SimilarityLossKnown", testSimilarityLossKnown, false},
+		{"Unit", testUnit, false},
+		{"Round", testRound, false},
+		{"Spectral", testSpectral, false},
+		{"SpectralConverges", testSpectralConverges, false},
+		{"SpectralZero", testSpectralZero, false},
+		{"SumSquares", testSumSquares, false},
+		{"Adam", testAdam, false},
+	}
+	for _, c := range tests {
+		t.Run(c.name, func(t *testing.T) { c.run(t, open, gpu.Float32) })
+	}
+	e := open()
+	native := e.Native()
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
+	if native == gpu.Float32 {
+		return
+	}
+	for _, c := range tests {
+		if c.native {
+			t.Run(native.String()+"/"+c.name, func(t *testing.T) { c.run(t, open, native) })
+		}
 	}
 }
 
-// rig is an engine and how much of its arena is taken.
+// test is a part of the suite.
+type test struct {
+	name   string
+	f      func(*testing.T, *rig)
+	native bool // its tensors may be of the engine's own type
+}
+
+func (c test) run(t *testing.T, open func() gpu.Engine, kind gpu.Type) {
+	e := open()
+	defer func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := e.Reserve(arenaBytes); err != nil {
+		t.Fatal(err)
+	}
+	c.f(t, &rig{e: e, kind: kind})
+	if err := e.Sync(); err != nil {
+		t.Error(err)
+	}
+}
+
+// rig is an engine, how much of its arena is taken, and what tensors are stored in.
 type rig struct {
 	e    gpu.Engine
 	next gpu.Ptr
+	kind gpu.Type
 }
 
 // check runs a property, each time with an empty arena that holds NaN where the last run wrote.
@@ -114,12 +136,30 @@ func (r *rig) read(p gpu.Ptr, n int) []float64 {
 
 // tensor allocates a tensor.
 func (r *rig) tensor(d gpu.Dims, halo int, pad gpu.Padding) gpu.Tensor {
-	return gpu.Tensor{Dims: d, Halo: halo, Pad: pad, Type: gpu.Float32, At: r.alloc(r.e.Bytes(d, halo, gpu.Float32))}
+	return r.typed(d, halo, pad, r.kind)
+}
+
+// typed allocates a tensor of a type.
+func (r *rig) typed(d gpu.Dims, halo int, pad gpu.Padding, t gpu.Type) gpu.Tensor {
+	return gpu.Tensor{Dims: d, Halo: halo, Pad: pad, Type: t, At: r.alloc(r.e.Bytes(d, halo, t))}
+}
+
+// draw gives a type that tensors may have: the rig's or float32.
+func (r *rig) draw(t *rapid.T, what string) gpu.Type {
+	if r.kind == gpu.Float32 {
+		return gpu.Float32
+	}
+	return rapid.SampledFrom([]gpu.Type{r.kind, gpu.Float32}).Draw(t, "type of "+what)
 }
 
 // put allocates a tensor and stores v.
 func (r *rig) put(d gpu.Dims, halo int, pad gpu.Padding, v []float64) gpu.Tensor {
-	t := r.tensor(d, halo, pad)
+	return r.putTyped(d, halo, pad, r.kind, v)
+}
+
+// putTyped allocates a tensor of a type and stores v.
+func (r *rig) putTyped(d gpu.Dims, halo int, pad gpu.Padding, k gpu.Type, v []float64) gpu.Tensor {
+	t := r.typed(d, halo, pad, k)
 	r.e.WriteTensor(t, float32s(v))
 	return t
 }
@@ -130,13 +170,46 @@ func (r *rig) get(t gpu.Tensor) []float64 {
 	return float64s(v)
 }
 
-// random gives n normal numbers, rounded to float32 so that references see what engines see.
-func random(rng *rand.Rand, n int) []float64 {
+// random gives n normal numbers, rounded to what tensors hold so that references see what engines see.
+func (r *rig) random(rng *rand.Rand, n int) []float64 {
 	v := make([]float64, n)
 	for i := range v {
-		v[i] = float64(float32(rng.NormFloat64()))
+		v[i] = rounded(rng.NormFloat64(), r.kind)
 	}
 	return v
+}
+
+// rounded is the number of a type that is nearest to v.
+func rounded(v float64, t gpu.Type) float64 {
+	f := float32(v)
+	if t == gpu.BFloat16 && f-f == 0 {
+		bits := math.Float32bits(f)
+		f = math.Float32frombits((bits + 0x7fff + bits>>16&1) &^ 0xffff)
+	}
+	return float64(f)
+}
+
+// close is near for a tensor, whose values may be off by the rounding of its type too.
+func (r *rig) close(t fataler, what string, got gpu.Tensor, want, size []float64, tol float64) {
+	t.Helper()
+	values := r.get(got)
+	if got.Type == gpu.BFloat16 {
+		const half = 1. / 256 // of a unit in the last place, relative; sums may fall on the other side of a tie
+		for i := range min(len(values), len(want)) {
+			values[i] -= max(-half*math.Abs(want[i]), min(half*math.Abs(want[i]), values[i]-want[i]))
+		}
+	}
+	near(t, what, values, want, size, tol)
+}
+
+// exact is equal for a tensor, with want rounded to its type.
+func (r *rig) exact(t fataler, what string, got gpu.Tensor, want []float64) {
+	t.Helper()
+	stored := make([]float64, len(want))
+	for i, v := range want {
+		stored[i] = rounded(v, got.Type)
+	}
+	equal(t, what, r.get(got), stored)
 }
 
 func float32s(v []float64) []float32 {
@@ -202,7 +275,7 @@ func (r *rig) checkHalo(t fataler, what string, x gpu.Tensor) {
 	if x.Halo == 0 {
 		return
 	}
-	c := gpu.Conv{In: x.Dims, Out: x.Dims, K: [3]int{1, 1, 3}, S: [3]int{1, 1, 1}, Lo: [3]int{0, 0, 1}, Pad: x.Pad}
+	c := gpu.Conv{In: x.Dims, Out: x.Dims, K: [3]int{1, 1, 3}, S: [3]int{1, 1, 1}, Lo: [3]int{0, 0, 1}, Pad: x.Pad, Type: x.Type}
 	if x.Halo >= 2 {
 		c.K[2], c.Lo[2] = 4, 2
 	}
@@ -212,7 +285,7 @@ func (r *rig) checkHalo(t fataler, what string, x gpu.Tensor) {
 		w[i] = float64(i%7 - 3)
 	}
 	y, size := refConv(c, r.get(x), w, make([]float64, 2))
-	near(t, what+": convolution that reads the halo", r.get(r.conv(c, x, w, make([]float64, 2), nil)), y, size, 1e-5)
+	r.close(t, what+": convolution that reads the halo", r.conv(c, x, w, make([]float64, 2), nil), y, size, 1e-5)
 }
 
 // conv packs weights and convolves into a fresh tensor.

@@ -45,7 +45,7 @@ func testJudgeLoss(t *testing.T, r *rig) {
 	r.check(t, func(t *rapid.T) {
 		d := drawDims(t, rapid.IntRange(1, 2).Draw(t, "c"))
 		rng := seeded(t)
-		x := random(rng, d.Len())
+		x := r.random(rng, d.Len())
 		for i := range x {
 			x[i] *= 2
 		}
@@ -72,7 +72,7 @@ func testJudgeLoss(t *testing.T, r *rig) {
 		tdx := r.tensor(d, 2, gpu.Zero)
 		r.e.JudgeLoss(j, tx, by, at, &tdx, out, work)
 		near(t, "losses with gradient", r.read(out, 2), want, nil, 3e-6)
-		near(t, "dx", r.get(tdx), dx, nil, 1e-5)
+		r.close(t, "dx", tdx, dx, nil, 1e-5)
 		r.checkHalo(t, "dx", tdx)
 		r.e.JudgeLoss(j, tx, by, at, &tx, out, work)
 		equal(t, "dx over x", r.get(tx), r.get(tdx))
@@ -129,7 +129,7 @@ func testNudge(t *testing.T, r *rig) {
 	r.check(t, func(t *rapid.T) {
 		d := drawDims(t, rapid.IntRange(1, 3).Draw(t, "c"))
 		rng := seeded(t)
-		x, g := random(rng, d.Len()), random(rng, d.Len())
+		x, g := r.random(rng, d.Len()), r.random(rng, d.Len())
 		if rapid.Bool().Draw(t, "no gradient") {
 			clear(g)
 		}
@@ -145,7 +145,7 @@ func testNudge(t *testing.T, r *rig) {
 		tx, tg := r.put(d, 0, gpu.Zero, x), r.put(d, rapid.IntRange(0, 2).Draw(t, "halo"), gpu.Replicate, g)
 		ty, out := r.tensor(d, 1, drawPad(t)), r.alloc(12)
 		r.e.Nudge(tx, tg, h, r.floats([]float64{f}), ty, out, r.alloc(r.e.LossWork(d)))
-		near(t, "y", r.get(ty), y, nil, 1e-6)
+		r.close(t, "y", ty, y, nil, 1e-6)
 		r.checkHalo(t, "y", ty)
 		near(t, "norm, f·norm, -f·norm", r.read(out, 3), []float64{norm, f * norm, -f * norm}, nil, 2e-6)
 	})

@@ -15,7 +15,7 @@ func testUnit(t *testing.T, r *rig) {
 			d.N, d.D, d.H, d.W = 1, 1, (d.H+1)/2, (d.W+1)/2
 		}
 		rng := seeded(t)
-		x, dy := random(rng, d.Len()), random(rng, d.Len())
+		x, dy := r.random(rng, d.Len()), r.random(rng, d.Len())
 		ref := func() []float64 {
 			y := make([]float64, len(x))
 			for v := 0; v < len(x); v += d.C {
@@ -40,11 +40,11 @@ func testUnit(t *testing.T, r *rig) {
 		}
 		tx, ty := r.put(d, rapid.IntRange(0, 2).Draw(t, "halo"), gpu.Zero, x), r.tensor(d, 1, drawPad(t))
 		r.e.Unit(tx, ty)
-		near(t, "y", r.get(ty), ref(), nil, 1e-6)
+		r.close(t, "y", ty, ref(), nil, 1e-6)
 		r.checkHalo(t, "y", ty)
 		tdy, tdx := r.put(d, 1, gpu.Zero, dy), r.tensor(d, 2, gpu.Zero)
 		r.e.UnitGrad(tx, tdy, tdx)
-		near(t, "dx", r.get(tdx), dx, size, 1e-5)
+		r.close(t, "dx", tdx, dx, size, 1e-5)
 		r.checkHalo(t, "dx", tdx)
 		r.e.UnitGrad(tx, tdy, tdy)
 		equal(t, "dx over dy", r.get(tdy), r.get(tdx))
@@ -66,7 +66,7 @@ func testRound(t *testing.T, r *rig) {
 		k := gpu.Scalar{Levels: rapid.SliceOfN(rapid.IntRange(2, 9), 1, 6).Draw(t, "levels")}
 		d := drawDims(t, len(k.Levels))
 		rng := seeded(t)
-		z, dq := random(rng, d.Len()), random(rng, d.Len())
+		z, dq := r.random(rng, d.Len()), r.random(rng, d.Len())
 		for i := range z {
 			z[i] *= 2
 		}
@@ -121,10 +121,10 @@ func testRound(t *testing.T, r *rig) {
 			equal(t, "counts", r.read(counts, codes), counts0)
 		}
 		r.e.Round(k, tz, idx, tq, -1)
-		equal(t, "q again", r.get(tq), q)
+		r.exact(t, "q again", tq, q)
 		tdq, tdz := r.put(d, 1, gpu.Zero, dq), r.tensor(d, 2, gpu.Zero)
 		r.e.RoundGrad(k, tz, tdq, tdz)
-		near(t, "dz", r.get(tdz), dz, nil, 1e-5)
+		r.close(t, "dz", tdz, dz, nil, 1e-5)
 		r.checkHalo(t, "dz", tdz)
 		r.e.RoundGrad(k, tz, tdq, tdq)
 		equal(t, "dz over dq", r.get(tdq), r.get(tdz))

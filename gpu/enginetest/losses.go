@@ -29,7 +29,7 @@ func testPerceptualLoss(t *testing.T, r *rig) {
 			d.N, d.D, d.H, d.W = 1, 1, (d.H+1)/2, (d.W+1)/2
 		}
 		rng := seeded(t)
-		a, b, w, add := random(rng, d.Len()), random(rng, d.Len()), random(rng, d.C), random(rng, d.Len())
+		a, b, w, add := r.random(rng, d.Len()), r.random(rng, d.Len()), r.random(rng, d.C), r.random(rng, d.Len())
 		const scale = 3
 		da := slope(a, func() float64 { return scale * refPerceptual(d, a, b, w) })
 		want := []float64{refPerceptual(d, a, b, w)}
@@ -54,7 +54,7 @@ func testPerceptualLossZero(t *testing.T, r *rig) {
 	near(t, "loss", r.read(out, 1), []float64{2 * one / 3}, nil, 1e-6)
 	// da = 2/3·(w·â - â·Σ w·â²)/‖a‖
 	want := []float64{0, 0, 2. / 3 * (0.6 - 0.6*one) / 5, 2. / 3 * (1.6 - 0.8*one) / 5, 0, 0}
-	near(t, "da", r.get(tda), want, nil, 1e-6)
+	r.close(t, "da", tda, want, nil, 1e-6)
 }
 
 // refSimilarity is 1 - MS-SSIM straight from the paper's formulas, over windows of at most 11 voxels.
@@ -161,7 +161,7 @@ func testSimilarityLoss(t *testing.T, r *rig) {
 		{gpu.Dims{N: 1, D: 2, H: 3, W: 15, C: 1}, []float64{0.05, 0.05}, 2}, // contrary: factors are clipped
 	} {
 		d := c.d
-		x, y := random(rng, d.Len()), random(rng, d.Len())
+		x, y := r.random(rng, d.Len()), r.random(rng, d.Len())
 		for i := range x {
 			x[i] = float64(float32(math.Tanh(x[i] / 2)))
 			y[i] = float64(float32(x[i] + c.noise*y[i]))
@@ -179,7 +179,7 @@ func testSimilarityLoss(t *testing.T, r *rig) {
 		near(t, "loss", r.read(out, 1), want, nil, 1e-5)
 		r.e.SimilarityLoss(k, ty, tx, r.floats([]float64{scale}), &tdy, out, work)
 		near(t, "loss with gradient", r.read(out, 1), want, nil, 1e-5)
-		near(t, "dy", r.get(tdy), dy, nil, 3e-5)
+		r.close(t, "dy", tdy, dy, nil, 3e-5)
 		r.checkHalo(t, "dy", tdy)
 	}
 }
@@ -189,7 +189,7 @@ func testSimilarityLoss(t *testing.T, r *rig) {
 func testSimilarityLossKnown(t *testing.T, r *rig) {
 	d := gpu.Dims{N: 1, D: 8, H: 16, W: 24, C: 1}
 	k := gpu.Similarity{Weights: []float64{0.25, 0.5}}
-	x := random(rand.New(rand.NewPCG(5, 6)), d.Len())
+	x := r.random(rand.New(rand.NewPCG(5, 6)), d.Len())
 	loss := func(y, x []float64) (float64, []float64) {
 		out, tdy := r.alloc(4), r.tensor(d, 0, gpu.Zero)
 		r.e.SimilarityLoss(k, r.put(d, 0, gpu.Zero, y), r.put(d, 0, gpu.Zero, x), r.floats([]float64{1}), &tdy, out, r.alloc(r.e.SimilarityWork(k, d)))

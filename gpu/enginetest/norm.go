@@ -108,8 +108,8 @@ func testNormAct(t *testing.T, r *rig) {
 			}
 		}
 		rng := seeded(t)
-		x, gamma, beta := random(rng, d.Len()), random(rng, d.C), random(rng, d.C)
-		dy, add := random(rng, d.Len()), random(rng, d.Len())
+		x, gamma, beta := r.random(rng, d.Len()), r.random(rng, d.C), r.random(rng, d.C)
+		dy, add := r.random(rng, d.Len()), r.random(rng, d.Len())
 		halo, pad := rapid.IntRange(0, 2).Draw(t, "halo"), drawPad(t)
 		r.normAct(t, n, d, x, gamma, beta, dy, add, halo, pad, rng)
 	})
@@ -125,7 +125,7 @@ func (r *rig) normAct(t fataler, n gpu.Norm, d gpu.Dims, x, gamma, beta, dy, add
 	if n.Groups > 0 || n.Batch { // sums of a group in float32, about a voxel that may lie some deviations from its mean
 		tolY = 3e-5
 	}
-	near(t, "y", r.get(ty), refNormAct(n, d, x, gamma, beta), nil, tolY)
+	r.close(t, "y", ty, refNormAct(n, d, x, gamma, beta), nil, tolY)
 	r.checkHalo(t, "y", ty)
 	if n.Batch {
 		r.batchStats(t, d, x, stats)
@@ -148,12 +148,12 @@ func (r *rig) normAct(t fataler, n gpu.Norm, d gpu.Dims, x, gamma, beta, dy, add
 		return s
 	}
 	const tol = 2e-5
-	g0, b0 := random(rng, d.C), random(rng, d.C)
+	g0, b0 := r.random(rng, d.C), r.random(rng, d.C)
 	grad := func(what string, dy gpu.Tensor, add *gpu.Tensor, dx gpu.Tensor, want []float64) {
 		t.Helper()
 		dg, db, work := r.floats(g0), r.floats(b0), r.alloc(r.e.NormWork(n, d))
 		r.e.NormActGrad(n, tx, pg, pb, stats, dy, add, dx, dg, db, work)
-		near(t, what+": dx", r.get(dx), want, size(want), tol)
+		r.close(t, what+": dx", dx, want, size(want), tol)
 		near(t, what+": dgamma", minus(r.read(dg, d.C), g0), dgamma, size(dgamma), tol)
 		near(t, what+": dbeta", minus(r.read(db, d.C), b0), dbeta, size(dbeta), tol)
 	}
@@ -197,14 +197,14 @@ func (r *rig) batchStats(t fataler, d gpu.Dims, x []float64, stats gpu.Ptr) {
 func testNormLargeMean(t *testing.T, r *rig) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	d := gpu.Dims{N: 2, D: 4, H: 8, W: 16, C: 8}
-	x := random(rng, d.Len())
+	x := r.random(rng, d.Len())
 	for i := range x {
-		x[i] = float64(float32(300 + x[i]))
+		x[i] = rounded(300+x[i], r.kind)
 	}
-	gamma, beta := random(rng, d.C), random(rng, d.C)
+	gamma, beta := r.random(rng, d.C), r.random(rng, d.C)
 	for _, n := range []gpu.Norm{{Groups: 2, Eps: 1e-6}, {Batch: true, Plain: true, Eps: 1e-6}} {
 		tx, ty := r.put(d, 0, gpu.Zero, x), r.tensor(d, 0, gpu.Zero)
 		r.e.NormAct(n, tx, r.floats(gamma), r.floats(beta), r.alloc(r.e.NormStats(n, d)), ty)
-		near(t, "y", r.get(ty), refNormAct(n, d, x, gamma, beta), nil, 3e-4)
+		r.close(t, "y", ty, refNormAct(n, d, x, gamma, beta), nil, 3e-4)
 	}
 }

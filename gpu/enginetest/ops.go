@@ -11,9 +11,9 @@ import (
 func testMemory(t *testing.T, r *rig) {
 	r.check(t, func(t *rapid.T) {
 		d := drawDims(t, drawChannels(t, "c"))
-		v := random(seeded(t), d.Len())
+		v := r.random(seeded(t), d.Len())
 		x := r.put(d, rapid.IntRange(0, 2).Draw(t, "halo"), drawPad(t), v)
-		equal(t, "tensor read back", r.get(x), v)
+		r.exact(t, "tensor read back", x, v)
 		r.checkHalo(t, "tensor", x)
 		p := r.floats(v)
 		equal(t, "floats read back", r.read(p, len(v)), v)
@@ -31,10 +31,10 @@ func testQuantize(t *testing.T, r *rig) {
 		k := gpu.Quantizer{Codes: rapid.IntRange(1, 70).Draw(t, "codes"), Dim: rapid.IntRange(1, 17).Draw(t, "dim")}
 		d := drawDims(t, k.Dim)
 		rng := seeded(t)
-		z, book := random(rng, d.Len()), random(rng, k.Codes*k.Dim)
+		z, book := r.random(rng, d.Len()), r.random(rng, k.Codes*k.Dim)
 		halo := rapid.IntRange(0, 1).Draw(t, "halo")
 		tz, tq := r.put(d, halo, gpu.Replicate, z), r.tensor(d, halo, gpu.Replicate)
-		counts0, sums0 := random(rng, k.Codes), random(rng, len(book))
+		counts0, sums0 := r.random(rng, k.Codes), r.random(rng, len(book))
 		pb, idx, counts, sums := r.floats(book), r.alloc(4*int64(d.Voxels())), r.floats(counts0), r.floats(sums0)
 		loss, work := r.alloc(4), r.alloc(r.e.QuantizeWork(k, d))
 		r.e.Quantize(k, tz, pb, idx, tq, counts, sums, loss, work)
@@ -61,7 +61,7 @@ func testQuantize(t *testing.T, r *rig) {
 			want = append(want, code(int(c))...)
 			squares = append(squares, squared(at, code(int(c))))
 		}
-		equal(t, "q", r.get(tq), want)
+		r.exact(t, "q", tq, want)
 		r.checkHalo(t, "q", tq)
 		near(t, "counts", r.read(counts, k.Codes), counts0, nil, 1e-6)
 		near(t, "sums", r.read(sums, len(book)), sums0, nil, 1e-5)
@@ -74,22 +74,22 @@ func testQuantize(t *testing.T, r *rig) {
 		r.e.Quantize(k, tz, pb, idx, tq, -1, -1, loss, work)
 		tl := r.tensor(d, halo, gpu.Replicate)
 		r.e.Lookup(k, pb, idx, tl)
-		equal(t, "looked up", r.get(tl), want)
+		r.exact(t, "looked up", tl, want)
 		r.checkHalo(t, "looked up", tl)
 
-		dq := random(rng, d.Len())
+		dq := r.random(rng, d.Len())
 		tdq, tdz, scale := r.put(d, 0, gpu.Zero, dq), r.tensor(d, 1, gpu.Zero), r.floats([]float64{0.25})
 		alone := make([]float64, d.Len())
 		for i := range alone {
 			alone[i] = 0.25 * (z[i] - want[i])
 		}
 		r.e.QuantizeGrad(k, tz, pb, idx, nil, scale, tdz)
-		near(t, "dz of the commitment alone", r.get(tdz), alone, nil, 1e-6)
+		r.close(t, "dz of the commitment alone", tdz, alone, nil, 1e-6)
 		r.e.QuantizeGrad(k, tz, pb, idx, &tdq, scale, tdz)
 		for i := range dq {
 			dq[i] += alone[i]
 		}
-		near(t, "dz", r.get(tdz), dq, nil, 1e-6)
+		r.close(t, "dz", tdz, dq, nil, 1e-6)
 		r.checkHalo(t, "dz", tdz)
 		r.e.QuantizeGrad(k, tz, pb, idx, &tdq, scale, tdq)
 		equal(t, "dz in place", r.get(tdq), r.get(tdz))
@@ -110,7 +110,7 @@ func testQuantizeTies(t *testing.T, r *rig) {
 		k := gpu.Quantizer{Codes: rapid.IntRange(1, 300).Draw(t, "codes"), Dim: 3}
 		distinct := rapid.IntRange(1, 40).Draw(t, "distinct")
 		rng := seeded(t)
-		values := random(rng, distinct*k.Dim)
+		values := r.random(rng, distinct*k.Dim)
 		book, first := make([]float64, 0, k.Codes*k.Dim), map[int]int{}
 		for i := range k.Codes {
 			v := rng.IntN(distinct)
@@ -143,7 +143,7 @@ func testReconLoss(t *testing.T, r *rig) {
 	r.check(t, func(t *rapid.T) {
 		d := drawDims(t, rapid.IntRange(1, 3).Draw(t, "c"))
 		rng := seeded(t)
-		y, x := random(rng, d.Len()), random(rng, d.Len())
+		y, x := r.random(rng, d.Len()), r.random(rng, d.Len())
 		x[0] = y[0] // sign(0) = 0
 		const l1, l2, scale = 0.75, 0.5, 3
 		var want [4]float64
@@ -168,7 +168,7 @@ func testReconLoss(t *testing.T, r *rig) {
 		td := r.tensor(d, 1, gpu.Zero)
 		r.e.ReconLoss(ty, tt, l1, l2, by, &td, out, work)
 		near(t, "losses", r.read(out, 4), want[:], nil, 2e-6)
-		near(t, "dy", r.get(td), dy, nil, 1e-6)
+		r.close(t, "dy", td, dy, nil, 1e-6)
 		r.checkHalo(t, "dy", td)
 		over := ty
 		over.Pad = gpu.Zero
@@ -191,7 +191,7 @@ func testReconLossNotFinite(t *testing.T, r *rig) {
 
 func testSumSquares(t *testing.T, r *rig) {
 	r.check(t, func(t *rapid.T) {
-		v := random(seeded(t), rapid.IntRange(1, 40000).Draw(t, "n"))
+		v := r.random(seeded(t), rapid.IntRange(1, 40000).Draw(t, "n"))
 		p, out, work := r.floats(v), r.alloc(4), r.alloc(r.e.SumSquaresWork(len(v)))
 		r.e.SumSquares(p, len(v), out, work)
 		near(t, "sum", r.read(out, 1), []float64{dot(v, v)}, nil, 2e-6)
@@ -208,7 +208,7 @@ func testAdam(t *testing.T, r *rig) {
 	r.check(t, func(t *rapid.T) {
 		n := rapid.IntRange(1, 100).Draw(t, "n")
 		rng := seeded(t)
-		p, grad, m, v, ema := random(rng, n), random(rng, n), random(rng, n), random(rng, n), random(rng, n)
+		p, grad, m, v, ema := r.random(rng, n), r.random(rng, n), r.random(rng, n), r.random(rng, n), r.random(rng, n)
 		for i := range v {
 			v[i] *= v[i]
 		}

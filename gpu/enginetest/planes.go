@@ -35,7 +35,7 @@ func testMaxPool(t *testing.T, r *rig) {
 		d := drawDims(t, drawChannels(t, "c"))
 		d.H, d.W = max(2, d.H), max(2, d.W)
 		rng := seeded(t)
-		r.maxPool(t, d, random(rng, d.Len()), random(rng, d.Len()), random(rng, d.Len()))
+		r.maxPool(t, d, r.random(rng, d.Len()), r.random(rng, d.Len()), r.random(rng, d.Len()))
 	})
 }
 
@@ -49,7 +49,7 @@ func testMaxPoolTies(t *testing.T, r *rig) {
 		for i := range x {
 			x[i] = []float64{-1, 0, math.Copysign(0, -1)}[rng.IntN(3)]
 		}
-		r.maxPool(t, d, x, random(rng, d.Len()), random(rng, d.Len()))
+		r.maxPool(t, d, x, r.random(rng, d.Len()), r.random(rng, d.Len()))
 	})
 }
 
@@ -64,7 +64,7 @@ func (r *rig) maxPool(t *rapid.T, d gpu.Dims, x, dy, add []float64) {
 	}
 	tx, ty := r.put(d, rapid.IntRange(0, 2).Draw(t, "halo"), gpu.Zero, x), r.tensor(p, 1, drawPad(t))
 	r.e.MaxPool(tx, ty)
-	equal(t, "y", r.get(ty), y)
+	r.exact(t, "y", ty, y)
 	r.checkHalo(t, "y", ty)
 	tdy := r.put(p, 1, gpu.Zero, dy)
 	r.addsUp(t, "dx", d, dx, add, nil, 1e-6, func(_ gpu.Tensor, add *gpu.Tensor, dx gpu.Tensor) { r.e.MaxPoolGrad(tx, tdy, add, dx) })
@@ -82,7 +82,7 @@ func testSlice(t *testing.T, r *rig) {
 		}
 		left := append(append([]int(nil), size[:axis]...), size[axis+1:]...)
 		p := gpu.Dims{N: d.N * k, D: 1, H: left[0], W: left[1], C: d.C}
-		x, dy, add := random(rng, d.Len()), random(rng, p.Len()), random(rng, d.Len())
+		x, dy, add := r.random(rng, d.Len()), r.random(rng, p.Len()), r.random(rng, d.Len())
 		y, dx := make([]float64, p.Len()), make([]float64, d.Len())
 		for i := range p.N {
 			for a := range left[0] {
@@ -99,7 +99,7 @@ func testSlice(t *testing.T, r *rig) {
 		}
 		tx, ty, pat := r.put(d, rapid.IntRange(0, 2).Draw(t, "halo"), gpu.Zero, x), r.tensor(p, 1, drawPad(t)), r.floats(at)
 		r.e.Slice(axis, tx, pat, ty)
-		equal(t, "y", r.get(ty), y)
+		r.exact(t, "y", ty, y)
 		r.checkHalo(t, "y", ty)
 		tdy := r.put(p, 1, gpu.Zero, dy)
 		r.addsUp(t, "dx", d, dx, add, nil, 1e-6, func(_ gpu.Tensor, add *gpu.Tensor, dx gpu.Tensor) {
@@ -114,7 +114,7 @@ func testTint(t *testing.T, r *rig) {
 		many := one
 		many.C = rapid.IntRange(1, 5).Draw(t, "c")
 		rng := seeded(t)
-		x, scale, shift, dy := random(rng, one.Len()), random(rng, many.C), random(rng, many.C), random(rng, many.Len())
+		x, scale, shift, dy := r.random(rng, one.Len()), r.random(rng, many.C), r.random(rng, many.C), r.random(rng, many.Len())
 		y, dx := make([]float64, many.Len()), make([]float64, one.Len())
 		for i := range y {
 			y[i] = scale[i%many.C]*x[i/many.C] + shift[i%many.C]
@@ -123,11 +123,11 @@ func testTint(t *testing.T, r *rig) {
 		tx, ty := r.put(one, rapid.IntRange(0, 2).Draw(t, "halo"), gpu.Zero, x), r.tensor(many, 1, drawPad(t))
 		ps := r.floats(scale)
 		r.e.Tint(tx, ps, r.floats(shift), ty)
-		near(t, "y", r.get(ty), y, nil, 1e-6)
+		r.close(t, "y", ty, y, nil, 1e-6)
 		r.checkHalo(t, "y", ty)
 		tdx := r.tensor(one, 1, gpu.Zero)
 		r.e.TintGrad(r.put(many, 1, gpu.Zero, dy), ps, tdx)
-		near(t, "dx", r.get(tdx), dx, nil, 3e-6)
+		r.close(t, "dx", tdx, dx, nil, 3e-6)
 		r.checkHalo(t, "dx", tdx)
 	})
 }

@@ -13,7 +13,7 @@ func testPointwise(t *testing.T, r *rig) {
 	r.check(t, func(t *rapid.T) {
 		d := drawDims(t, drawChannels(t, "c"))
 		rng := seeded(t)
-		a, b := random(rng, d.Len()), random(rng, d.Len())
+		a, b := r.random(rng, d.Len()), r.random(rng, d.Len())
 		s := float64(float32(rng.NormFloat64()))
 		halo, scale := rapid.IntRange(0, 2).Draw(t, "halo"), r.floats([]float64{0, s})+4
 		for _, op := range []struct {
@@ -33,7 +33,7 @@ func testPointwise(t *testing.T, r *rig) {
 			}
 			ta, tb, ty := r.put(d, halo, gpu.Zero, a), r.put(d, halo, gpu.Zero, b), r.tensor(d, halo, gpu.Replicate)
 			op.f(ta, tb, ty)
-			near(t, op.name, r.get(ty), want, size, op.tol)
+			r.close(t, op.name, ty, want, size, op.tol)
 			r.checkHalo(t, op.name, ty)
 			op.f(ta, tb, tb)
 			equal(t, op.name+" over b", r.get(tb), r.get(ty))
@@ -49,7 +49,7 @@ func testActivate(t *testing.T, r *rig) {
 		d := drawDims(t, drawChannels(t, "c"))
 		rng := seeded(t)
 		slope := rapid.SampledFrom([]float32{0, 0.2, 0.25}).Draw(t, "slope")
-		x, dy, add := random(rng, d.Len()), random(rng, d.Len()), random(rng, d.Len())
+		x, dy, add := r.random(rng, d.Len()), r.random(rng, d.Len()), r.random(rng, d.Len())
 		x[0] = 0 // its slope is that of what is below
 		y, dx, both := make([]float64, d.Len()), make([]float64, d.Len()), make([]float64, d.Len())
 		for i, v := range x {
@@ -63,7 +63,7 @@ func testActivate(t *testing.T, r *rig) {
 		halo := rapid.IntRange(0, 2).Draw(t, "halo")
 		tx, ty := r.put(d, halo, gpu.Zero, x), r.tensor(d, 1, drawPad(t))
 		r.e.Activate(slope, tx, ty)
-		near(t, "y", r.get(ty), y, nil, 1e-7)
+		r.close(t, "y", ty, y, nil, 1e-7)
 		r.checkHalo(t, "y", ty)
 		r.e.Activate(slope, tx, tx)
 		equal(t, "y over x", r.get(tx), r.get(ty))
@@ -91,11 +91,11 @@ func (r *rig) addsUp(t fataler, what string, d gpu.Dims, want, add, dy []float64
 	}
 	alone, sum := r.tensor(d, 1, gpu.Zero), r.tensor(d, 2, gpu.Zero)
 	op(put(), nil, alone)
-	near(t, what, r.get(alone), want, nil, tol)
+	r.close(t, what, alone, want, nil, tol)
 	r.checkHalo(t, what, alone)
 	plus := r.put(d, 1, gpu.Zero, add)
 	op(put(), &plus, sum)
-	near(t, what+" with add", r.get(sum), both, nil, tol)
+	r.close(t, what+" with add", sum, both, nil, tol)
 	r.checkHalo(t, what+" with add", sum)
 	op(put(), &plus, plus)
 	equal(t, what+" over add", r.get(plus), r.get(sum))

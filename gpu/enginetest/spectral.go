@@ -33,7 +33,7 @@ func testSpectral(t *testing.T, r *rig) {
 	r.check(t, func(t *rapid.T) {
 		rows, columns := rapid.IntRange(1, 300).Draw(t, "rows"), rapid.IntRange(1, 40).Draw(t, "columns")
 		rng := seeded(t)
-		w, u, g := random(rng, rows*columns), random(rng, columns), random(rng, rows*columns)
+		w, u, g := r.random(rng, rows*columns), r.random(rng, columns), r.random(rng, rows*columns)
 		unit(u)
 		m := r.matrix(rows, columns, w, u, make([]float64, rows))
 		r.e.Spectral(m.w, rows, columns, m.u, m.v, m.out, m.sigma, m.work)
@@ -79,7 +79,7 @@ func testSpectral(t *testing.T, r *rig) {
 func testSpectralConverges(t *testing.T, r *rig) {
 	const rows, columns = 5, 3
 	rng := rand.New(rand.NewPCG(8, 9))
-	w, u, g := random(rng, rows*columns), random(rng, columns), random(rng, rows*columns)
+	w, u, g := r.random(rng, rows*columns), r.random(rng, columns), r.random(rng, rows*columns)
 	unit(u)
 	m := r.matrix(rows, columns, w, u, make([]float64, rows))
 	largest := func() float64 {
@@ -114,7 +114,7 @@ func testSpectralConverges(t *testing.T, r *rig) {
 func testSpectralZero(t *testing.T, r *rig) {
 	const rows, columns = 300, 3
 	rng := rand.New(rand.NewPCG(8, 9))
-	u, v, g := random(rng, columns), random(rng, rows), random(rng, rows*columns)
+	u, v, g := r.random(rng, columns), r.random(rng, rows), r.random(rng, rows*columns)
 	m := r.matrix(rows, columns, make([]float64, rows*columns), u, v)
 	r.e.Spectral(m.w, rows, columns, m.u, m.v, m.out, m.sigma, m.work)
 	equal(t, "w̄", r.read(m.out, rows*columns), make([]float64, rows*columns))
