@@ -2,27 +2,133 @@ package flows
 
 import (
 	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/flowrun/flowrun/gpu"
 	"github.com/flowrun/flowrun/gpu/cpu"
+	"github.com/flowrun/flowrun/gpu/cuda"
 	"github.com/flowrun/flowrun/gpu/nn"
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/batch"
+	"github.com/flowrun/flowrun/stages/infer"
 	"github.com/flowrun/flowrun/stages/train"
 )
 
-// engine opens the device that a stage names. Load has refused those that this build doesn't have.
-func (j *Job) engine(string) gpu.Engine { return cpu.New(j.workers()) }
+// engine opens the device that a stage names: auto is the first GPU that can be used, else the CPU. The job divides memory accordingly.
+func (j *Job) engine(device string) (gpu.Engine, error) {
+	j.card = nil
+	switch ordinal, named := cudaOrdinal(device); {
+	case named:
+		return j.open(ordinal)
+	case device == "auto":
+		if ordinal, ok := firstCard(); ok {
+			return j.open(ordinal)
+		}
+	}
+	return cpu.New(j.workers()), nil
+}
+
+func (j *Job) open(ordinal int) (gpu.Engine, error) {
+	card, err := cuda.Open(ordinal)
+	if err != nil {
+		return nil, err
+	}
+	j.card = card
+	return card, nil
+}
+
+// planned is engine for a plan: of a GPU that can't be opened here it knows sizes, and missing says why.
+func (j *Job) planned(device string) (e gpu.Engine, missing, err error) {
+	e, err = j.engine(device)
+	if ordinal, named := cudaOrdinal(device); named && err != nil {
+		j.card = cuda.Plan(ordinal)
+		return j.card, err, nil
+	}
+	return e, nil, err
+}
+
+// cudaOrdinal is N of cuda:N.
+func cudaOrdinal(device string) (int, bool) {
+	text, named := strings.CutPrefix(device, "cuda:")
+	n, err := strconv.Atoi(text)
+	return n, named && err == nil
+}
+
+// firstCard is the first GPU that the engine can use.
+func firstCard() (ordinal int, ok bool) {
+	devices, err := cuda.Devices()
+	if err != nil {
+		return 0, false
+	}
+	i := slices.IndexFunc(devices, func(d cuda.Device) bool { return d.Usable() == nil })
+	return max(i, 0), i >= 0
+}
+
+// checkDevice refuses a GPU that can't be used here.
+func (p *piece) checkDevice(device string) error {
+	ordinal, named := cudaOrdinal(device)
+	if !named {
+		return nil
+	}
+	devices, err := cuda.Devices()
+	if err == nil && ordinal >= len(devices) {
+		err = fmt.Errorf("there are %d GPUs, the last is cuda:%d", len(devices), len(devices)-1)
+	} else if err == nil {
+		err = devices[ordinal].Usable()
+	}
+	if err != nil {
+		return &ConfigError{p.file.Errorf("device", "%s: %v; set it to cpu or auto, or see flowrun devices", device, err)}
+	}
+	return nil
+}
+
+// checkDevices is checkDevice for each stage that computes.
+func (j *Job) checkDevices() error {
+	for _, p := range j.pieces {
+		device := ""
+		switch o := p.options.(type) {
+		case *train.Options:
+			device = o.Device
+		case *infer.Options:
+			device = o.Device
+		case *infer.CodeOptions:
+			device = o.Device
+		}
+		if err := p.checkDevice(device); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// onHost is the bytes that an arena takes of the host's memory.
+func (j *Job) onHost(arena int64) int64 {
+	if j.card != nil {
+		return 0
+	}
+	return arena
+}
+
+// arenaLimit is the bytes that an engine's arena may take, at most memory where that isn't 0; 0 is no limit, of a card that isn't here.
+func (j *Job) arenaLimit(memory int64) int64 {
+	limit := j.hostLimit() - j.reserved
+	if j.card != nil {
+		limit = j.card.Free()
+	}
+	if memory == 0 || limit > 0 && limit < memory {
+		return limit
+	}
+	return memory
+}
 
 // sessionOptions is what a session needs to know of the job's stages.
 func (j *Job) sessionOptions(o train.Options, patch [3]int) vqgan.Options {
 	b, _ := option[batch.Options](j)
-	limit := o.Memory
-	if host := j.hostLimit() - j.reserved; limit == 0 || limit > host {
-		limit = host
-	}
 	return vqgan.Options{Patch: patch, Batch: b.Size, MicroBatch: o.MicroBatch, Infer: 1, Loss: o.Loss, Codebook: o.Codebook, GAN: o.GAN,
-		Clip: o.Clip, EMA: o.EMA, Beta1: 0.5, Beta2: 0.9, MemoryLimit: limit, Seed: j.run.Seed}
+		Clip: o.Clip, EMA: o.EMA, Beta1: 0.5, Beta2: 0.9, MemoryLimit: j.arenaLimit(o.Memory), Seed: j.run.Seed}
 }
 
 // hostLimit is the memory that the run may use.
@@ -35,7 +141,10 @@ func (j *Job) hostLimit() int64 {
 
 // openSession opens the model on its device.
 func (j *Job) openSession(d *data, o train.Options, patch [3]int) (*vqgan.Session, gpu.Engine, error) {
-	e := j.engine(o.Device)
+	e, err := j.engine(o.Device)
+	if err != nil {
+		return nil, nil, err
+	}
 	j.reserve(e, d, o, patch)
 	s, err := vqgan.Open(e, j.model, j.sessionOptions(o, patch))
 	if err != nil {

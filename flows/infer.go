@@ -101,7 +101,10 @@ func (r *run) openCoder(m modelKeys) (*vqgan.Coder, gpu.Engine, int64, error) {
 		r.log.Warn().Str("checkpoint", m.Checkpoint).Msg("it holds no EMA weights (train.ema was 0): the raw ones are used")
 	}
 	ema = ema && m.Weights == infer.WeightsEMA
-	e := j.engine(m.Device)
+	e, err := j.engine(m.Device)
+	if err != nil {
+		return nil, nil, 0, err
+	}
 	o := j.coderOptions(m)
 	coder, err := vqgan.OpenCoder(e, j.model, weights, ema, o)
 	if err != nil {
@@ -113,10 +116,7 @@ func (r *run) openCoder(m modelKeys) (*vqgan.Coder, gpu.Engine, int64, error) {
 
 // coderOptions say which halves of the model the flow runs, on what, in how much memory.
 func (j *Job) coderOptions(m modelKeys) vqgan.CoderOptions {
-	o := vqgan.CoderOptions{Patch: m.patch, MemoryLimit: j.hostLimit()}
-	if m.Memory > 0 {
-		o.MemoryLimit = min(o.MemoryLimit, m.Memory)
-	}
+	o := vqgan.CoderOptions{Patch: m.patch, MemoryLimit: j.arenaLimit(m.Memory)}
 	if b, ok := option[batch.Options](j); ok && !j.exact() {
 		o.Batch = b.Size
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/flowrun/flowrun/configs"
+	"github.com/flowrun/flowrun/gpu/cuda"
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/augment"
 	"github.com/flowrun/flowrun/stages/batch"
@@ -29,8 +30,9 @@ type Job struct {
 	observe  observe.Options
 	again    []string // the command that does the job again; none where no command would
 	pieces   []*piece
-	reserved int64  // host memory that isn't the engine's; 0 until it is known
-	resolved []byte // the file with every default written out
+	reserved int64     // host memory that isn't the engine's; 0 until it is known
+	card     cuda.Card // the GPU that the model is on, or planned for; nil on the CPU
+	resolved []byte    // the file with every default written out
 }
 
 // piece is a stage of a job.
@@ -155,17 +157,8 @@ func (j *Job) fit() error {
 			if o.MicroBatch > b.Size {
 				return p.file.Errorf("micro_batch", "%d is more than batch.size %d", o.MicroBatch, b.Size)
 			}
-			if err := p.fitDevice(o.Device); err != nil {
-				return err
-			}
 		case *infer.Options:
-			if err := p.fitDevice(o.Device); err != nil {
-				return err
-			}
 		case *infer.CodeOptions:
-			if err := p.fitDevice(o.Device); err != nil {
-				return err
-			}
 			if err := j.fitPatch(p, &tile.Options{Patch: o.Patch, Stride: o.Stride}); err != nil {
 				return err
 			}
@@ -180,14 +173,6 @@ func (j *Job) fit() error {
 				}
 			}
 		}
-	}
-	return nil
-}
-
-// fitDevice refuses devices that this build doesn't have.
-func (p *piece) fitDevice(device string) error {
-	if strings.HasPrefix(device, "cuda:") {
-		return p.file.Errorf("device", "%s: this build of flowrun has no CUDA engine; set it to cpu or auto", device)
 	}
 	return nil
 }

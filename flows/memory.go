@@ -75,7 +75,7 @@ func (j *Job) reserve(e gpu.Engine, d *data, o train.Options, patch [3]int) {
 	j.reserved = 0
 	plan, _ := j.plan(e, o, patch)
 	m := j.maker(patch)
-	if plan == nil || m == nil {
+	if plan == nil || m == nil || j.card != nil {
 		return
 	}
 	parts, _ := j.divide(d, 0, stateBytes(plan.Parameters, o.EMA > 0, j.model), m.Bytes())

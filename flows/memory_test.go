@@ -99,7 +99,10 @@ run: {memory: %d}
 model: {hidden: 8, downsample: [2, 2, 2], codes: 16}
 flow: [read: {scans: [x]}, tile: {patch: [32, 32, 32]}, batch, train: {device: cpu}]
 `, limit))
-		e := j.engine("cpu")
+		e, err := j.engine("cpu")
+		if err != nil {
+			return 0, err
+		}
 		defer func() { err = errors.Join(err, e.Close()) }()
 		o, _ := option[train.Options](j)
 		patch := [3]int{32, 32, 32}

@@ -11,6 +11,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/flowrun/flowrun/gpu"
+	"github.com/flowrun/flowrun/gpu/cuda"
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/checkpoint"
@@ -95,13 +97,16 @@ func (p *planner) scans() {
 
 // trained prints the memory of a trained model.
 func (p *planner) trained(w io.Writer, m modelKeys) error {
-	e := p.engine(m.Device)
+	e, missing, err := p.planned(m.Device)
+	if err != nil {
+		return err
+	}
 	defer func() { _ = e.Close() }()
 	plan, err := vqgan.PlanCoder(e, p.Job.model, p.coderOptions(m))
 	if plan == nil {
 		return configErrorf("%s: %w", p.path, err)
 	}
-	p.line("engine\t%s", e.Name())
+	p.engineLine(e, missing)
 	p.line("  model\t%s: %.3g million parameters, %d bits for each %s voxels", m.Checkpoint, float64(plan.Parameters)/1e6, bits(p.Job.model.Codes), list(p.Job.model.Downsample))
 	if err := errors.Join(p.w.Flush(), plan.Write(w)); err != nil {
 		return err
@@ -114,7 +119,10 @@ func (p *planner) trained(w io.Writer, m modelKeys) error {
 
 // model prints memory, work, disk and time.
 func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch [3]int) error {
-	e := p.engine(o.Device)
+	e, missing, err := p.planned(o.Device)
+	if err != nil {
+		return err
+	}
 	defer func() { _ = e.Close() }()
 	p.reserve(e, p.data, o, patch)
 	options := p.sessionOptions(o, patch)
@@ -129,7 +137,7 @@ func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch
 	if n == 0 {
 		n = int64(options.Batch)
 	}
-	p.line("engine\t%s", e.Name())
+	p.engineLine(e, missing)
 	p.line("  model\t%.3g million parameters, %d bits for each %s voxels", float64(plan.Parameters)/1e6, bits(p.Job.model.Codes), list(p.Job.model.Downsample))
 	p.line("  work\t%.4g TFLOP a patch forward, %.4g forward and backward", float64(plan.Forward/n)/1e12, float64(plan.Step/n)/1e12)
 	if err := errors.Join(p.w.Flush(), plan.Write(w)); err != nil {
@@ -143,7 +151,7 @@ func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch
 	if m := p.maker(patch); m != nil {
 		batches = m.Bytes()
 	}
-	parts, err := p.divide(p.data, plan.Total, state, batches)
+	parts, err := p.divide(p.data, p.onHost(plan.Total), state, batches)
 	p.line("host memory\t%s", parts)
 	if err != nil {
 		return err
@@ -151,7 +159,22 @@ func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch
 	if c, ok := option[checkpoint.Options](p.Job); ok {
 		p.line("disk\t%s a checkpoint, %s at most for all that are kept", size(state), size(c.Disk(state, o.Guard.Tries > 0)))
 	}
+	if missing != nil {
+		p.line("time\tnot measured, the device isn't here")
+		return nil
+	}
 	return p.time(ctx, o, patch)
+}
+
+// engineLine names the engine, and says why it can't be opened here.
+func (p *planner) engineLine(e gpu.Engine, missing error) {
+	p.line("engine\t%s", e.Name())
+	if p.card != nil {
+		p.line("  beside the arena\t%s for copies and tables, and the driver's context (a few hundred MiB)", size(cuda.Overhead))
+	}
+	if missing != nil {
+		p.line("  not here\t%v", missing)
+	}
 }
 
 // stateBytes is the size of a checkpoint's arrays: weights, two moments and maybe running means; the codebook.
@@ -177,7 +200,10 @@ const affordable = 2e11
 
 // time takes a few steps on noise and says how long the run will be.
 func (p *planner) time(ctx context.Context, o train.Options, patch [3]int) error {
-	e := p.engine(o.Device)
+	e, err := p.engine(o.Device)
+	if err != nil {
+		return err
+	}
 	defer func() { _ = e.Close() }()
 	timed := patch
 	for {

@@ -79,6 +79,9 @@ type run struct {
 // Run carries the job out. soft asks it to finish its step, write a checkpoint and end with ErrInterrupted; cancelling
 // ctx ends it at once.
 func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) {
+	if err := j.checkDevices(); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(j.run.Dir, 0o755); err != nil {
 		return j.unwritable(err)
 	}
@@ -188,7 +191,7 @@ func (r *run) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	if r.parts, err = j.divide(r.data, arena, state, batches); err != nil {
+	if r.parts, err = j.divide(r.data, j.onHost(arena), state, batches); err != nil {
 		return err
 	}
 	r.budget = pipe.NewBudget(r.parts.scans)
