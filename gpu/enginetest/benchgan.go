@@ -13,17 +13,17 @@ func benchGAN(run func(name, unit string, work int64, setup func(r *rig) func())
 	patch := gpu.Dims{N: 2, D: 32, H: 64, W: 64, C: 1}
 	features := gpu.Dims{N: 2, D: 17, H: 33, W: 33, C: 64}
 	images := gpu.Dims{N: 12, D: 1, H: 64, W: 64, C: 64}
-	in := func(r *rig, d gpu.Dims) gpu.Tensor { return r.put(d, 1, gpu.Zero, random(rng, d.Len())) }
+	in := func(r *rig, d gpu.Dims) gpu.Tensor { return r.put(d, 1, gpu.Zero, r.random(rng, d.Len())) }
 	size := func(d gpu.Dims, tensors int64) int64 { return 4 * tensors * int64(d.Len()) }
 
 	batch := gpu.Norm{Batch: true, Plain: true, Eps: 1e-5}
 	run("BatchNorm/Forward", "GB/s", size(features, 2), func(r *rig) func() {
-		x, y, gamma, beta := in(r, features), in(r, features), r.floats(random(rng, 64)), r.floats(random(rng, 64))
+		x, y, gamma, beta := in(r, features), in(r, features), r.floats(r.random(rng, 64)), r.floats(r.random(rng, 64))
 		stats := r.alloc(r.e.NormStats(batch, features))
 		return func() { r.e.NormAct(batch, x, gamma, beta, stats, y) }
 	})
 	run("BatchNorm/Grad", "GB/s", size(features, 3), func(r *rig) func() {
-		x, y, dx, gamma, beta := in(r, features), in(r, features), in(r, features), r.floats(random(rng, 64)), r.floats(random(rng, 64))
+		x, y, dx, gamma, beta := in(r, features), in(r, features), in(r, features), r.floats(r.random(rng, 64)), r.floats(r.random(rng, 64))
 		stats, work := r.alloc(r.e.NormStats(batch, features)), r.alloc(r.e.NormWork(batch, features))
 		r.e.NormAct(batch, x, gamma, beta, stats, y)
 		return func() { r.e.NormActGrad(batch, x, gamma, beta, stats, y, nil, dx, gamma, beta, work) }
@@ -52,7 +52,7 @@ func benchGAN(run func(name, unit string, work int64, setup func(r *rig) func())
 	})
 	run("PerceptualLoss", "GB/s", size(images, 3), func(r *rig) func() {
 		a, b, da := in(r, images), in(r, images), in(r, images)
-		w, scale, out, work := r.floats(random(rng, images.C)), r.floats([]float64{1}), r.alloc(4), r.alloc(r.e.LossWork(images))
+		w, scale, out, work := r.floats(r.random(rng, images.C)), r.floats([]float64{1}), r.alloc(4), r.alloc(r.e.LossWork(images))
 		return func() { r.e.PerceptualLoss(a, b, w, scale, nil, &da, out, work) }
 	})
 	run("SliceGrad", "GB/s", size(patch, 1), func(r *rig) func() {
@@ -63,7 +63,7 @@ func benchGAN(run func(name, unit string, work int64, setup func(r *rig) func())
 	run("Tint", "GB/s", 4*size(patch, 1), func(r *rig) func() {
 		many := patch
 		many.C = 3
-		x, y, c := in(r, patch), in(r, many), r.floats(random(rng, 3))
+		x, y, c := in(r, patch), in(r, many), r.floats(r.random(rng, 3))
 		return func() { r.e.Tint(x, c, c, y) }
 	})
 	similar := gpu.Similarity{Weights: []float64{0.3, 0.7}}
@@ -74,13 +74,13 @@ func benchGAN(run func(name, unit string, work int64, setup func(r *rig) func())
 	})
 	const rows, columns = 64 * 256, 512
 	run("Spectral/Forward", "GB/s", 4*2*rows*columns, func(r *rig) func() {
-		w, u, v := r.floats(random(rng, rows*columns)), r.floats(random(rng, columns)), r.floats(random(rng, rows))
+		w, u, v := r.floats(r.random(rng, rows*columns)), r.floats(r.random(rng, columns)), r.floats(r.random(rng, rows))
 		out, sigma, work := r.alloc(4*rows*columns), r.alloc(4), r.alloc(r.e.SpectralWork(rows, columns))
 		return func() { r.e.Spectral(w, rows, columns, u, v, out, sigma, work) }
 	})
 	run("Spectral/Grad", "GB/s", 4*3*rows*columns, func(r *rig) func() {
-		g, u, v := r.floats(random(rng, rows*columns)), r.floats(random(rng, columns)), r.floats(random(rng, rows))
-		out, sigma, work := r.floats(random(rng, rows*columns)), r.floats([]float64{1}), r.alloc(r.e.SpectralWork(rows, columns))
+		g, u, v := r.floats(r.random(rng, rows*columns)), r.floats(r.random(rng, columns)), r.floats(r.random(rng, rows))
+		out, sigma, work := r.floats(r.random(rng, rows*columns)), r.floats([]float64{1}), r.alloc(r.e.SpectralWork(rows, columns))
 		return func() { r.e.SpectralGrad(g, out, rows, columns, u, v, sigma, work) }
 	})
 	latent := gpu.Dims{N: 2, D: 8, H: 16, W: 16, C: 6}
