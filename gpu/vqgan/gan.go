@@ -60,7 +60,7 @@ func (o *GAN) on() bool { return o.Weight > 0 }
 type GANStats struct {
 	Active        bool    // the discriminators learn
 	Generator     float64 // the generator's loss, unweighted
-	Discriminator float64 // the mean of the discriminators' losses on scans and reconstructions; hinge begins at 1
+	Discriminator float64 // the mean of the discriminators' losses on scans and reconstructions, by their shares; hinge begins at 1
 	Features      float64 // feature matching, unweighted
 	Real, Fake    float64 // mean logits of scans and of reconstructions, over the discriminators
 	Ramp          float64 // 0 to 1
@@ -253,6 +253,7 @@ func (s *Session) hear(p *program, share float64, said *GANStats) {
 // sum gives what is known when all micro-batches ran.
 func (s *Session) sum(said *GANStats) {
 	said.Active, said.Ramp, said.Real, said.Fake = true, s.ramp.Value, 0, 0
+	said.Discriminator /= s.o.GAN.Image + s.o.GAN.Volume
 	all := s.judges.networks()
 	for _, n := range all {
 		said.Real += n.heard[0] / float64(len(all))

@@ -99,9 +99,10 @@ func judgeGradients(t *testing.T, s *Session) map[string][]float32 {
 }
 
 // said compares what a step of a GAN says; what is near 0 with an absolute tolerance.
-func (w worst) said(share float64, got Stats, want []float32, step int) {
+func (w worst) said(share float64, got Stats, want []float32, shares float64, step int) {
 	w.losses(share, got, want, step)
 	g := got.GAN
+	g.Discriminator *= shares // PyTorch's is the sum
 	for i, x := range []float64{got.SSIM, g.Generator, g.Discriminator, g.Features, g.R1, g.Weight, g.GradNorm, g.Real, g.Fake} {
 		name := []string{"dissimilarity", "generator", "discriminator", "features", "R1", "adaptive", "judges'", "real", "fake"}[i]
 		y := float64(want[7+i])
@@ -120,6 +121,7 @@ func TestGANStepsAreThoseOfPyTorch(t *testing.T) {
 	for _, name := range ganFixtures(t) {
 		t.Run(name, func(t *testing.T) {
 			f, w := readFixture(t, name), worst{}
+			o := f.options.GAN
 			own, judges := f.parts()
 			s := f.load(t, f.options)
 			for k := range f.arrays["forced.step"].Data {
@@ -134,7 +136,7 @@ func TestGANStepsAreThoseOfPyTorch(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				w.said(1e-5, stats, row("losses"), k)
+				w.said(1e-5, stats, row("losses"), o.Image+o.Volume, k)
 				before, after := table(arrays), table(state(t, s))
 				probed := func(what string, i, of int, share float64, got []float64, name string) {
 					all := row(what)
@@ -171,6 +173,7 @@ func TestTenGANStepsInARowAreThoseOfPyTorch(t *testing.T) {
 	for _, name := range ganFixtures(t) {
 		t.Run(name, func(t *testing.T) {
 			f, w := readFixture(t, name), worst{}
+			o := f.options.GAN
 			own, judges := f.parts()
 			s := f.load(t, f.options)
 			before := table(state(t, s))
@@ -181,7 +184,7 @@ func TestTenGANStepsInARowAreThoseOfPyTorch(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				w.said(1e-4, stats, f.row(t, "free.losses", i), i)
+				w.said(1e-4, stats, f.row(t, "free.losses", i), o.Image+o.Volume, i)
 			}
 			after := table(state(t, s))
 			for i, name := range own {

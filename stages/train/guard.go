@@ -178,7 +178,7 @@ func (g *Guard) Watch(step int, r Reading) *Incident {
 		return found(Collapse, n, map[string]float64{"train/perplexity": r.Perplexity, "level": usual, "limit": g.Options.Collapse * usual},
 			"few codes were in use: a perplexity of %.4g, usually %.4g", r.Perplexity, usual)
 	case len(m.Lost) == g.Options.Window && stuck(m.Lost):
-		return found(Discriminator, len(m.Lost), map[string]float64{"train/gan_discriminator": r.Discriminator, "train/gan_generator": r.Generator, "limit": g.Options.Discriminator},
+		return found(Discriminator, len(m.Lost), map[string]float64{"train/disc_loss": r.Discriminator, "train/gan_loss": r.Generator, "limit": g.Options.Discriminator},
 			"the discriminators told all apart (their loss is %.4g) and the generator learnt nothing from them (its loss is %.4g)", r.Discriminator, r.Generator)
 	}
 	return nil
