@@ -208,7 +208,7 @@ func TestStreamFindsWhatIsWrong(t *testing.T) {
 		}
 		bad++
 		_, again := v.Rows(0, 0, 1, buf)
-		if !strings.HasPrefix(err.Error(), path+": ") || v.Lost() != err || again != err || freed != 1 {
+		if !strings.HasPrefix(err.Error(), path+": ") || !errors.Is(v.Lost(), err) || !errors.Is(again, err) || freed != 1 {
 			t.Fatalf("%s %d: %v, lost for %v, then %v, freed %d times", what, at, err, v.Lost(), again, freed)
 		}
 	}

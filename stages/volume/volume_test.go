@@ -32,13 +32,13 @@ func TestLost(t *testing.T) {
 		t.Fatal(err, v.Lost(), v.Bytes())
 	}
 	for _, z := range []int{1, 0} {
-		if _, err := v.Rows(z, 0, 2, nil); err != errTorn || v.Lost() != errTorn || s.closed != 1 || freed != 1 {
+		if _, err := v.Rows(z, 0, 2, nil); !errors.Is(err, errTorn) || !errors.Is(v.Lost(), errTorn) || s.closed != 1 || freed != 1 {
 			t.Errorf("slice %d: %v, lost for %v, closed %d times, freed %d times", z, err, v.Lost(), s.closed, freed)
 		}
 	}
 	v.Release()
 	v.Release()
-	if s.closed != 1 || freed != 1 || v.Lost() != errTorn {
+	if s.closed != 1 || freed != 1 || !errors.Is(v.Lost(), errTorn) {
 		t.Errorf("closed %d times, freed %d times, lost for %v", s.closed, freed, v.Lost())
 	}
 }
