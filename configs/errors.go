@@ -3,6 +3,7 @@ package configs
 import (
 	"cmp"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -16,12 +17,15 @@ type Error struct {
 	Reason   string // what is wrong, and what to do
 }
 
+// userinfo is what a URL shouldn't hold, and no error repeats.
+var userinfo = regexp.MustCompile(`//[^/@\s]*@`)
+
 // Error is one line: train.yaml:12: train.lrr: unknown key; did you mean "lr"?
 func (e *Error) Error() string {
 	var b strings.Builder
 	switch {
 	case e.Override != "":
-		fmt.Fprintf(&b, "command line: %s: ", shorten(e.Override))
+		fmt.Fprintf(&b, "command line: %s: ", shorten(userinfo.ReplaceAllString(e.Override, "//…@")))
 		if name, _, _ := strings.Cut(e.Override, "="); name == e.Key {
 			b.WriteString(e.Reason)
 			return b.String()

@@ -12,6 +12,13 @@ import (
 
 // agrees checks that the snapshot's stream of patches and model are the job's.
 func (j *Job) agrees(snap *volume.Snapshot, path string) error {
+	_, queued := snap.Meta[ledgerKey]
+	switch takes := j.ends().learn != nil; {
+	case takes && !queued:
+		return configErrorf("%s was trained without a queue, so nobody knows which of the queue's patches it has seen; choose another run.dir (train.init takes over its weights)", path)
+	case queued && !takes:
+		return configErrorf("%s was trained on patches from a queue, in their order; choose another run.dir (train.init takes over its weights)", path)
+	}
 	here, err := j.identity()
 	if err != nil {
 		return err

@@ -70,12 +70,15 @@ func (j *Job) leaveWritten(scans []*volume.Scan, bad []read.Bad) ([]*volume.Scan
 
 // listScans lists the scans that are there now. Those that are bad are given with an error, too.
 func (j *Job) listScans(ctx context.Context) ([]*volume.Scan, []read.Bad, error) {
-	r, _ := option[read.Options](j)
-	scans, bad, err := read.List(ctx, *r)
+	r := j.searched()
+	scans, bad, err := read.List(ctx, r)
 	switch {
 	case ctx.Err() != nil:
 		return nil, nil, context.Cause(ctx)
 	case err != nil:
+		if j.ends().list != nil {
+			return nil, bad, dataErrorf("scans.from: %s", strings.TrimPrefix(err.Error(), "scans: "))
+		}
 		return nil, bad, dataErrorf("read.%w", err)
 	}
 	return scans, bad, nil
@@ -99,7 +102,7 @@ func (j *Job) freezeAs(scans []*volume.Scan, bad []read.Bad, split func() (train
 		return tile.Count(s.Dims, *t, j.multiple())
 	}}
 	_, trains := option[train.Options](j)
-	d.asListed = !trains
+	d.asListed = !trains && j.ends().list == nil
 	var err error
 	if d.train, d.held, err = split(); err != nil {
 		return nil, configErrorf("train.%w", err)

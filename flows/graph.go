@@ -9,6 +9,7 @@ import (
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/codes"
 	"github.com/flowrun/flowrun/stages/pipe"
+	"github.com/flowrun/flowrun/stages/queue"
 	"github.com/flowrun/flowrun/stages/read"
 	"github.com/flowrun/flowrun/stages/shuffle"
 	"github.com/flowrun/flowrun/stages/tile"
@@ -27,6 +28,8 @@ type wiring struct {
 	slabs     pipe.Port[*volume.Slab]
 	codes     pipe.Port[*volume.Codes]
 	files     pipe.Port[string]
+
+	references pipe.Port[*queue.Scan]
 }
 
 // endStage takes what the last stage gives.
@@ -55,6 +58,8 @@ func (r *run) wire(g *pipe.Graph) {
 		pipe.Discard(w.codes, endStage)
 	case writtenFiles:
 		pipe.Discard(w.files, endStage)
+	case references:
+		pipe.Discard(w.references, endStage)
 	}
 }
 
@@ -94,6 +99,10 @@ func (l loaded) Release() {
 // wireRead puts three operators: admit lets scans in, in order, as the budget has room; read loads them, several at
 // once; vet takes the bad ones out.
 func wireRead(w *wiring, s *piece) {
+	if w.job.ends().work != nil {
+		wireReadQueued(w, s)
+		return
+	}
 	o, r := *s.options.(*read.Options), w.run
 	admitted := pipe.From(w.g, "admit", func(ctx context.Context, emit func(admission) error) error {
 		for epoch := r.start.Epoch; epoch < r.epochs; epoch++ {
@@ -220,18 +229,34 @@ func wireBatch(w *wiring, s *piece) {
 		w.maker.Lost = w.loses
 	}
 	w.batches = pipe.Transform(w.patches, s.label, func(ctx context.Context, in iter.Seq[*volume.Patch]) iter.Seq2[*volume.Batch, error] {
+		if w.job.ends().learn != nil {
+			return w.maker.Batches(ctx, numbered(in))
+		}
 		return w.maker.Batches(ctx, sound(batch.From(in, w.start), new(error)))
 	})
 }
 
 func wireTrain(w *wiring, s *piece) {
+	if w.job.ends().learn != nil {
+		w.loop.Wanted = w.wantsCheckpoint
+	}
 	w.loop.Stopping = w.g.Stopping()
 	w.snapshots = pipe.Transform(w.batches, s.label, w.loop.Run)
 }
 
 func wireCheckpoint(w *wiring, s *piece) {
 	w.snapshots = pipe.Map(w.snapshots, s.label, 1, func(ctx context.Context, snap *volume.Snapshot) (*volume.Snapshot, error) {
-		path, err := w.store.Save(ctx, snap)
+		kept, err := snap, error(nil)
+		if w.queues != nil {
+			kept, err = w.ledgered(snap)
+		}
+		var path string
+		if err == nil {
+			path, err = w.store.Save(ctx, kept)
+		}
+		if err == nil && w.queues != nil {
+			err = w.queues.intake.Durable(ctx, snap.Tags)
+		}
 		if err != nil {
 			snap.Release()
 			return nil, err
@@ -250,7 +275,7 @@ func (r *run) setAside(b read.Bad) error {
 	if err := r.tooManyBad(); err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(r.data.train, func(s *volume.Scan) bool { return !r.quarantine.Has(s.ID) }) {
+	if len(r.data.train) > 0 && !slices.ContainsFunc(r.data.train, func(s *volume.Scan) bool { return !r.quarantine.Has(s.ID) }) {
 		return r.noneLeft()
 	}
 	return nil

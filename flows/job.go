@@ -14,6 +14,7 @@ import (
 	"github.com/flowrun/flowrun/stages/infer"
 	"github.com/flowrun/flowrun/stages/metrics"
 	"github.com/flowrun/flowrun/stages/observe"
+	"github.com/flowrun/flowrun/stages/queue"
 	"github.com/flowrun/flowrun/stages/read"
 	"github.com/flowrun/flowrun/stages/shuffle"
 	"github.com/flowrun/flowrun/stages/tile"
@@ -28,6 +29,7 @@ type Job struct {
 	dirKey   string // by which the file names the run's folder
 	model    vqgan.Config
 	observe  observe.Options
+	queue    queue.Options
 	again    []string // the command that does the job again; none where no command would
 	pieces   []*piece
 	reserved int64     // host memory that isn't the engine's; 0 until it is known
@@ -49,14 +51,17 @@ type blocks struct {
 	run     *RunOptions
 	model   *vqgan.Config
 	observe *observe.Options
+	queue   *queue.Options
 }
 
-func newBlocks() blocks { return blocks{new(RunOptions), new(vqgan.Config), new(observe.Options)} }
+func newBlocks() blocks {
+	return blocks{new(RunOptions), new(vqgan.Config), new(observe.Options), new(queue.Options)}
+}
 
 // schema is what configs needs to know of the file's shape.
 func (b blocks) schema() configs.Blocks {
 	s := configs.Blocks{
-		Top: map[string]any{"run": b.run, "model": b.model, "observe": b.observe},
+		Top: map[string]any{"run": b.run, "model": b.model, "observe": b.observe, "queue": b.queue},
 		Stage: func(name string) (any, bool) {
 			st, ok := find(name)
 			if !ok {
@@ -85,7 +90,7 @@ func Load(path string, data []byte, overrides []string) (*Job, error) {
 	if err != nil {
 		return nil, &ConfigError{err}
 	}
-	j := &Job{path: path, run: *b.run, dirKey: "run.dir", model: *b.model, observe: *b.observe}
+	j := &Job{path: path, run: *b.run, dirKey: "run.dir", model: *b.model, observe: *b.observe, queue: *b.queue}
 	j.again = append([]string{"flowrun", path}, f.Words()...)
 	seen := map[string]int{}
 	for _, s := range f.Stages {
@@ -102,6 +107,9 @@ func Load(path string, data []byte, overrides []string) (*Job, error) {
 	if err := j.fit(); err != nil {
 		return nil, &ConfigError{err}
 	}
+	if err := j.fitQueue(); err != nil {
+		return nil, &ConfigError{err}
+	}
 	*b.run, *b.model = j.run, j.model
 	if j.resolved, err = f.Resolved(); err != nil {
 		return nil, &ConfigError{err}
@@ -114,8 +122,9 @@ func (j *Job) join() error {
 	if len(j.pieces) == 0 {
 		return fmt.Errorf("%s: flow: has no stages (want read, tile, batch, train, …)", j.path)
 	}
+	j.resolve()
 	first := j.pieces[0]
-	if first.in != nothing {
+	if first.in != nothing && !first.source {
 		return fmt.Errorf("%s:%d: the flow begins with %s, which takes %s; put read (and what makes a %[4]s of a scan) before it",
 			j.path, first.line, first.name, first.in)
 	}
@@ -128,6 +137,14 @@ func (j *Job) join() error {
 			return fmt.Errorf("%s:%d: %s reads from outside: it can only be the first stage, not behind %s (line %d)",
 				j.path, p.line, p.name, before.name, before.line)
 		}
+		if p.source && before.out != p.in {
+			return fmt.Errorf("%s:%d: %s begins a flow, or takes %s; it can't stand behind %s (line %d), which gives %s",
+				j.path, p.line, p.name, p.in, before.name, before.line, before.out)
+		}
+		if p.name == "read" && before.name == "scans" {
+			return fmt.Errorf("%s:%d: read finds scans itself: name them in read.scans and leave scans (line %d) out, or put publish and subscribe between",
+				j.path, p.line, before.line)
+		}
 		if p.in != before.out {
 			return fmt.Errorf("%s:%d: %s takes %s, but %s (line %d) gives %s",
 				j.path, p.line, p.name, p.in, before.name, before.line, before.out)
@@ -136,10 +153,27 @@ func (j *Job) join() error {
 	return nil
 }
 
+// resolve says what the ends of queues take and give: what their neighbours do.
+func (j *Job) resolve() {
+	for i, p := range j.pieces {
+		switch {
+		case p.in == either && i > 0 && (j.pieces[i-1].out == references || j.pieces[i-1].out == patches):
+			p.in = j.pieces[i-1].out
+		case p.out == either:
+			p.out = patches
+			if i+1 < len(j.pieces) && j.pieces[i+1].in == references {
+				p.out = references
+			}
+		}
+	}
+}
+
 // fit checks what two stages, or a stage and the model, must agree on.
 func (j *Job) fit() error {
-	t, _ := option[tile.Options](j)
 	b, _ := option[batch.Options](j)
+	if r, ok := option[read.Options](j); ok && len(r.Scans) == 0 && j.pieces[0].options == any(r) {
+		return j.pieces[0].file.Errorf("scans", "this key is required (as in scans: data/**/*.nii.gz)")
+	}
 	for _, p := range j.pieces {
 		if err := j.fitBack(p); err != nil {
 			return err
@@ -150,7 +184,7 @@ func (j *Job) fit() error {
 				return err
 			}
 		case *augment.Options:
-			if err := o.CheckPatch(t.Patch); err != nil {
+			if err := o.CheckPatch(j.patch()); err != nil {
 				return p.blame(err)
 			}
 		case *train.Options:
@@ -235,16 +269,20 @@ type stream struct {
 	Share    float64           `json:"train.validate.share"`
 	Held     []string          `json:"train.validate.scans"`
 	Patients string            `json:"train.validate.group"`
+	Queue    string            `json:"queue.name,omitempty"` // of a run whose order is the queue's
 }
 
 // stream returns what a checkpoint of the job must agree with.
 func (j *Job) stream() stream {
-	r, _ := option[read.Options](j)
+	r := j.reading()
 	t, _ := option[tile.Options](j)
 	b, _ := option[batch.Options](j)
 	tr, _ := option[train.Options](j)
 	s := stream{Seed: j.run.Seed, Window: r.WindowHU, Frame: r.Frame, Spacing: r.Spacing, Tile: *t, Batch: b.Size,
 		Share: tr.Validate.Share, Held: tr.Validate.Scans, Patients: tr.Validate.Group}
+	if j.ends().learn != nil {
+		s.Tile.Patch, s.Queue = j.patch(), j.queue.Name
+	}
 	for _, p := range j.pieces {
 		switch o := p.options.(type) {
 		case *shuffle.Options:

@@ -22,25 +22,30 @@ type memory struct {
 	batches    int64 // float32 buffers of batch
 	snapshot   int64 // the host copy that a checkpoint is written from
 	validation int64 // the held-out scan being measured, and its patches
+	queue      int64 // patches on their way to and from a queue, and its server where that is in this process
 	scans      int64 // what is left for volumes: the pipe's budget
 	least      int64 // what volumes can't do without
 }
 
 func (m memory) String() string {
-	return fmt.Sprintf("engine %s, batches %s, snapshot %s, validation %s, which leaves %s of %s for scans",
-		size(m.engine), size(m.batches), size(m.snapshot), size(m.validation), size(m.scans), size(m.limit))
+	queue := ""
+	if m.queue > 0 {
+		queue = "queue " + size(m.queue) + ", "
+	}
+	return fmt.Sprintf("engine %s, batches %s, snapshot %s, validation %s, %swhich leaves %s of %s for scans",
+		size(m.engine), size(m.batches), size(m.snapshot), size(m.validation), queue, size(m.scans), size(m.limit))
 }
 
 // divide works out the budget for scans and refuses one in which the graph would stand still.
 func (j *Job) divide(d *data, arena, snapshot int64, batches int64) (memory, error) {
-	m := memory{limit: j.run.Memory, engine: arena, batches: batches, snapshot: snapshot}
+	m := memory{limit: j.run.Memory, engine: arena, batches: batches, snapshot: snapshot, queue: j.queueBytes()}
 	if m.limit == 0 {
 		m.limit = hostMemory() / 4 * 3
 	}
 	if _, most := largest(d.held, j.cost); len(d.held) > 0 {
 		m.validation = most
 	}
-	m.scans = m.limit - m.engine - m.batches - m.snapshot - m.validation
+	m.scans = m.limit - m.engine - m.batches - m.snapshot - m.validation - m.queue
 	if _, ok := option[codes.LoadOptions](j); ok {
 		return m, nil // no volumes
 	}
@@ -51,10 +56,13 @@ func (j *Job) divide(d *data, arena, snapshot int64, batches int64) (memory, err
 		held = min(2, len(d.train)) // a batch may hold the end of one scan until the next one comes
 	}
 	for _, p := range j.pieces {
-		if o, ok := p.options.(*shuffle.Options); ok {
+		if o, ok := p.options.(*shuffle.Options); ok && j.ends().learn == nil { // behind a queue it holds patches
 			held += min(o.Volumes, len(d.train))
 			windows++
 		}
+	}
+	if m.scans < 0 && len(d.train) == 0 {
+		return m, configErrorf("run.memory: too little: %s: raise run.memory", m)
 	}
 	big, most := largest(d.train, j.cost)
 	m.least = int64(held) * most

@@ -51,13 +51,20 @@ func (p *planner) all(ctx context.Context, w io.Writer) error {
 	var err error
 	if l, ok := option[codes.LoadOptions](p.Job); ok {
 		p.data, err = p.findCodes(*l)
+	} else if p.remote() {
+		p.data, err = p.remoteData(ctx)
 	} else {
 		p.data, err = p.findScans(ctx)
 	}
 	if err != nil {
 		return err
 	}
-	p.scans()
+	if p.remote() {
+		p.line("data\tcomes as it comes, %d scans held out", len(p.data.held))
+	} else {
+		p.scans()
+	}
+	p.edges()
 	if m, ok := p.modelStage(); ok && m.Checkpoint != infer.IdentityName {
 		return p.trained(w, m)
 	}
@@ -65,8 +72,31 @@ func (p *planner) all(ctx context.Context, w io.Writer) error {
 	if !ok {
 		return nil
 	}
-	t, _ := option[tile.Options](p.Job)
-	return p.model(ctx, w, *o, t.Patch)
+	return p.model(ctx, w, *o, p.patch())
+}
+
+// edges prints what lies on a queue.
+func (p *planner) edges() {
+	if !p.queued() {
+		return
+	}
+	where := "an embedded server"
+	if p.queue.Context != "" {
+		where = "the server of the context " + p.queue.Context
+	}
+	if p.queue.URL != "" {
+		where = p.queue.URL
+	}
+	p.line("queue\t%s on %s", p.queue.Name, where)
+	if p.ends().learn == nil {
+		return
+	}
+	b := p.bounds()
+	bytes := p.queue.Bytes
+	if bytes == 0 {
+		bytes = b.Least()
+	}
+	p.line("  patches\t%d may be out between two checkpoints, %s on the server's disk at most", b.Held, size(bytes))
 }
 
 // scans prints the data and the grid.

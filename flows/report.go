@@ -167,6 +167,9 @@ func (r *run) close() error {
 	if r.metrics != nil {
 		err = errors.Join(r.metricsErr, r.metrics.Close())
 	}
+	if r.queues != nil {
+		r.queues.close()
+	}
 	if r.engine != nil {
 		err = errors.Join(err, r.engine.Close())
 	}

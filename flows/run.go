@@ -27,7 +27,6 @@ import (
 	"github.com/flowrun/flowrun/stages/observe"
 	"github.com/flowrun/flowrun/stages/pipe"
 	"github.com/flowrun/flowrun/stages/read"
-	"github.com/flowrun/flowrun/stages/tile"
 	"github.com/flowrun/flowrun/stages/train"
 	"github.com/flowrun/flowrun/stages/volume"
 	"github.com/flowrun/flowrun/stages/write"
@@ -58,6 +57,7 @@ type run struct {
 	watch      *watch
 	parts      memory
 	back       *back     // with a trained model, on the way back
+	queues     *queues   // nil without publish and subscribe
 	out        io.Writer // where results go that people asked for
 
 	began  time.Time
@@ -149,6 +149,10 @@ func (r *run) prepare(ctx context.Context) error {
 	}
 	l, loads := option[codes.LoadOptions](j)
 	switch {
+	case j.remote():
+		r.data, err = j.remoteData(ctx)
+	case snap != nil && j.queued():
+		r.data, err = r.thaw(ctx, snap) // the ledger says which patches are left
 	case snap != nil:
 		r.start = snap.Cursor
 		r.data, err = r.thaw(ctx, snap)
@@ -164,18 +168,20 @@ func (r *run) prepare(ctx context.Context) error {
 		r.log.Info().Str("event", "left out").Str("dir", w.Dir).Int("files", r.data.written).Msg("files in write.dir are no scans: an earlier run wrote them")
 	}
 	for _, b := range r.data.bad {
+		if j.ends().list != nil {
+			break // published all the same: a worker makes dead letters of them
+		}
 		if err := r.setAside(b); err != nil {
 			return err
 		}
 	}
-	t, _ := option[tile.Options](j)
-	r.maker = j.maker(t.Patch)
+	r.maker = j.maker(j.patch())
 	var batches, arena, state int64
 	if r.maker != nil {
 		batches = r.maker.Bytes()
 	}
 	if trains {
-		if err := r.openModel(snap, *tr, *t); err != nil {
+		if err := r.openModel(snap, *tr); err != nil {
 			return err
 		}
 		arena, state = r.session.Plan().Total, r.session.StateBytes()
@@ -195,6 +201,9 @@ func (r *run) prepare(ctx context.Context) error {
 		return err
 	}
 	r.budget = pipe.NewBudget(r.parts.scans)
+	if err := r.openQueue(ctx, snap); err != nil {
+		return err
+	}
 	if r.left, err = j.replay(r.data, r.quarantine, r.start); err != nil {
 		return err
 	}
@@ -353,9 +362,10 @@ func (r *run) refreeze(frozen []*volume.Scan, held string) (*data, error) {
 }
 
 // openModel plans, opens and fills the engine's session, and the loop around it.
-func (r *run) openModel(snap *volume.Snapshot, o train.Options, t tile.Options) error {
+func (r *run) openModel(snap *volume.Snapshot, o train.Options) error {
 	j := r.job
-	session, engine, err := j.openSession(r.data, o, t.Patch)
+	patch := j.patch()
+	session, engine, err := j.openSession(r.data, o, patch)
 	if err != nil {
 		return err
 	}
@@ -370,8 +380,8 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options, t tile.Options) 
 	b, _ := option[batch.Options](j)
 	total := r.data.steps(o.Epochs, b.Size)
 	r.epochs = o.Epochs
-	if o.MaxSteps > 0 {
-		total = min(total, o.MaxSteps)
+	if o.MaxSteps > 0 && (total == 0 || o.MaxSteps < total) {
+		total = o.MaxSteps
 	}
 	if j.run.Hours > 0 {
 		total, r.epochs = 0, math.MaxInt
@@ -382,7 +392,7 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options, t tile.Options) 
 	if total > 0 && o.Warmup > total {
 		r.log.Warn().Int("warmup", o.Warmup).Int("steps", total).Msg("train.warmup is longer than the run: the learning rate never gets to train.lr")
 	}
-	r.validator = j.newValidator(session, r.data, validateOptions{patch: t.Patch, limit: o.Validate.Patches, whole: o.Validate.Whole, ema: o.EMA > 0,
+	r.validator = j.newValidator(session, r.data, validateOptions{patch: patch, limit: o.Validate.Patches, whole: o.Validate.Whole, ema: o.EMA > 0,
 		workers: j.workers(), setAside: r.setAside, status: r.progress.Status})
 	if r.validator == nil {
 		r.log.Warn().Msg("no scan is held out: nothing is validated, and no checkpoint can be called the best")
@@ -527,6 +537,9 @@ func (r *run) complete() bool {
 }
 
 func (r *run) lastCheckpoint() string {
+	if r.loop == nil && r.queues != nil {
+		return "what is in hand goes back to the queue; the same command goes on"
+	}
 	if r.back != nil {
 		return "what is written is whole; the same command does the rest again"
 	}

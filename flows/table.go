@@ -8,6 +8,7 @@ import (
 	"github.com/flowrun/flowrun/stages/infer"
 	"github.com/flowrun/flowrun/stages/merge"
 	"github.com/flowrun/flowrun/stages/metrics"
+	"github.com/flowrun/flowrun/stages/queue"
 	"github.com/flowrun/flowrun/stages/read"
 	"github.com/flowrun/flowrun/stages/shuffle"
 	"github.com/flowrun/flowrun/stages/tile"
@@ -27,6 +28,10 @@ const (
 	slabs        = "Slab"
 	codeGrids    = "Codes"
 	writtenFiles = "File"
+
+	references = "Scan"  // the name of a scan, and where it is
+	queueEdge  = "Queue" // what lies between publish and subscribe
+	either     = "Scan or Patch"
 )
 
 // stage is one row of the table: what a name in the YAML's flow stands for.
@@ -34,6 +39,7 @@ type stage struct {
 	name, doc string
 	in, out   string                    // element types
 	once      bool                      // at most one in a flow
+	source    bool                      // may begin a flow, whatever in says
 	options   func() any                // a new options struct
 	wire      func(w *wiring, s *piece) // puts the stage behind what w has wired so far
 }
@@ -41,7 +47,13 @@ type stage struct {
 // stages is the table.
 func stages() []stage {
 	return []stage{
-		{name: "read", in: nothing, out: volumes, once: true, options: func() any { return new(read.Options) }, wire: wireRead,
+		{name: "scans", in: nothing, out: references, once: true, options: func() any { return new(queue.ListOptions) }, wire: wireScans,
+			doc: "Names scans for publish, epoch by epoch, or as they appear in a folder. None of their voxels is read here."},
+		{name: "publish", in: either, out: queueEdge, options: func() any { return new(queue.PublishOptions) }, wire: wirePublish,
+			doc: "Sends scans, or patches, to the queue of the block queue, and waits while that is full. Patches go as int16 with what augment decided; batch carries that out."},
+		{name: "subscribe", in: queueEdge, source: true, out: either, options: func() any { return new(queue.SubscribeOptions) }, wire: wireSubscribe,
+			doc: "Takes scans (before read) or patches (before batch) from the queue. What was lost in a crash comes again; each patch is trained once an epoch."},
+		{name: "read", in: references, source: true, out: volumes, once: true, options: func() any { return new(read.Options) }, wire: wireRead,
 			doc: "Reads NIfTI scans, in a new order each epoch, ahead of the stages behind it and within the memory budget. Voxels stay int16. A scan that can't be read is quarantined and the run goes on."},
 		{name: "tile", in: volumes, out: patches, options: func() any { return new(tile.Options) }, wire: wireTile,
 			doc: "Cuts a volume into overlapping patches: a flush grid that covers every voxel, or as many random crops."},
@@ -97,7 +109,11 @@ type StageDoc struct {
 func StageDocs() []StageDoc {
 	var docs []StageDoc
 	for _, s := range stages() {
-		docs = append(docs, StageDoc{s.name, s.doc, s.in, s.out, s.options()})
+		in := s.in
+		if s.source {
+			in = nothing
+		}
+		docs = append(docs, StageDoc{s.name, s.doc, in, s.out, s.options()})
 	}
 	return docs
 }
@@ -107,6 +123,7 @@ func BlockDocs() []StageDoc {
 	b := newBlocks()
 	return []StageDoc{
 		{Name: "run", Doc: "Where the run is kept and what it may use.", Options: b.run},
+		{Name: "queue", Doc: "The NATS server and the run's name there, for publish and subscribe.", Options: b.queue},
 		{Name: "model", Doc: "The 3D VQ-GAN's generator: encoder, codebook, decoder.", Options: b.model},
 		{Name: "observe", Doc: "What is told of a run while it goes on, and to whom.", Options: b.observe},
 	}

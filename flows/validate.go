@@ -45,7 +45,7 @@ func (j *Job) newValidator(s *vqgan.Session, d *data, o validateOptions) *valida
 	if len(d.held) == 0 {
 		return nil
 	}
-	r, _ := option[read.Options](j)
+	r := j.reading()
 	n := o.patch[0] * o.patch[1] * o.patch[2]
 	m := j.multiple()
 	return &validator{session: s, model: j.model, read: *r, held: d.held, patch: o.patch, limit: o.limit, whole: o.whole, ema: o.ema,

@@ -96,7 +96,7 @@ func TestUsageErrors(t *testing.T) {
 		{"god.yaml", "flowrun: god.yaml: no such file; did you mean good.yaml?"},
 		{"pln good.yaml", "flowrun: pln: no such verb, nor a file; did you mean flowrun plan?"},
 		{".", "flowrun: .: is a directory; want a .yaml file"},
-		{"typo.yaml", `flowrun: typo.yaml:3: trian: unknown stage; did you mean "train"? (stages: read, tile, shuffle, augment, batch, train, checkpoint, infer, merge, measure, write, encode, save, load, decode)`},
+		{"typo.yaml", `flowrun: typo.yaml:3: trian: unknown stage; did you mean "train"? (stages: scans, publish, subscribe, read, tile, shuffle, augment, batch, train, checkpoint, infer, merge, measure, write, encode, save, load, decode)`},
 		{"empty.yaml", "flowrun: empty.yaml: empty: a run needs at least a flow, the list of its stages"},
 		{"many.yaml", `many.yaml:1: run.sed: unknown key; did you mean "seed"?
 many.yaml:4: train.lr: want a number, got "fast"

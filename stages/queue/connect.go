@@ -41,13 +41,14 @@ type Event struct {
 type Queue struct {
 	Role string
 
-	o     Options
-	names names
-	log   func(Event)
-	nc    *nats.Conn
-	js    jetstream.JetStream
-	ctx   context.Context // ends when the connection can't be used any more
-	fail  context.CancelCauseFunc
+	o      Options
+	names  names
+	inside bool // the server is in this process
+	log    func(Event)
+	nc     *nats.Conn
+	js     jetstream.JetStream
+	ctx    context.Context // ends when the connection can't be used any more
+	fail   context.CancelCauseFunc
 
 	mu      sync.Mutex
 	linked  context.Context // ends when the connection breaks; then there is a new one
@@ -81,7 +82,7 @@ func Open(ctx context.Context, c Config, role string) (*Queue, error) {
 	}
 	list = append(list, q.options()...)
 	if c.Embedded != nil && !c.External() {
-		list = append(list, nats.InProcessServer(c.Embedded.Server))
+		list, q.inside = append(list, nats.InProcessServer(c.Embedded.Server)), true
 	}
 	if c.ping > 0 {
 		list = append(list, nats.PingInterval(c.ping))
@@ -265,7 +266,11 @@ func (q *Queue) Name() string { return q.names.run }
 
 // Server says which server it is, without secrets.
 func (q *Queue) Server() string {
-	return fmt.Sprintf("%s (nats-server %s)", q.nc.ConnectedUrlRedacted(), q.nc.ConnectedServerVersion())
+	where := q.nc.ConnectedUrlRedacted()
+	if q.inside {
+		where = "the embedded server"
+	}
+	return fmt.Sprintf("%s (nats-server %s)", where, q.nc.ConnectedServerVersion())
 }
 
 // pause waits, unless ctx ends.

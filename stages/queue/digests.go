@@ -21,8 +21,8 @@ type known struct {
 	digest string
 }
 
-// of is the digest of a file and its size.
-func (d *Digests) of(ctx context.Context, path string) (string, int64, error) {
+// Of is the digest of a file and its size.
+func (d *Digests) Of(ctx context.Context, path string) (string, int64, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return "", 0, fmt.Errorf("%s: %w", path, plain(err))

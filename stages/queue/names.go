@@ -98,6 +98,9 @@ func digestOf(b []byte) string {
 
 const digestPrefix = "sha256:"
 
+// NoDigest stands for that of a file that couldn't be read.
+const NoDigest = digestPrefix + "0000000000000000000000000000000000000000000000000000000000000000"
+
 func isDigest(text string) bool {
 	hexa, ok := strings.CutPrefix(text, digestPrefix)
 	return ok && len(hexa) == 64 && strings.Trim(hexa, "0123456789abcdef") == ""

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -210,7 +211,7 @@ func (q *Queue) Place(ctx context.Context, s *Scan, roots []string, dir string, 
 	if err != nil {
 		return "", err
 	}
-	digest, n, err := known.of(ctx, path)
+	digest, n, err := known.Of(ctx, path)
 	if err != nil {
 		return "", err
 	}
@@ -257,7 +258,7 @@ func (q *Queue) download(ctx context.Context, s *Scan, dir string) (string, erro
 	if strings.HasSuffix(strings.ToLower(s.Name), ".gz") {
 		ending = ".nii.gz"
 	}
-	path := filepath.Join(dir, strings.TrimPrefix(s.Digest, digestPrefix)+ending)
+	path := filepath.Join(dir, strings.TrimPrefix(s.Digest, digestPrefix)+"-"+strconv.Itoa(s.Epoch)+ending)
 	if info, err := os.Stat(path); err == nil && info.Size() == s.Size {
 		return path, nil // it was checked before it got this name
 	}

@@ -34,6 +34,9 @@ func List(ctx context.Context, o Options) (scans []*volume.Scan, bad []Bad, err 
 	if err := o.Check(); err != nil {
 		return nil, nil, err
 	}
+	if len(o.Scans) == 0 {
+		return nil, nil, errors.New("scans: no folder, pattern or file is named")
+	}
 	f, err := find(o.Scans)
 	if err != nil {
 		return nil, nil, err

@@ -209,7 +209,6 @@ func TestTooMany(t *testing.T) {
 func TestCheck(t *testing.T) {
 	for want, change := range map[string]func(*Options){
 		"":            func(*Options) {},
-		"scans: ":     func(o *Options) { o.Scans = nil },
 		"window_hu: ": func(o *Options) { o.WindowHU = [2]float64{5, 5} },
 		"spacing: ":   func(o *Options) { o.Spacing = [3]float64{1, 0, 1} },
 	} {

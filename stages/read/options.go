@@ -7,7 +7,7 @@ import (
 
 // Options of the stage read.
 type Options struct {
-	Scans      []string   `key:"scans" required:"true" example:"data/**/*.nii.gz" doc:"Where the scans are: a folder (searched with its subfolders for .nii, .nii.gz and .hdr), a pattern with * and **, a file, or a .txt file that lists paths a line each, relative to itself. Several may be given as a list."`
+	Scans      []string   `key:"scans" default:"[]" example:"data/**/*.nii.gz" doc:"Where the scans are (required where the flow begins with read): a folder (searched with its subfolders for .nii, .nii.gz and .hdr), a pattern with * and **, a file, or a .txt file that lists paths a line each, relative to itself. Several may be given as a list."`
 	WindowHU   [2]float64 `key:"window_hu" default:"[-1000, 1000]" unit:"HU" doc:"Intensities that become -1 and 1. What lies outside is clipped."`
 	Cache      string     `key:"cache" default:"" doc:"Folder for an uncompressed copy of each scan, from which later epochs read patches without inflating or holding the volume. Empty means none."`
 	Ahead      int        `key:"ahead" default:"2" min:"1" max:"64" unit:"scans" doc:"Scans that are read in parallel, as far as run.memory allows."`
@@ -22,8 +22,6 @@ type Options struct {
 func (o *Options) Check() error {
 	lo, hi := o.WindowHU[0], o.WindowHU[1]
 	switch {
-	case len(o.Scans) == 0:
-		return fmt.Errorf("scans: no folder, pattern or file is named")
 	case !finite(lo) || !finite(hi) || lo >= hi:
 		return fmt.Errorf("window_hu: [%v, %v] isn't a window (want low < high)", lo, hi)
 	}

@@ -13,6 +13,7 @@ import (
 // Options is the size of the window.
 type Options struct {
 	Volumes int `key:"volumes" default:"4" unit:"scans" min:"1" doc:"Scans whose patches are mixed at a time. Each is held in memory (or its cache file open) until its last patch is used."`
+	Patches int `key:"patches" default:"0" json:",omitempty" unit:"patches" min:"0" doc:"Mix so many patches at a time instead, whatever their scans: for patches from a queue, which come mixed. 0 counts scans."`
 }
 
 // Shuffle gives the patches of in, mixed. It takes in until o.Volumes scans are whole in the window, then gives one patch at
@@ -23,6 +24,8 @@ type Options struct {
 // function of the order of in alone. While scans still come, each whole scan is equally likely and so are its patches:
 // were all patches equally likely, those of the newest scan would crowd out the others'. While the window empties all
 // patches are equally likely, so that no scan is left to the end.
+//
+// With o.Patches the window is so many patches, whole scans or not, each equally likely.
 //
 // If the sequence is broken off, what it holds is released. Errors are always nil.
 func Shuffle(in iter.Seq[*volume.Patch], o Options, seed uint64) iter.Seq2[*volume.Patch, error] {
@@ -37,8 +40,12 @@ func Shuffle(in iter.Seq[*volume.Patch], o Options, seed uint64) iter.Seq2[*volu
 				}
 				w.epoch, w.position = p.Epoch, 0
 			}
-			w.add(p)
-			for len(w.whole) >= max(1, o.Volumes) {
+			if o.Patches > 0 {
+				w.mix(p)
+			} else {
+				w.add(p)
+			}
+			for w.full(o) {
 				if !yield(w.draw(), nil) {
 					return
 				}
@@ -74,6 +81,22 @@ func (w *window) add(p *volume.Patch) {
 		w.whole = append(w.whole, *s)
 		w.coming = slices.Delete(w.coming, i, i+1)
 	}
+}
+
+// mix takes in one patch whatever its scan: all wait as if they were one.
+func (w *window) mix(p *volume.Patch) {
+	if len(w.whole) == 0 {
+		w.whole = append(w.whole, scan{})
+	}
+	w.whole[0].patches = append(w.whole[0].patches, p)
+}
+
+// full says that a patch has to leave.
+func (w *window) full(o Options) bool {
+	if o.Patches > 0 {
+		return len(w.whole) > 0 && len(w.whole[0].patches) >= o.Patches
+	}
+	return len(w.whole) >= max(1, o.Volumes)
 }
 
 // draw takes a patch out of any whole scan.

@@ -249,3 +249,43 @@ func BenchmarkShuffle(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.N)*40*54/b.Elapsed().Seconds(), "patches/s")
 }
+
+// A window of patches gives each once, waits for no scan to be whole, and never holds more than it may.
+func TestWindowOfPatches(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		window, n := rapid.IntRange(1, 9).Draw(t, "window"), rapid.IntRange(0, 40).Draw(t, "patches")
+		s := &stream{}
+		v := s.volume()
+		taken, given, seen := 0, 0, map[int]bool{}
+		in := func(yield func(*volume.Patch) bool) {
+			for i := range n {
+				if taken++; taken-given > window {
+					t.Fatalf("holds %d patches", taken-given)
+				}
+				if !yield(patch(v, 0, i%7, i, 1000)) { // no scan ever is whole
+					return
+				}
+			}
+		}
+		stop := rapid.IntRange(0, 50).Draw(t, "stop")
+		for p, err := range shuffle.Shuffle(in, shuffle.Options{Volumes: 1, Patches: window}, 7) {
+			if err != nil || seen[p.Tile] {
+				t.Fatal(p.Tag, err)
+			}
+			seen[p.Tile] = true
+			p.Release()
+			if given++; given == stop {
+				break
+			}
+		}
+		if stop == 0 || stop > n {
+			if len(seen) != n {
+				t.Fatalf("%d of %d patches", len(seen), n)
+			}
+		}
+		v.Release()
+		if s.held != 0 {
+			t.Fatalf("%d volumes are held", s.held)
+		}
+	})
+}

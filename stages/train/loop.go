@@ -70,6 +70,7 @@ type Loop struct {
 	Report   func(Step)
 	Meta     func(*Loop) (map[string]string, error) // what a snapshot says beside its arrays
 	Guard    *Guard                                 // ends the loop where training goes wrong; nil: only numbers that aren't finite do
+	Wanted   func(trained int) bool                 // says that a snapshot is due after so many patches since the last one; may be nil
 	Stopping <-chan struct{}                        // closed: finish the step, snapshot, return
 
 	// Where the loop is; set to resume.
@@ -194,7 +195,10 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 				if l.Every > 0 && l.Step%l.Every == 0 {
 					why = "every"
 				}
-				if validate || why == "every" {
+				if why == "validate" && l.Wanted != nil && l.Wanted(len(l.tags)) {
+					why = "queue"
+				}
+				if validate || why != "validate" {
 					if !emit(why, validate) {
 						return
 					}

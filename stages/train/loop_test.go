@@ -629,3 +629,22 @@ func TestLoopStopsInAValidation(t *testing.T) {
 		}
 	})
 }
+
+// A snapshot that somebody waits for comes at the next step boundary, and counts what was trained since the one before.
+func TestWantedSnapshots(t *testing.T) {
+	f := newFeed(9)
+	l := &train.Loop{Model: new(model), Every: 100, Stopping: make(chan struct{}), Schedule: optim.Schedule{LR: 1},
+		Wanted: func(trained int) bool { return trained > 4 }}
+	var steps, tags []int
+	var why []string
+	for s, err := range l.Run(context.Background(), f.from(0)) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		steps, tags, why = append(steps, s.Step), append(tags, len(s.Tags)), append(why, s.Reason)
+		s.Release()
+	}
+	if !slices.Equal(steps, []int{3, 6, 9}) || !slices.Equal(tags, []int{6, 6, 5}) || !slices.Equal(why, []string{"queue", "queue", "queue"}) {
+		t.Errorf("steps %v of %v patches, %v", steps, tags, why)
+	}
+}

@@ -1,0 +1,200 @@
+package flows
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/flowrun/flowrun/stages/pipe"
+	"github.com/flowrun/flowrun/stages/queue"
+	"github.com/flowrun/flowrun/stages/read"
+	"github.com/flowrun/flowrun/stages/train"
+)
+
+// wireScans gives the scans to be published: those of each epoch in its order, or those that appear in a folder.
+func wireScans(w *wiring, s *piece) {
+	o, r := *s.options.(*queue.ListOptions), w.run
+	w.references = pipe.From(w.g, s.label, func(ctx context.Context, emit func(*queue.Scan) error) error {
+		if o.Watch != "" {
+			return r.watchFolder(ctx, o, emit)
+		}
+		epochs := r.publishedEpochs()
+		var lost []read.Bad
+		for _, bad := range r.data.bad {
+			if info, err := os.Stat(bad.Path); err == nil && info.Mode().IsRegular() {
+				lost = append(lost, bad)
+			}
+		}
+		n := len(r.data.train) + len(lost)
+		told := epochs
+		if told == unending {
+			told = 0
+		}
+		for epoch := range epochs {
+			scan := func(name, path string, index int) error {
+				abs, err := filepath.Abs(path)
+				if err != nil {
+					return err
+				}
+				return emit(&queue.Scan{Name: name, Path: abs, Index: index, Epoch: epoch, Epochs: told, Scans: n})
+			}
+			for _, s := range r.data.order(epoch) {
+				if err := scan(s.ID, s.Path, s.Index); err != nil {
+					return err
+				}
+			}
+			for i, bad := range lost { // a worker says what is wrong with them, in a dead letter
+				if err := scan(bad.Scan, bad.Path, len(r.data.all)+i); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// unending is the number of epochs of a run that ends by the clock.
+const unending = 1 << 20
+
+// publishedEpochs is how often each scan is published.
+func (r *run) publishedEpochs() int {
+	o := r.job.ends().list.options.(*queue.ListOptions)
+	tr, trains := option[train.Options](r.job)
+	switch {
+	case o.Epochs > 0:
+		return o.Epochs
+	case trains && r.job.run.Hours > 0:
+		return unending
+	case trains:
+		return tr.Epochs
+	}
+	return 1
+}
+
+// watchFolder publishes a folder's scans as they appear. A file is taken once it is the same at two looks.
+func (r *run) watchFolder(ctx context.Context, o queue.ListOptions, emit func(*queue.Scan) error) error {
+	type look struct {
+		size int64
+		time time.Time
+	}
+	before, taken := map[string]look{}, map[string]bool{}
+	for {
+		opts := *r.job.reading()
+		opts.Scans = []string{o.Watch}
+		scans, bad, err := read.List(ctx, opts)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil && len(scans)+len(bad) == 0 {
+			if _, serr := os.Stat(o.Watch); serr != nil {
+				return dataErrorf("scans.watch: %w", err)
+			}
+		}
+		names := map[string]string{}
+		for _, s := range scans {
+			names[s.ID] = s.Path
+		}
+		for _, b := range bad {
+			names[b.Scan] = b.Path
+		}
+		for name, path := range names {
+			info, err := os.Stat(path)
+			if err != nil || !info.Mode().IsRegular() || taken[name] {
+				continue
+			}
+			now := look{info.Size(), info.ModTime()}
+			if before[name] != now {
+				before[name] = now
+				continue
+			}
+			abs, err := filepath.Abs(path)
+			if err != nil {
+				return err
+			}
+			for epoch := range max(1, o.Epochs) {
+				if err := emit(&queue.Scan{Name: name, Path: abs, Index: len(taken), Epoch: epoch}); err != nil {
+					return err
+				}
+			}
+			taken[name] = true
+		}
+		t := time.NewTimer(time.Duration(o.Every * float64(time.Second)))
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// published is what a publisher has published, a file of JSON lines: started again, it goes on behind that.
+type published struct {
+	path string
+	mu   sync.Mutex
+	done map[mark]bool
+	size int64 // of the whole lines
+}
+
+type mark struct {
+	Name   string `json:"scan"`
+	Epoch  int    `json:"epoch"`
+	Digest string `json:"digest,omitempty"`
+}
+
+func openPublished(path string) (*published, error) {
+	p := &published{path: path, done: map[mark]bool{}}
+	text, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for n := 1; ; n++ {
+		line, rest, whole := bytes.Cut(text, []byte("\n"))
+		if !whole {
+			return p, nil
+		}
+		text, p.size = rest, p.size+int64(len(line))+1
+		var m mark
+		if err := json.Unmarshal(line, &m); err != nil || m.Name == "" {
+			return nil, fmt.Errorf("%s: line %d isn't a published scan (mend or remove the line)", path, n)
+		}
+		p.done[mark{Name: m.Name, Epoch: m.Epoch}] = true
+	}
+}
+
+func (p *published) has(s *queue.Scan) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.done[mark{Name: s.Name, Epoch: s.Epoch}]
+}
+
+// add brings one more to the disk. A line that a killed run left torn is written over.
+func (p *published) add(s *queue.Scan) (err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	line, err := json.Marshal(mark{s.Name, s.Epoch, s.Digest})
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(p.path, os.O_WRONLY|os.O_CREATE, 0o666)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := f.Truncate(p.size); err != nil {
+		return err
+	}
+	if _, err := f.WriteAt(append(line, '\n'), p.size); err != nil {
+		return err
+	}
+	p.size += int64(len(line)) + 1
+	p.done[mark{Name: s.Name, Epoch: s.Epoch}] = true
+	return f.Sync()
+}

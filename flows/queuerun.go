@@ -1,0 +1,234 @@
+package flows
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/flowrun/flowrun/configs"
+	"github.com/flowrun/flowrun/stages/queue"
+	"github.com/flowrun/flowrun/stages/read"
+	"github.com/flowrun/flowrun/stages/train"
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+// queues are a run's ends of its queue.
+type queues struct {
+	server *queue.Embedded
+	open   []*queue.Queue
+	feeder *queue.Queue
+	worker *queue.Queue
+	work   *queue.Work
+	intake *queue.Intake
+	list   *published
+	known  queue.Digests
+}
+
+// defaultReading is read's options with no key given.
+func defaultReading() *read.Options {
+	o := new(read.Options)
+	if err := configs.SetDefaults(o); err != nil {
+		panic(err) // a mistake in the tags, which configs' tests find
+	}
+	return o
+}
+
+// openQueue starts or reaches the server and opens the run's ends. snap is what the run goes on from.
+func (r *run) openQueue(ctx context.Context, snap *volume.Snapshot) error {
+	j := r.job
+	if !j.queued() {
+		return nil
+	}
+	q, e := new(queues), j.ends()
+	r.queues = q // from here on close gives it back
+	if !j.queue.External() {
+		var err error
+		if q.server, err = queue.StartServer(j.queue.Server, r.file("queue")); err != nil {
+			return configErrorf("queue.%w", err)
+		}
+		if a := q.server.Address(); a != "" {
+			r.log.Info().Str("event", "queue").Str("address", a).Msg("the embedded NATS server listens")
+		}
+	}
+	if e.learn != nil {
+		if err := r.openIntake(ctx, snap); err != nil {
+			return queueError(err)
+		}
+	}
+	if e.work != nil {
+		var err error
+		if q.worker, err = r.connect(ctx, queue.Worker); err == nil {
+			q.work, err = q.worker.Work(1)
+		}
+		if err == nil {
+			err = q.worker.Announce(ctx, q.work.Held)
+		}
+		if err != nil {
+			return queueError(err)
+		}
+	}
+	if e.feed != nil {
+		var err error
+		if q.feeder, err = r.connect(ctx, queue.Publisher); err == nil {
+			err = q.feeder.Announce(ctx, nil)
+		}
+		if err == nil {
+			q.list, err = openPublished(r.file("published.jsonl"))
+		}
+		if err != nil {
+			return queueError(err)
+		}
+	}
+	return nil
+}
+
+// queueError places what a server refuses from the start with the configuration.
+func queueError(err error) error {
+	if errors.Is(err, queue.ErrRefused) || errors.Is(err, queue.ErrFeature) || errors.Is(err, queue.ErrTaken) {
+		return configErrorf("queue: %w", err)
+	}
+	return fmt.Errorf("queue: %w", err)
+}
+
+func (r *run) connect(ctx context.Context, role string) (*queue.Queue, error) {
+	c, err := queue.Open(ctx, queue.Config{Options: r.job.queue, Embedded: r.queues.server, Log: r.tell}, role)
+	if err != nil {
+		return nil, err
+	}
+	r.queues.open = append(r.queues.open, c)
+	r.log.Info().Str("event", "queue").Str("role", role).Str("server", c.Server()).Msg("connected to the queue " + c.Name())
+	return c, nil
+}
+
+// tell logs what happens to a connection.
+func (r *run) tell(e queue.Event) {
+	if e.Warn {
+		r.log.Warn().Str("event", "queue").Msg(e.Text)
+		return
+	}
+	r.log.Info().Str("event", "queue").Msg(e.Text)
+}
+
+// openIntake opens the trainer's end: with the ledger of the checkpoint that the run goes on from.
+func (r *run) openIntake(ctx context.Context, snap *volume.Snapshot) error {
+	ledger := queue.NewLedger()
+	if snap != nil {
+		var err error
+		if ledger, err = queue.ParseLedger([]byte(snap.Meta[ledgerKey]), r.job.queue.Name); err != nil {
+			return configErrorf("%s: %w; choose another run.dir (train.init takes over its weights)", r.last, err)
+		}
+	}
+	c, err := r.connect(ctx, queue.Trainer)
+	if err != nil {
+		return err
+	}
+	if err := c.Announce(ctx, func() int {
+		if r.queues.intake == nil {
+			return 0
+		}
+		return r.queues.intake.Held()
+	}); err != nil {
+		return err
+	}
+	if err := c.Ensure(ctx, r.job.bounds()); err != nil {
+		return err
+	}
+	voids, err := queue.OpenVoids(r.file("void.jsonl"))
+	if err != nil {
+		return err
+	}
+	epochs := 0
+	if tr, ok := option[train.Options](r.job); ok && r.epochs != math.MaxInt {
+		epochs = tr.Epochs
+	}
+	r.queues.intake, err = c.Intake(queue.IntakeOptions{Ledger: ledger, Voids: voids, Epochs: epochs, Check: r.suits, Bad: r.lacks})
+	return err
+}
+
+// ledgerKey is the ledger's name in a checkpoint's metadata.
+const ledgerKey = "ledger"
+
+// suits refuses patches that another configuration made than this one expects.
+func (r *run) suits(p *queue.Patch) error {
+	if want := r.job.patch(); p.Size != want {
+		return configErrorf("patches in the queue are %s, but this flow wants %s: set subscribe.patch, or the workers' tile.patch", list(p.Size), list(want))
+	}
+	if want := r.job.reading().WindowHU; p.Window != want {
+		return configErrorf("patches in the queue are read in %v HU, but this flow wants %v: set subscribe.window_hu, or the workers' read.window_hu", p.Window, want)
+	}
+	return nil
+}
+
+// lacks is told of each patch or scan that an epoch ends without.
+func (r *run) lacks(v queue.Void) error {
+	r.log.Warn().Str("event", "void").Str("scan", v.Scan).Int("epoch", v.Epoch).Int("tile", v.Tile).Str("reason", v.Reason).
+		Msg("the epoch ends without it; flowrun dead lists it")
+	o, _ := r.job.subscribed()
+	if r.queues.intake == nil || v.Scans == 0 {
+		return nil
+	}
+	n, of := r.queues.intake.Voids(v.Epoch)
+	if float64(n) > math.Ceil(o.BadShare*float64(of)-1e-9) {
+		return dataErrorf("%d of the %d scans of epoch %d give no patches, more than subscribe.bad_share %v allows; the last: %s: %s", n, of, v.Epoch, o.BadShare, v.Scan, v.Reason)
+	}
+	return nil
+}
+
+// wantsCheckpoint says that the patches of another batch might not fit beside those that were trained since the last
+// checkpoint: without one, nothing more would come.
+func (r *run) wantsCheckpoint(trained int) bool {
+	need, err := r.job.waiting()
+	return err == nil && trained+need > r.job.bounds().Held
+}
+
+// ledgered is a snapshot that also says which patches it holds.
+func (r *run) ledgered(s *volume.Snapshot) (*volume.Snapshot, error) {
+	text, err := r.queues.intake.Ledger(s.Tags)
+	if err != nil {
+		return nil, err
+	}
+	with := *s
+	with.Meta = map[string]string{ledgerKey: text}
+	for k, v := range s.Meta {
+		with.Meta[k] = v
+	}
+	with.Free = nil // s gives back what it holds
+	return &with, nil
+}
+
+// close gives back what is held, and ends the server.
+func (q *queues) close() {
+	if q.intake != nil {
+		q.intake.Close()
+	}
+	if q.work != nil {
+		q.work.Close()
+	}
+	for _, c := range q.open {
+		c.Close()
+	}
+	if q.server != nil {
+		q.server.Stop()
+	}
+}
+
+// remoteData is the data of a job whose scans come from elsewhere: those that it holds out.
+func (j *Job) remoteData(ctx context.Context) (*data, error) {
+	d := &data{seed: j.run.Seed, tiles: func(*volume.Scan) int { return 0 }}
+	o, ok := j.subscribed()
+	if !ok || len(o.HeldOut) == 0 {
+		return d, nil
+	}
+	r := *j.reading()
+	r.Scans = o.HeldOut
+	scans, bad, err := read.List(ctx, r)
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case err != nil:
+		return nil, dataErrorf("subscribe.held_out: %w", err)
+	}
+	d.all, d.held, d.bad = scans, scans, bad
+	return d, nil
+}
