@@ -1,13 +1,19 @@
-# flowrun. `make demo` and `make test` need Go, gcc and make, nothing else.
+# flowrun. `make demo` and `make test` need Go, gcc, g++ and make, nothing else.
 GO ?= go
 PYTHON ?= python3
 FUZZTIME ?= 30s
 ROUNDS ?= 200
 
-.PHONY: build demo test race lint fuzz chaos bench generate generated fixtures clean
+# The CUDA engine wants a C compiler (and no CUDA toolkit); without one the program computes on the CPU alone.
+ifneq ($(shell command -v $(CC)),)
+CUDA = CGO_ENABLED=1 CGO_CFLAGS="-O2 -I$(CURDIR)/gpu/cuda/include" CGO_LDFLAGS="-L$(CURDIR)/gpu/cuda/nolib"
+TAGS = -tags cuda
+endif
+
+.PHONY: build demo test race lint fuzz chaos bench generate generated kernels fixtures clean
 
 build: ## the program, in bin/
-	$(GO) build -trimpath -o bin/flowrun ./cmd/flowrun
+	$(CUDA) $(GO) build $(TAGS) -trimpath -o bin/flowrun ./cmd/flowrun
 
 demo: build ## train on generated scans for about five minutes, end with a picture
 	rm -rf runs/demo
@@ -17,6 +23,10 @@ test: ## every test
 	$(GO) vet ./...
 	$(GO) test ./...
 	$(GO) test -race ./stages/... ./flows/...
+ifdef CUDA
+	$(CUDA) $(GO) vet $(TAGS) ./gpu/cuda
+	$(CUDA) $(GO) test $(TAGS) ./gpu/cuda
+endif
 
 lint: ## golangci-lint, see .golangci.yml
 	golangci-lint run ./...
@@ -38,6 +48,9 @@ generate: ## the assembly kernels, from their avo generator
 
 generated: generate ## fails where a generated file is stale
 	git diff --exit-code -- gpu/cpu
+
+kernels: ## the CUDA kernels' PTX; needs clang++-19
+	cd gpu/cuda && $(GO) run ./internal/compile
 
 fixtures: ## what PyTorch and scikit-image say, for tests; needs Debian's python3-torch and python3-skimage
 	mkdir -p bin

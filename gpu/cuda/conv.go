@@ -1,0 +1,217 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"fmt"
+	"unsafe"
+
+	"github.com/flowrun/flowrun/gpu"
+	"gorgonia.org/cu"
+)
+
+// table is device memory for the boxes and taps of convolutions, each written when it is first met. Programs are static, so that
+// happens in their first run.
+type table struct {
+	at    uint64
+	left  int64
+	plans map[planKey]*convPlan
+}
+
+type planKey struct {
+	c                  gpu.Conv
+	forward            bool
+	samples, halo, per int
+}
+
+// convPlan is a pass's boxes and taps on the device.
+type convPlan struct {
+	boxes, taps  uint64
+	count, tiles int
+}
+
+// plan finds or writes a plan. It runs on the owner.
+func (e *Engine) plan(key planKey) (*convPlan, error) {
+	if p := e.tables.plans[key]; p != nil {
+		return p, nil
+	}
+	bs, taps, tiles := boxes(key.c, key.forward, key.samples, key.halo, key.per)
+	p := &convPlan{count: len(bs), tiles: tiles}
+	var err error
+	if p.boxes, err = put(&e.tables, bs); err != nil {
+		return nil, err
+	}
+	if p.taps, err = put(&e.tables, taps); err != nil {
+		return nil, err
+	}
+	e.tables.plans[key] = p
+	return p, nil
+}
+
+// put copies v to the table.
+func put[T any](t *table, v []T) (uint64, error) {
+	bytes := int64(len(v)) * int64(unsafe.Sizeof(v[0]))
+	if aligned(bytes) > t.left {
+		return 0, fmt.Errorf("cuda: the table of convolutions is full (%d MiB)", tableBytes>>20)
+	}
+	at := t.at
+	t.at, t.left = at+uint64(aligned(bytes)), t.left-aligned(bytes)
+	return at, failed("cuMemcpyHtoD", cu.MemcpyHtoD(cu.DevicePtr(at), unsafe.Pointer(&v[0]), bytes))
+}
+
+// convArgs is kernels/conv.cu's ConvArgs.
+type convArgs struct {
+	Src, Dst, Add                view
+	S, T                         dims
+	Weights, Bias, Boxes, Taps   uint64
+	Count, Chunks, Padded, Tiled int32
+}
+
+// packArgs is kernels/conv.cu's PackArgs.
+type packArgs struct {
+	W, Out                   uint64
+	Taps, K, N, StepK, StepN int32
+	Chunks, Padded, Tiled    int32
+}
+
+// directTargets is the targets of a block of convDirect.
+const directTargets = 64
+
+// PackConv packs weights.
+func (e *Engine) PackConv(c gpu.Conv, w, packed, packedGrad gpu.Ptr) {
+	ci, co := c.In.C, c.Out.C
+	e.pack(c, e.at(w), e.at(packed), ci, co, co, 1)
+	if packedGrad >= 0 {
+		e.pack(c, e.at(w), e.at(packedGrad), co, ci, 1, co)
+	}
+}
+
+func (e *Engine) pack(c gpu.Conv, w, out uint64, k, n, stepK, stepN int) {
+	a := packArgs{W: w, Out: out, Taps: int32(c.Taps()), K: int32(k), N: int32(n), StepK: int32(stepK), StepN: int32(stepN)}
+	a.Chunks, a.Padded, a.Tiled = tiling(c.Type, k, n)
+	run(e, "pack", blocks(int(packedBytes(c.Type, c.Taps(), k, n)/width(c.Type)), 256), 256, a)
+}
+
+// tiling says how weights from k to n channels are packed.
+func tiling(t gpu.Type, k, n int) (chunks, padded, tiled int32) {
+	if t == gpu.Float32 {
+		return 0, 0, 0
+	}
+	return int32(divUp(k, depth)), int32(roundUp(n, tileOf(n).n)), 1
+}
+
+// Conv writes y = conv(x) + bias + add.
+func (e *Engine) Conv(c gpu.Conv, x gpu.Tensor, packed, bias gpu.Ptr, add *gpu.Tensor, y gpu.Tensor) {
+	checkConv(c, x.Dims, y.Dims)
+	same(y, add)
+	e.convolve(c, x, packed, bias, add, y, true)
+}
+
+// ConvGradInput writes the gradient with respect to x.
+func (e *Engine) ConvGradInput(c gpu.Conv, dy gpu.Tensor, packedGrad gpu.Ptr, dx gpu.Tensor) {
+	checkConv(c, dx.Dims, dy.Dims)
+	e.convolve(c, dy, packedGrad, -1, nil, dx, false)
+}
+
+func checkConv(c gpu.Conv, x, y gpu.Dims) {
+	in, out := c.In, c.Out
+	in.N, out.N = x.N, x.N
+	if in != x || out != y {
+		panic(fmt.Sprintf("cuda: convolution of %v to %v given %v and %v", c.In, c.Out, x, y))
+	}
+}
+
+func (e *Engine) convolve(c gpu.Conv, src gpu.Tensor, packed, bias gpu.Ptr, add *gpu.Tensor, dst gpu.Tensor, forward bool) {
+	if src.Halo < c.Halo() {
+		panic(fmt.Sprintf("cuda: convolution wants a halo of %d, its operand has %d", c.Halo(), src.Halo))
+	}
+	a := convArgs{Src: e.view(src), Dst: e.view(dst), Add: e.viewOf(add), S: dimsOf(src.Dims), T: dimsOf(dst.Dims), Weights: e.at(packed), Bias: e.at(bias)}
+	a.Chunks, a.Padded, a.Tiled = tiling(c.Type, src.C, dst.C)
+	t := tileOf(dst.C)
+	kernel, threads, columns, key := fmt.Sprintf("conv%dx%d", t.m, t.n), 128, divUp(dst.C, t.n), planKey{c, forward, src.N, src.Halo, t.m}
+	if c.Type != gpu.BFloat16 || src.Type != gpu.BFloat16 {
+		kernel, threads, columns, key.per = "convDirect", 256, 1, directTargets
+	}
+	e.o.do(func() error {
+		p, err := e.plan(key)
+		if err != nil {
+			return err
+		}
+		a.Boxes, a.Taps, a.Count = p.boxes, p.taps, int32(p.count)
+		return launch(e, kernel, [3]int{p.tiles, columns, 1}, threads, &a)
+	})
+}
+
+// weightArgs is kernels/weight.cu's WeightArgs.
+type weightArgs struct {
+	Shifted, Straight      view
+	Q, P, Grid             dims
+	From, K, S, Lo         [3]int32
+	Stored, ClampQ, ClampP int32
+	Steps, Share           int32
+	Out                    uint64
+}
+
+// gatherWeightsArgs is kernels/weight.cu's GatherWeightsArgs.
+type gatherWeightsArgs struct {
+	Parts, DW                                   uint64
+	N, Rows, Columns, Taps, Wide, Q, P, Swapped int32
+}
+
+// biasArgs is kernels/weight.cu's BiasArgs.
+type biasArgs struct {
+	DY       view
+	D        dims
+	Parts    uint64
+	Lanes, _ int32
+}
+
+// ConvGradWeight adds to dw and db.
+func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace gpu.Ptr) {
+	checkConv(c, x.Dims, dy.Dims)
+	c.In.N, c.Out.N = x.N, x.N
+	w := weightGrid(c)
+	shifted, straight := x, dy
+	a := weightArgs{Stored: 1, ClampQ: yes(c.Pad == gpu.Replicate), Out: e.at(workspace)}
+	if c.Transposed {
+		shifted, straight = dy, x
+		a.Stored, a.ClampQ, a.ClampP = 0, 0, yes(c.Pad == gpu.Replicate)
+	}
+	a.Shifted, a.Straight, a.Q, a.P = e.view(shifted), e.view(straight), dimsOf(shifted.Dims), dimsOf(straight.Dims)
+	a.Grid = dims{int32(x.N), int32(w.count[0]), int32(w.count[1]), int32(w.count[2]), 0}
+	for i := range 3 {
+		a.From[i], a.K[i], a.S[i], a.Lo[i] = int32(w.from[i]), int32(c.K[i]), int32(c.S[i]), int32(c.Lo[i])
+	}
+	rows := x.N * w.count[0] * w.count[1]
+	g := gatherWeightsArgs{Parts: a.Out, DW: e.at(dw), Taps: int32(c.Taps()), Q: a.Q.C, P: a.P.C, Swapped: yes(c.Transposed)}
+	var used int
+	if c.Type == gpu.BFloat16 && x.Type == gpu.BFloat16 && dy.Type == gpu.BFloat16 {
+		steps := rows * divUp(w.count[2], depth)
+		share := divUp(steps, w.parts)
+		a.Steps, a.Share = int32(steps), int32(share)
+		g.N, g.Rows, g.Columns, g.Wide = int32(divUp(steps, share)), int32(w.rows()), int32(w.columns()), int32(roundUp(shifted.C, 8))
+		used = int(g.N) * w.rows() * w.columns()
+		run(e, fmt.Sprintf("weight%dx%d", w.tile.m, w.tile.n), [3]int{w.tiles[0], w.tiles[1], int(g.N)}, 128, a)
+	} else {
+		share := divUp(rows, w.directParts)
+		all := c.Taps() * c.In.C * c.Out.C
+		a.Steps, a.Share = int32(rows), int32(share)
+		g.N, g.Wide, g.Columns = int32(divUp(rows, share)), g.Q, g.P
+		g.Rows = g.Taps * g.Q
+		used = int(g.N) * all
+		run(e, "weightDirect", [3]int{divUp(all, 256), 1, int(g.N)}, 256, a)
+	}
+	run(e, "gatherWeights", blocks(c.Taps()*c.In.C*c.Out.C, 256), 256, g)
+
+	sums := a.Out + uint64(aligned(4*int64(used)))
+	parts := sumParts(dy.Voxels())
+	run(e, "biasSums", [3]int{parts, 1, 1}, 256, biasArgs{DY: e.view(dy), D: dimsOf(dy.Dims), Parts: sums, Lanes: int32(lanes(dy.C))})
+	e.columns(sums, e.at(db), parts, dy.C, dy.C, 0, 1, true)
+}
+
+func yes(b bool) int32 {
+	if b {
+		return 1
+	}
+	return 0
+}

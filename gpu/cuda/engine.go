@@ -1,0 +1,244 @@
+//go:build cuda
+
+package cuda
+
+/*
+#include <cuda.h>
+*/
+import "C"
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"unsafe"
+
+	"github.com/flowrun/flowrun/gpu"
+	"gorgonia.org/cu"
+)
+
+// Engine is a gpu.Engine on a GPU. Use Open.
+type Engine struct {
+	Sizes
+	device  Device
+	o       *owner
+	base    uint64 // of the arena
+	bytes   int64
+	tables  table
+	staging staging
+
+	// The owner's.
+	compute, copies cu.Stream
+	modules         []cu.Module
+	kernels         map[string]cu.Function
+	memory          []cu.DevicePtr
+}
+
+var _ Card = (*Engine)(nil)
+
+// Open opens a device and compiles the kernels for it.
+func Open(ordinal int) (Card, error) {
+	ds, err := Devices()
+	if err != nil {
+		return nil, err
+	}
+	if ordinal < 0 || ordinal >= len(ds) {
+		return nil, fmt.Errorf("cuda:%d: there is no such device (the driver lists %d: cuda:0 is %s)", ordinal, len(ds), ds[0].Name)
+	}
+	if err := ds[ordinal].Usable(); err != nil {
+		return nil, err
+	}
+	dev, err := cu.GetDevice(ordinal)
+	if err != nil {
+		return nil, failed("cuDeviceGet", err)
+	}
+	o, err := start(dev)
+	if err != nil {
+		return nil, err
+	}
+	e := &Engine{device: ds[ordinal], o: o, kernels: map[string]cu.Function{}}
+	if err := o.wait(e.load); err != nil {
+		return nil, errors.Join(err, ignore(e.Close(), err))
+	}
+	return e, nil
+}
+
+// ignore is err, or nil where it says what is known.
+func ignore(err, known error) error {
+	if err != nil && err.Error() == known.Error() {
+		return nil
+	}
+	return err
+}
+
+// load compiles the kernels and makes the streams.
+func (e *Engine) load() error {
+	texts, err := modules()
+	if err != nil {
+		return err
+	}
+	for _, text := range texts {
+		log := make([]byte, 16<<10)
+		m, err := cu.LoadDataEx(text, &cu.JITErrorLogBuffer{Buffer: log})
+		if err := failed("cuModuleLoadDataEx", err); err != nil {
+			if said := strings.TrimRight(string(log), "\x00\n"); said != "" {
+				err = fmt.Errorf("%w: %s", err, said)
+			}
+			return err
+		}
+		e.modules = append(e.modules, m)
+		for _, name := range entries(text) {
+			f, err := m.Function(name)
+			if err != nil {
+				return failed("cuModuleGetFunction "+name, err)
+			}
+			e.kernels[name] = f
+		}
+	}
+	for name, bytes := range sharedBytes {
+		f := e.kernels[name]
+		if err := check("cuFuncSetAttribute "+name, C.cuFuncSetAttribute(handle(f), C.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, C.int(bytes))); err != nil {
+			return err
+		}
+	}
+	if e.compute, err = cu.MakeStream(cu.NonBlocking); err != nil {
+		return failed("cuStreamCreate", err)
+	}
+	e.copies, err = cu.MakeStream(cu.NonBlocking)
+	return failed("cuStreamCreate", err)
+}
+
+// handle is the driver's own value: cu.Function holds nothing else.
+func handle(f cu.Function) C.CUfunction { return *(*C.CUfunction)(unsafe.Pointer(&f)) }
+
+// Name is "cuda:0 (NVIDIA H100 80GB HBM3, bfloat16)".
+func (e *Engine) Name() string {
+	return fmt.Sprintf("cuda:%d (%s, bfloat16)", e.device.Ordinal, e.device.Name)
+}
+
+// Free is the device memory that an arena may take, in bytes; 0 where the driver doesn't say.
+func (e *Engine) Free() int64 {
+	var free int64
+	if err := e.o.wait(func() (err error) {
+		free, _, err = cu.MemInfo()
+		return failed("cuMemGetInfo", err)
+	}); err != nil {
+		return 0
+	}
+	return max(0, free-Overhead)
+}
+
+// Reserve allocates the arena and what moves data, all that the engine ever does.
+func (e *Engine) Reserve(bytes int64) error {
+	if e.base != 0 {
+		return errors.New("cuda: the arena was reserved before")
+	}
+	bytes = aligned(bytes)
+	return e.o.wait(func() error {
+		all := bytes + Overhead
+		p, err := cu.MemAlloc(all)
+		if err := failed("cuMemAlloc", err); err != nil {
+			free, _, _ := cu.MemInfo()
+			return fmt.Errorf("cuda:%d: arena of %d MiB, %d MiB are free: %w", e.device.Ordinal, all>>20, free>>20, err)
+		}
+		e.memory = append(e.memory, p)
+		e.base, e.bytes = uint64(p), bytes
+		e.tables = table{at: e.base + uint64(bytes), left: tableBytes, plans: map[planKey]*convPlan{}}
+		return e.staging.open(e.tables.at + tableBytes)
+	})
+}
+
+// Sync waits until everything that was called has happened, and reports what failed.
+func (e *Engine) Sync() error { return e.o.wait(e.settle) }
+
+// settle waits for the device.
+func (e *Engine) settle() error { return failed("cuStreamSynchronize", e.compute.Synchronize()) }
+
+// Close gives everything back.
+func (e *Engine) Close() error {
+	// Behind a failure the owner does nothing more, and the driver takes everything back with the context.
+	e.o.do(func() error {
+		var errs []error
+		errs = append(errs, e.settle(), e.staging.close())
+		for _, p := range e.memory {
+			errs = append(errs, failed("cuMemFree", cu.MemFree(p)))
+		}
+		for _, s := range []*cu.Stream{&e.compute, &e.copies} {
+			errs = append(errs, failed("cuStreamDestroy", s.Destroy()))
+		}
+		for _, m := range e.modules {
+			errs = append(errs, failed("cuModuleUnload", m.Unload()))
+		}
+		return errors.Join(errs...)
+	})
+	return e.o.close()
+}
+
+// at is a device address.
+func (e *Engine) at(p gpu.Ptr) uint64 {
+	if p < 0 {
+		return 0
+	}
+	return e.base + uint64(p)
+}
+
+// run launches a kernel on the compute stream.
+func run[T any](e *Engine, kernel string, grid [3]int, threads int, args T) {
+	e.o.do(func() error { return launch(e, kernel, grid, threads, &args) })
+}
+
+// launch is run, on the owner.
+func launch[T any](e *Engine, kernel string, grid [3]int, threads int, args *T) error {
+	f, ok := e.kernels[kernel]
+	if !ok {
+		return fmt.Errorf("cuda: no kernel %s", kernel)
+	}
+	return check(kernel, launchKernel(handle(f), grid, threads, sharedOf(kernel, args), e.compute, unsafe.Pointer(args)))
+}
+
+// blocks is a grid for n pieces of work, per a block. The kernels go on where there are fewer blocks than that.
+func blocks(n, per int) [3]int { return [3]int{min(max(divUp(n, per), 1), 1<<16), 1, 1} }
+
+// view is a tensor, as kernels take it.
+type view struct {
+	At                     uint64
+	Halo, Pitch, Type, Pad int32
+}
+
+// dims are a tensor's, as kernels take them.
+type dims struct{ N, D, H, W, C int32 }
+
+func (e *Engine) view(t gpu.Tensor) view {
+	return view{e.at(t.At), int32(t.Halo), int32(pitch(t.C, t.Type)), int32(t.Type), int32(t.Pad)}
+}
+
+// viewOf is none where t is nil.
+func (e *Engine) viewOf(t *gpu.Tensor) view {
+	if t == nil {
+		return view{}
+	}
+	return e.view(*t)
+}
+
+func dimsOf(d gpu.Dims) dims {
+	return dims{int32(d.N), int32(d.D), int32(d.H), int32(d.W), int32(d.C)}
+}
+
+// spots is how many groups of eight channels there are.
+func spots(d gpu.Dims) int { return d.Voxels() * divUp(d.C, 8) }
+
+// sharedOf is the dynamic shared memory of a launch.
+func sharedOf(kernel string, args any) int {
+	if a, ok := args.(*countArgs); ok {
+		return 32 * 4 * int(a.D.C+1)
+	}
+	return sharedBytes[kernel]
+}
+
+func same(a gpu.Tensor, others ...*gpu.Tensor) {
+	for _, b := range others {
+		if b != nil && a.Dims != b.Dims {
+			panic(fmt.Sprintf("cuda: dims %v and %v differ", a.Dims, b.Dims))
+		}
+	}
+}

@@ -1,0 +1,63 @@
+// Command compile makes kernels/NAME.ptx of each kernels/NAME.cu, with clang++-19 alone: no CUDA toolkit. Run it in gpu/cuda (go generate).
+package main
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"log"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+func main() {
+	log.SetFlags(0)
+	sources, err := filepath.Glob("kernels/*.cu")
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, source := range sources {
+		text, err := compile(source)
+		if err != nil {
+			log.Fatal(err)
+		}
+		if err := os.WriteFile(strings.TrimSuffix(source, ".cu")+".ptx", text, 0o644); err != nil {
+			log.Fatal(err)
+		}
+	}
+}
+
+// compile gives the PTX of a source: compute capability 8.0, which every later device compiles for itself.
+func compile(source string) ([]byte, error) {
+	head, err := header(source)
+	if err != nil {
+		return nil, err
+	}
+	compiler := os.Getenv("CLANG")
+	if compiler == "" {
+		compiler = "clang++-19"
+	}
+	cmd := exec.Command(compiler, "-x", "cuda", "--cuda-device-only", "-nocudainc", "-nocudalib", "-O3", "-S", "-std=c++17",
+		"--cuda-gpu-arch=sm_80", "--cuda-feature=+ptx70", "-o", "-", source)
+	var failed strings.Builder
+	cmd.Stderr = &failed
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %s: %w\n%s", source, compiler, err, failed.String())
+	}
+	return append([]byte(head), out...), nil
+}
+
+// header says what a PTX file was made of: the hash of the source and of what it includes.
+func header(source string) (string, error) {
+	hash := sha256.New()
+	for _, file := range []string{source, filepath.Join(filepath.Dir(source), "device.h")} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return "", err
+		}
+		hash.Write(text)
+	}
+	return fmt.Sprintf("// Code generated from %s by gpu/cuda/internal/compile; DO NOT EDIT.\n// sources: %x\n", filepath.Base(source), hash.Sum(nil)), nil
+}

@@ -1,0 +1,213 @@
+// The part of CUDA C++ that the kernels use, for clang without a CUDA toolkit. The stand-in driver has an emu.h of the same
+// names that runs them on the CPU.
+#pragma once
+#ifdef FLOWRUN_EMULATION
+#include "emu.h"
+#else
+#define __device__ __attribute__((device))
+#define __global__ __attribute__((global))
+#define __shared__ __attribute__((shared))
+#define __launch_bounds__(...) __attribute__((launch_bounds(__VA_ARGS__)))
+#include <__clang_cuda_builtin_vars.h>
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef int i32;
+typedef long long i64;
+#define DEVICE static __device__ __inline__ __attribute__((always_inline))
+// A kernel has one parameter, a struct that Go mirrors field by field.
+#define KERNEL(name, Args, ...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const Args a)
+#define SHARED(T, name) extern __shared__ __attribute__((aligned(128))) T name[]
+#define UNROLL _Pragma("unroll")
+#define NOUNROLL _Pragma("unroll 1")
+
+DEVICE void barrier() { __syncthreads(); }
+DEVICE float shflXor(float v, int mask) { return __nvvm_shfl_sync_bfly_f32(~0u, v, mask, 31); }
+DEVICE int shfl(int v, int lane) { return __nvvm_shfl_sync_idx_i32(~0u, v, lane, 31); }
+DEVICE u32 ballot(bool p) { return __nvvm_vote_ballot_sync(~0u, p); }
+DEVICE int firstBit(u32 v) { return __builtin_ctz(v); }
+
+// bfloat16, as its bits
+DEVICE float widen(u16 h) { return __builtin_bit_cast(float, (u32)h << 16); }
+DEVICE u16 narrow(float f) {
+	u16 r;
+	asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(f));
+	return r;
+}
+DEVICE u32 bitsOf(float f) { return __builtin_bit_cast(u32, f); }
+DEVICE float exp2Fast(float x) { return __nvvm_ex2_approx_f(x); }
+DEVICE float log2Fast(float x) { return __nvvm_lg2_approx_f(x); }
+DEVICE float root(float x) { return __nvvm_sqrt_rn_f(x); }
+DEVICE double root(double x) { return __nvvm_sqrt_rn_d(x); }
+DEVICE float absolute(float x) { return __builtin_fabsf(x); }
+// count adds 1 in shared memory: whole numbers, so the order of threads doesn't matter.
+DEVICE void count(i32 *p) { __nvvm_atom_add_gen_i(p, 1); }
+
+// An address in shared memory.
+typedef u32 Shared;
+DEVICE Shared sharedAddress(const void *p) { return (u32)(u64)(__attribute__((address_space(3))) const void *)p; }
+
+// Asynchronous copies from global to shared memory: n of 16 bytes, the rest zeros.
+DEVICE void copyAsync(Shared to, const void *from, int n) {
+	asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(n) : "memory");
+}
+DEVICE void copyCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> DEVICE void copyWait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+// Four 8×8 matrices of 16 bits: lane l gives the address of row l%8 of matrix l/8 and gets of matrix m, in r[m], row l/4,
+// columns 2*(l%4) and the next; transposed, column l/4 and rows.
+DEVICE void loadMatrices(u32 (&r)[4], Shared at) {
+	asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+		: "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
+}
+DEVICE void loadTransposed(u32 (&r)[4], Shared at) {
+	asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+		: "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
+}
+
+// c += a·b of M × N fragments, 16 × 8 each, over 16: mma.m16n8k16 of bfloat16 with float32 sums.
+template <int M, int N> DEVICE void multiply(float (&c)[M][N][4], const u32 (&a)[M][4], const u32 (&b)[N][2]) {
+	UNROLL for (int i = 0; i < M; i++) {
+		UNROLL for (int j = 0; j < N; j++) {
+			float(&d)[4] = c[i][j];
+			asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+				: "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+				: "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "r"(b[j][0]), "r"(b[j][1]));
+		}
+	}
+}
+#endif
+
+struct alignas(16) Quad { u32 v[4]; };
+
+enum { FLOAT32, BFLOAT16 };
+enum { ZERO, REPLICATE };
+
+// A tensor in memory: rows of w + 2*halo voxels of pitch elements. at is 0 where there is none.
+struct View {
+	u64 at;
+	i32 halo, pitch, type, pad;
+};
+
+// The extent of tensors.
+struct Dims { i32 n, d, h, w, c; };
+
+// How a launch walks voxels in groups of up to eight channels.
+DEVICE u64 cell(const View &t, i32 w, i32 row, i32 x) { return ((u64)row * (w + 2 * t.halo) + x + t.halo) * t.pitch; }
+
+DEVICE float load1(const View &t, u64 i) {
+	return t.type == BFLOAT16 ? widen(((const u16 *)t.at)[i]) : ((const float *)t.at)[i];
+}
+
+DEVICE void store1(const View &t, u64 i, float v) {
+	if (t.type == BFLOAT16) ((u16 *)t.at)[i] = narrow(v);
+	else ((float *)t.at)[i] = v;
+}
+
+// load8 reads n ≤ 8 elements from i on, i a multiple of 8 from the beginning of a voxel; the others are 0.
+DEVICE void load8(const View &t, u64 i, i32 n, float (&v)[8]) {
+	if (t.type == BFLOAT16) {
+		Quad q = *(const Quad *)((const u16 *)t.at + i);
+		UNROLL for (int k = 0; k < 8; k++) v[k] = k < n ? widen((u16)(q.v[k / 2] >> (k % 2 * 16))) : 0;
+	} else if (t.pitch % 4 == 0 && n == 8) {
+		const Quad *p = (const Quad *)((const float *)t.at + i);
+		Quad lo = p[0], hi = p[1];
+		UNROLL for (int k = 0; k < 4; k++) {
+			v[k] = __builtin_bit_cast(float, lo.v[k]);
+			v[k + 4] = __builtin_bit_cast(float, hi.v[k]);
+		}
+	} else {
+		UNROLL for (int k = 0; k < 8; k++) v[k] = k < n ? ((const float *)t.at)[i + k] : 0;
+	}
+}
+
+DEVICE void store8(const View &t, u64 i, i32 n, const float (&v)[8]) {
+	if (t.type == BFLOAT16) {
+		Quad q;
+		UNROLL for (int k = 0; k < 4; k++) q.v[k] = narrow(v[2 * k]) | (u32)narrow(v[2 * k + 1]) << 16;
+		*(Quad *)((u16 *)t.at + i) = q;
+	} else if (t.pitch % 4 == 0 && n == 8) {
+		Quad lo, hi;
+		UNROLL for (int k = 0; k < 4; k++) {
+			lo.v[k] = bitsOf(v[k]);
+			hi.v[k] = bitsOf(v[k + 4]);
+		}
+		Quad *p = (Quad *)((float *)t.at + i);
+		p[0] = lo;
+		p[1] = hi;
+	} else {
+		UNROLL for (int k = 0; k < 8; k++) {
+			if (k < n) ((float *)t.at)[i + k] = v[k];
+		}
+	}
+}
+
+// put8 writes n ≤ 8 channels of a voxel, and the halo where it is the first or last of its row: nobody else reads or writes
+// those, so operands in the same memory are safe.
+DEVICE void put8(const View &t, i32 w, i32 row, i32 x, i32 c, i32 n, const float (&v)[8]) {
+	u64 i = cell(t, w, row, x) + c;
+	store8(t, i, n, v);
+	if (t.halo == 0 || (x > 0 && x < w - 1)) return;
+	float h[8];
+	UNROLL for (int k = 0; k < 8; k++) h[k] = t.pad == REPLICATE ? v[k] : 0;
+	for (i32 k = 1; k <= t.halo; k++) {
+		if (x == 0) store8(t, i - (u64)k * t.pitch, n, h);
+		if (x == w - 1) store8(t, i + (u64)k * t.pitch, n, h);
+	}
+}
+
+DEVICE void get8(const View &t, i32 w, i32 row, i32 x, i32 c, i32 n, float (&v)[8]) { load8(t, cell(t, w, row, x) + c, n, v); }
+
+// Where thread i of a walk over voxels in groups of eight channels is.
+struct Spot { i32 row, x, c, n; };
+
+DEVICE i32 groupsOf(i32 channels) { return (channels + 7) / 8; }
+
+DEVICE Spot spotOf(u32 i, const Dims &d) {
+	u32 groups = groupsOf(d.c), voxel = i / groups;
+	i32 c = (i32)(i % groups) * 8;
+	return Spot{(i32)(voxel / d.w), (i32)(voxel % d.w), c, d.c - c < 8 ? d.c - c : 8};
+}
+
+DEVICE u32 spotsOf(const Dims &d) { return (u32)d.n * d.d * d.h * d.w * groupsOf(d.c); }
+
+// The sigmoid. ex2 is good to 2 units in the last place.
+DEVICE float sigmoid(float u) { return 1 / (1 + exp2Fast(u * -1.4426950408889634f)); }
+
+// sumBlock adds up over the block's threads (a multiple of 32, at most 1024), in a fixed order; every thread gets the sum.
+template <class T> DEVICE T sumBlock(T v, T *shared) {
+	i32 t = threadIdx.x;
+	barrier();
+	shared[t] = v;
+	barrier();
+	for (i32 n = blockDim.x; n > 1;) {
+		i32 half = (n + 1) / 2;
+		if (t < n - half) shared[t] += shared[t + half];
+		n = half;
+		barrier();
+	}
+	return shared[0];
+}
+
+// eight is how many of eight channels from c on there are.
+DEVICE i32 eight(i32 c, i32 channels) { return c >= channels ? 0 : channels - c < 8 ? channels - c : 8; }
+
+// sumVoxels adds up over the block's voxels what each lane has, in a fixed order, and lets the first voxel's lanes write it.
+DEVICE void sumVoxels(float v, float *shared, i32 lanes, float *out) {
+	i32 t = threadIdx.x;
+	barrier();
+	shared[t] = v;
+	barrier();
+	for (i32 n = 256 / lanes; n > 1; n /= 2) {
+		if (t < n / 2 * lanes) shared[t] += shared[t + n / 2 * lanes];
+		barrier();
+	}
+	if (t < lanes && out) *out = shared[t];
+}
+
+// sumLanes adds up over the lanes of a voxel.
+DEVICE float sumLanes(float s, i32 lanes) {
+	for (i32 m = lanes / 2; m > 0; m /= 2) s += shflXor(s, m);
+	return s;
+}

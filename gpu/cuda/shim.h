@@ -1,0 +1,4 @@
+#pragma once
+// shim_open loads the driver's library and initialises it, once: 0, or another number with the reason in n bytes of text. A
+// library that is open stays open.
+int shim_open(const char *library, char *reason, int n);
