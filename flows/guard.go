@@ -31,13 +31,15 @@ func (r *run) openGuard(snap *volume.Snapshot, o train.Options) (*train.Guard, e
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", r.last, err)
 	}
-	if anew { // incidents behind the snapshot were another course's
+	if anew { // those of another course stay on record
 		known, err := observe.Divergences(r.job.run.Dir)
 		if err != nil {
 			return nil, err
 		}
-		for _, i := range known {
-			guard.Incidents = max(guard.Incidents, i.Number)
+		for _, d := range known {
+			if d.TrainLR != guard.LR { // else this course was killed before its first checkpoint, and goes through it again
+				guard.Incidents = max(guard.Incidents, d.Number)
+			}
 		}
 	}
 	if guard.Scale != 1 {
@@ -87,7 +89,7 @@ func (r *run) record(d *train.DivergedError, action train.Action, lr float64, st
 	i := observe.Divergence{
 		Number: guard.Incidents, Time: time.Now().Truncate(time.Second), Step: d.Step, Since: d.Since, Kind: string(d.Kind), What: d.What,
 		Measured: d.Measured, Scans: []string{}, Action: string(action), Try: guard.Tries, Tries: guard.Options.Tries, BackTo: step,
-		LR: lr, LRScale: guard.Scale, GANStart: guard.GANStart,
+		LR: lr, TrainLR: guard.LR, LRScale: guard.Scale, GANStart: guard.GANStart,
 	}
 	if path != "" {
 		i.Checkpoint = filepath.ToSlash(filepath.Join("checkpoints", filepath.Base(path)))

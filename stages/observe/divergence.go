@@ -27,6 +27,7 @@ type Divergence struct {
 	BackTo     int                `json:"back_to"`    // the step gone back to; 0 is the beginning
 	Checkpoint string             `json:"checkpoint"` // that of it, relative to the run's folder; "" for none
 	LR         float64            `json:"lr"`         // the learning rate of the step where it was found
+	TrainLR    float64            `json:"train_lr"`   // train.lr
 	LRScale    float64            `json:"lr_scale"`   // the share of train.lr's schedule from now on
 	GANStart   int                `json:"gan_start"`  // the step behind which discriminators learn from now on; 0: as the file says
 }

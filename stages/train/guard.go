@@ -16,7 +16,7 @@ type GuardOptions struct {
 	Tries         int     `key:"tries" default:"4" min:"0" doc:"How often in a row a run that diverged goes back to a sound checkpoint before it stops with exit code 4. It counts anew once the run has got past the place. 0 turns the guard off: the first number that isn't finite ends the run, and nothing else does."`
 	Lower         float64 `key:"lower" default:"0.3" min:"0.001" max:"0.99" doc:"Factor on the learning rate at each going back. A new train.lr takes the place of a lowered one."`
 	Delay         int     `key:"delay" default:"1000" unit:"optimiser steps" min:"1" doc:"How much longer the discriminators wait, instead of a lower learning rate, where they have won or trouble came soon after their start."`
-	Window        int     `key:"window" default:"100" unit:"optimiser steps" min:"4" doc:"Steps whose median says what is usual. Nothing but a number that isn't finite or a reconstruction that is no image any more is trouble before so many steps are taken, or so soon after the discriminators' start."`
+	Window        int     `key:"window" default:"100" unit:"optimiser steps" min:"4" doc:"Steps whose median says what is usual. Nothing but a number that isn't finite or a reconstruction worse than an empty image is trouble before so many steps are taken, or so soon after the discriminators' start."`
 	Patience      int     `key:"patience" default:"30" unit:"optimiser steps" min:"1" doc:"Steps in a row that must show a spike or a collapse before it is trouble. More than the batches of an odd scan."`
 	Spike         float64 `key:"spike" default:"10" min:"0" doc:"Trouble is a loss or a norm of the gradient above its median by this many robust standard deviations (1.4826 times the median absolute deviation, but at least 0.3 of the median). 0 is off."`
 	Collapse      float64 `key:"collapse" default:"0.2" min:"0" max:"0.9" doc:"Trouble is a perplexity of the codes below this share of its median. 0 is off."`
@@ -76,8 +76,8 @@ func reading(s vqgan.Stats) Reading {
 		Ramp: s.GAN.Ramp, Generator: s.GAN.Generator, Discriminator: s.GAN.Discriminator}
 }
 
-// broken is the mean absolute error, of intensities in [-1, 1], that no two images have.
-const broken = 2
+// broken is a mean absolute error, of intensities in [-1, 1], that is more than that of an empty image: all 0, it has at most 1.
+const broken = 1.25
 
 // Course is what incidents have changed of how a run trains.
 type Course struct {
@@ -167,7 +167,7 @@ func (g *Guard) Watch(step int, r Reading) *Incident {
 	switch {
 	case m.Broken >= n:
 		return found(Spike, n, map[string]float64{"train/recon_loss": r.L1, "limit": broken},
-			"the reconstruction's mean error was above %d, which no image has (now %.4g)", broken, r.L1)
+			"the reconstruction was worse than an empty image: its mean error is %.4g", r.L1)
 	case m.HighLoss >= n:
 		return found(Spike, n, map[string]float64{"train/loss": r.Loss, "level": lossLevel, "limit": lossLimit},
 			"the loss was far above the usual %.4g (now %.4g)", lossLevel, r.Loss)
