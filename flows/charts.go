@@ -3,6 +3,7 @@ package flows
 import (
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/flowrun/flowrun/stages/observe"
 	"github.com/flowrun/flowrun/stages/report"
@@ -26,11 +27,11 @@ func trainCharts() []struct {
 		curves []curve
 	}{
 		{report.Chart{Title: "PSNR", Unit: "dB"}, []curve{
-			{"val/psnr_trilinear", "trilinear baseline", 4, true, 0}, {"train/psnr", "training", 1, false, 0}, {"val/psnr", "validation", 0, false, 0}, {"val/ema_psnr", "validation, EMA", 2, false, 0}}},
+			{"val/psnr_trilinear", "trilinear baseline", 4, true, 0}, {"train/psnr", "training", 1, false, 0}, {"val/psnr", "validation", 0, false, 0}, {"val/ema_psnr", "validation, EMA", 2, false, 0}, {"val/whole_psnr", "whole scans", 3, false, 0}}},
 		{report.Chart{Title: "SSIM"}, []curve{
-			{"val/ssim_trilinear", "trilinear baseline", 4, true, 0}, {"val/ssim", "validation", 0, false, 0}, {"val/ema_ssim", "validation, EMA", 2, false, 0}}},
+			{"val/ssim_trilinear", "trilinear baseline", 4, true, 0}, {"val/ssim", "validation", 0, false, 0}, {"val/ema_ssim", "validation, EMA", 2, false, 0}, {"val/whole_ssim", "whole scans", 3, false, 0}}},
 		{report.Chart{Title: "Mean absolute error", Unit: "HU"}, []curve{
-			{"val/mae_hu", "validation", 0, false, 0}, {"val/ema_mae_hu", "validation, EMA", 2, false, 0}}},
+			{"val/mae_hu", "validation", 0, false, 0}, {"val/ema_mae_hu", "validation, EMA", 2, false, 0}, {"val/whole_mae_hu", "whole scans", 3, false, 0}}},
 		{report.Chart{Title: "Reconstruction loss", Unit: "mean |x − x̂|", Log: true}, []curve{
 			{"train/recon_loss", "training", 1, false, 0}, {"val/recon_loss", "validation", 0, false, 0}, {"val/ema_recon_loss", "validation, EMA", 2, false, 0}}},
 		{report.Chart{Title: "Perplexity of the codes"}, []curve{
@@ -116,9 +117,13 @@ func (w *watch) codeUsage() report.Chart {
 // memoryChart is the memory since the run was started.
 func (w *watch) memoryChart() report.Chart {
 	c := report.Chart{Title: "Memory", Unit: "GiB", X: "hours since it was started", Zero: true}
+	unit := time.Hour
+	if n := len(w.memory); n > 0 && w.memory[n-1].at.Sub(w.began) < 3*time.Hour {
+		c.X, unit = "minutes since it was started", time.Minute
+	}
 	resident, scans := report.Line{Name: "process"}, report.Line{Name: "scans", Colour: 2}
 	for _, s := range w.memory {
-		x := s.at.Sub(w.began).Hours()
+		x := float64(s.at.Sub(w.began)) / float64(unit)
 		add := func(l *report.Line, n int64) {
 			y := float64(n) / (1 << 30)
 			l.Points = append(l.Points, report.Point{X: x, Y: y, Low: y, High: y})

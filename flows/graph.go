@@ -252,7 +252,10 @@ func wireCheckpoint(w *wiring, s *piece) {
 		}
 		var path string
 		if err == nil {
-			path, err = w.store.Save(ctx, kept)
+			err = w.patiently(func() (err error) {
+				path, err = w.store.Save(ctx, kept)
+				return err
+			})
 		}
 		if err == nil && w.queues != nil {
 			err = w.queues.intake.Durable(ctx, snap.Tags)
@@ -268,7 +271,7 @@ func wireCheckpoint(w *wiring, s *piece) {
 
 // setAside quarantines a scan. It is an error where too many are bad.
 func (r *run) setAside(b read.Bad) error {
-	if err := r.quarantine.Add(b); err != nil {
+	if err := r.patiently(func() error { return r.quarantine.Add(b) }); err != nil {
 		return err
 	}
 	r.log.Warn().Str("event", "quarantine").Str("scan", b.Scan).Str("reason", b.Reason).Msg("scan set aside")

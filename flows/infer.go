@@ -208,7 +208,7 @@ func (w *wiring) encoder() func(context.Context, *volume.Volume) (*volume.Codes,
 	cut := func(dst []float32, p *volume.Patch) error { return batch.Cut(dst, p, scratch) }
 	return func(ctx context.Context, v *volume.Volume) (*volume.Codes, error) {
 		w.at(v.Scan, "encoding")
-		defer w.progress.Status("")
+		defer w.status("")
 		c, err := infer.Encode(ctx, v, w.back.model, w.back.tiling, cut)
 		switch {
 		case err != nil && ctx.Err() == nil && v.Lost() != nil:
@@ -278,7 +278,7 @@ func wireWrite(w *wiring, s *piece) {
 // tell says of each output how far its scan is.
 func (w *wiring) tell(in iter.Seq[*volume.Output]) iter.Seq[*volume.Output] {
 	return func(yield func(*volume.Output) bool) {
-		defer w.progress.Status("")
+		defer w.status("")
 		for o := range in {
 			w.at(o.Volume.Scan, fmt.Sprintf("tile %d of %d", o.Tile+1, o.Tiles))
 			if !yield(o) {
@@ -290,7 +290,7 @@ func (w *wiring) tell(in iter.Seq[*volume.Output]) iter.Seq[*volume.Output] {
 
 // at says what is done to a scan.
 func (w *wiring) at(s *volume.Scan, what string) {
-	w.progress.Status(fmt.Sprintf("scan %d of %d, %s: %s", s.Index+1, len(w.data.all), s.ID, what))
+	w.status(fmt.Sprintf("scan %d of %d, %s: %s", s.Index+1, len(w.data.all), s.ID, what))
 }
 
 // cut says whether the data is being cut short.

@@ -30,6 +30,7 @@ func (r *run) attend(g *pipe.Graph, soft <-chan struct{}) error {
 			case <-tick.C:
 				r.progress.Tick()
 			case <-soft:
+				_ = r.watch.systemd.Tell("STOPPING=1")
 				what := "step"
 				if r.back != nil {
 					what = "scan"
@@ -64,9 +65,7 @@ func (r *run) report(s train.Step) {
 		Seconds: s.Seconds, VoxelsPerSecond: float64(s.Voxels) / s.Seconds, BoundBy: r.bound(), RSS: rss, Goroutines: goroutines,
 		More: r.more(s.Stats),
 	}
-	if err := r.metrics.Train(rec); err != nil && r.metricsErr == nil {
-		r.metricsErr = err
-	}
+	r.record(r.metrics.Train(rec))
 	r.progress.Step(rec, s.Total)
 	r.watch.took(rec, s.Total)
 }
@@ -89,11 +88,27 @@ func (r *run) more(s vqgan.Stats) map[string]float64 {
 	return more
 }
 
+// record keeps the first error by which metrics are lost; for a full disk it waits.
+func (r *run) record(err error) {
+	if full(err) {
+		err = r.patiently(r.metrics.Flush)
+	}
+	if err != nil && r.metricsErr == nil {
+		r.metricsErr = err
+	}
+}
+
+// status shows what the run does beside taking steps, and is a sign of life.
+func (r *run) status(text string) {
+	r.progress.Status(text)
+	r.watch.pulse.Add(1)
+}
+
 // validate measures the model on the held-out scans, records it and draws a picture. What can't be recorded or drawn
 // doesn't end the run: a disk without room does that when the checkpoint is written, and says what to do.
 func (r *run) validate(ctx context.Context, step int) (map[string]float64, error) {
 	values, pic, err := r.validator.measure(ctx)
-	r.progress.Status("")
+	r.status("")
 	if err != nil {
 		return nil, err
 	}
@@ -102,9 +117,7 @@ func (r *run) validate(ctx context.Context, step int) (map[string]float64, error
 		return nil, nil
 	}
 	v := observe.Val{Step: step, Epoch: r.loop.Cursor.Epoch, Metrics: values}
-	if err := r.metrics.Validation(v); err != nil && r.metricsErr == nil {
-		r.metricsErr = err
-	}
+	r.record(r.metrics.Validation(v))
 	r.progress.Validation(v)
 	r.values = values
 	r.watch.validated(values, r.validator.scans, r.validator.counts)

@@ -69,6 +69,8 @@ type run struct {
 	sample string             // the newest picture's path
 	values map[string]float64 // of the newest validation
 
+	stopping, hard <-chan struct{} // closed at a soft and at a hard stop; nil before the graph runs
+
 	stats      func() []pipe.Stat
 	boundBy    string
 	boundAt    time.Time
@@ -110,8 +112,13 @@ func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) 
 		err = errors.Join(err, closeLog())
 	}()
 	defer func() { err = errors.Join(err, r.close()) }()
-	r.watch = newWatch(r, incidents)
-	defer func() { r.watch.end(err) }()
+	if r.watch, err = newWatch(ctx, r, incidents); err != nil {
+		return err
+	}
+	defer func() { r.watch.end(ctx, err) }()
+	if err := r.watch.serve(); err != nil {
+		return err
+	}
 	if err := r.prepare(ctx); err != nil {
 		return err
 	}
@@ -393,7 +400,7 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options) error {
 		r.log.Warn().Int("warmup", o.Warmup).Int("steps", total).Msg("train.warmup is longer than the run: the learning rate never gets to train.lr")
 	}
 	r.validator = j.newValidator(session, r.data, validateOptions{patch: patch, limit: o.Validate.Patches, whole: o.Validate.Whole, ema: o.EMA > 0,
-		workers: j.workers(), setAside: r.setAside, status: r.progress.Status})
+		workers: j.workers(), setAside: r.setAside, status: r.status, alive: func() { r.watch.pulse.Add(1) }})
 	if r.validator == nil {
 		r.log.Warn().Msg("no scan is held out: nothing is validated, and no checkpoint can be called the best")
 	}
@@ -488,6 +495,7 @@ func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
 	for {
 		g = pipe.New(ctx)
 		r.stats, r.boundStats, r.boundAt = g.Stats, nil, time.Time{}
+		r.stopping, r.hard = g.Stopping(), ctx.Done()
 		r.watch.start(g.Stats)
 		r.wire(g)
 		err = r.attend(g, soft)

@@ -30,6 +30,7 @@ type validator struct {
 
 	setAside func(read.Bad) error
 	status   func(string)
+	alive    func() // called now and then
 	scratch  *batch.Scratch
 	baseline *metrics.Result // of the trilinear baseline, measured in the first pass
 
@@ -49,7 +50,7 @@ func (j *Job) newValidator(s *vqgan.Session, d *data, o validateOptions) *valida
 	n := o.patch[0] * o.patch[1] * o.patch[2]
 	m := j.multiple()
 	return &validator{session: s, model: j.model, read: *r, held: d.held, patch: o.patch, limit: o.limit, whole: o.whole, ema: o.ema,
-		workers: o.workers, setAside: o.setAside, status: o.status, scratch: batch.NewScratch(o.workers),
+		workers: o.workers, setAside: o.setAside, status: o.status, alive: o.alive, scratch: batch.NewScratch(o.workers),
 		target: make([]float32, n), recon: make([]float32, n), codes: make([]int32, n/(m[0]*m[1]*m[2]))}
 }
 
@@ -61,6 +62,7 @@ type validateOptions struct {
 	workers  int
 	setAside func(read.Bad) error
 	status   func(string) // told how far a validation is
+	alive    func()       // called at each patch
 }
 
 // pass is one measurement of a set of weights.
@@ -197,6 +199,7 @@ func (v *validator) scan(ctx context.Context, vol *volume.Volume, limit int, pas
 		if err := batch.Cut(v.target, patch, v.scratch); err != nil {
 			return 0, err
 		}
+		v.alive()
 		inside := inside(origin, v.patch, vol.Dims)
 		orig := crop(v.target, v.patch, inside)
 		for i, p := range passes {

@@ -1,12 +1,15 @@
 package flows
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/flowrun/flowrun/stages/metrics"
@@ -23,6 +26,17 @@ type watch struct {
 	incidents *observe.Incidents
 	thumbs    report.Thumbs // of the goroutine that writes
 	began     time.Time
+	server    *observe.Server   // nil: none
+	exporter  *observe.Exporter // nil: none
+	hooks     *observe.Hooks
+	hooked    context.Context // of hooks that are told while the run goes on
+	systemd   *observe.Systemd
+	pulse     atomic.Int64 // grows with what moves beside the graph's elements
+
+	// Of the goroutine that looks.
+	stall          observe.Stall
+	petted, stated time.Time
+	warned         map[string]bool
 
 	mu       sync.Mutex
 	stats    func() []pipe.Stat // nil: the graph isn't running yet
@@ -31,6 +45,7 @@ type watch struct {
 	state    report.State
 	err      error // how the run ended
 	finished time.Time
+	moved    time.Time // when something in the graph last moved
 	step     observe.Step
 	first    int // the step before this session's first
 	firstAt  time.Time
@@ -43,6 +58,8 @@ type watch struct {
 	savedAt  int    // and step
 	memory   []sample
 	peak     int64 // resident bytes
+	pauses   int   // writers that wait for room
+	why      error // of the newest pause
 
 	stop chan struct{}
 	done sync.WaitGroup
@@ -64,14 +81,21 @@ type sample struct {
 const (
 	lookEvery   = time.Second
 	sampleEvery = 5 * time.Second
+	roomEvery   = 20 * time.Second
 	recently    = 30 * time.Second // the span of which the live graph shows the shares
 	samples     = 400
 )
 
-// newWatch begins to watch a run that is being prepared.
-func newWatch(r *run, incidents *observe.Incidents) *watch {
-	return &watch{run: r, options: r.job.observe, incidents: incidents, thumbs: report.Thumbs{Width: 1000}, began: time.Now(), state: report.Running,
-		stop: make(chan struct{})}
+// newWatch begins to watch a run that is being prepared. ctx ends at a hard stop.
+func newWatch(ctx context.Context, r *run, incidents *observe.Incidents) (*watch, error) {
+	o := r.job.observe
+	hooks, err := observe.NewHooks(o, os.Getenv)
+	if err != nil {
+		return nil, configErrorf("observe.%w", err)
+	}
+	return &watch{run: r, options: o, incidents: incidents, thumbs: report.Thumbs{Width: 1000}, began: time.Now(), state: report.Running,
+		hooks: hooks, hooked: ctx, systemd: observe.NewSystemd(os.Getenv), stall: observe.Stall{Limit: o.StallAfter()}, warned: map[string]bool{},
+		stop: make(chan struct{})}, nil
 }
 
 // start has the watch look on by itself, from before a graph is wired; the run may have gone back since the one before it. end
@@ -91,6 +115,7 @@ func (w *watch) start(stats func() []pipe.Stat) {
 		w.pictures = files // those of earlier runs in the folder
 	}
 	w.mu.Unlock()
+	_ = w.systemd.Tell("READY=1") // where it can't be told, it finds out by its timeout
 	if !again {
 		w.done.Go(w.look)
 	}
@@ -99,12 +124,18 @@ func (w *watch) start(stats func() []pipe.Stat) {
 func (w *watch) look() {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	var sampled, written time.Time
+	var sampled, written, roomed time.Time
 	for {
 		select {
 		case <-w.stop:
 			return
 		case now := <-tick.C:
+			w.stalls(now)
+			w.service(now)
+			if now.Sub(roomed) >= roomEvery {
+				w.room()
+				roomed = now
+			}
 			if now.Sub(sampled) >= sampleEvery {
 				w.sample(now)
 				sampled = now
@@ -146,6 +177,10 @@ func (w *watch) took(s observe.Step, total int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.step, w.total = s, total
+	w.pulse.Add(1)
+	if w.exporter != nil {
+		w.exporter.Step(s)
+	}
 }
 
 // validated notes a validation.
@@ -169,6 +204,9 @@ func (w *watch) kept(path string, step int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.saved, w.savedAt = path, step
+	if w.exporter != nil {
+		w.exporter.Saved()
+	}
 }
 
 // over notes that the graph has ended: its counters stand still.
@@ -180,18 +218,23 @@ func (w *watch) over() {
 	}
 }
 
-// end ends the watch and writes the last report. A mistake in the configuration leaves the report of the run before.
-func (w *watch) end(err error) {
+// end ends the watch, writes the last report and has hooks told. A mistake in the configuration leaves the report of the
+// run before, and is told to whoever made it.
+func (w *watch) end(ctx context.Context, err error) {
 	close(w.stop)
 	w.done.Wait()
 	w.mu.Lock()
 	w.state, w.err, w.finished = outcome(err), err, time.Now()
+	w.stats = nil
 	began := w.ended != nil
 	w.mu.Unlock()
-	if _, config := errors.AsType[*ConfigError](err); config && !began || w.run.budget == nil {
+	if _, config := errors.AsType[*ConfigError](err); config && !began {
+		w.closeServer()
 		return
 	}
 	w.write()
+	w.tellEnd(ctx, err)
+	w.closeServer()
 }
 
 // outcome is the state of a run that ended with err.

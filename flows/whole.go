@@ -50,6 +50,7 @@ func (v *validator) reconstruct(ctx context.Context, vol *volume.Volume, study *
 				return
 			}
 			patch := &volume.Patch{Volume: vol, Tag: volume.Tag{Scan: vol.Scan.ID, Tile: t, Tiles: grid.Len(), Origin: grid.Tile(t), Size: v.patch}}
+			v.alive()
 			if failed = batch.Cut(v.target, patch, v.scratch); failed != nil {
 				return
 			}

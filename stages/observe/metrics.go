@@ -57,7 +57,8 @@ func (m *Metrics) Back(step int) error {
 	return err
 }
 
-// Train adds an optimiser step. What an error kept out of a file leaves no trace there; later calls may succeed.
+// Train adds an optimiser step. A line that an error kept out of a file leaves no trace there; it waits, and is written
+// before the next one, or by Flush.
 func (m *Metrics) Train(s Step) error { return m.add(s.Step, s.fields()) }
 
 // Validation adds a validation, as Train does a step.
@@ -66,14 +67,15 @@ func (m *Metrics) Validation(v Val) error { return m.add(v.Step, v.fields()) }
 // History is all that was recorded, by earlier runs in the folder too.
 func (m *Metrics) History() *History { return m.history }
 
-// Close closes the files.
-func (m *Metrics) Close() error { return errors.Join(m.record.Close(), m.table.Close()) }
+// Flush writes what waits.
+func (m *Metrics) Flush() error { return errors.Join(m.record.flush(), m.table.flush()) }
+
+// Close closes the files. What still waits is written, or lost with an error.
+func (m *Metrics) Close() error { return errors.Join(m.Flush(), m.record.Close(), m.table.Close()) }
 
 func (m *Metrics) add(step int, fields []field) error {
 	m.history.add(step, fields)
-	if err := m.record.add(append(object(fields), '\n')); err != nil {
-		return err
-	}
+	m.record.add(append(object(fields), '\n'))
 	values := make(map[string]string, len(fields))
 	for _, f := range fields {
 		values[f.name], _ = cell(f.value)
@@ -84,13 +86,15 @@ func (m *Metrics) add(step int, fields []field) error {
 		return err
 	}
 	table.Flush()
-	return m.table.add(b.Bytes())
+	m.table.add(b.Bytes())
+	return m.Flush()
 }
 
 // journal is a file that whole lines are added to.
 type journal struct {
 	file
-	size int64
+	size    int64
+	waiting []byte // lines
 }
 
 type file interface {
@@ -108,12 +112,30 @@ func openJournal(path string) (*journal, error) {
 		_ = f.Close()
 		return nil, err
 	}
-	return &journal{f, size}, nil
+	return &journal{file: f, size: size}, nil
 }
 
-// add adds a line, or nothing.
-func (j *journal) add(line []byte) error {
-	n, err := j.Write(line)
+// add has a line wait for flush. Of more than backlog bytes the oldest are lost.
+func (j *journal) add(line []byte) { j.waiting = newest(append(j.waiting, line...)) }
+
+// newest is the last of some lines, backlog bytes at most.
+func newest(lines []byte) []byte {
+	over := len(lines) - backlog
+	if over <= 0 {
+		return lines
+	}
+	for over < len(lines) && lines[over-1] != '\n' {
+		over++
+	}
+	return bytes.Clone(lines[over:])
+}
+
+// flush writes all lines that wait, or none.
+func (j *journal) flush() error {
+	if len(j.waiting) == 0 {
+		return nil
+	}
+	n, err := j.Write(j.waiting)
 	if err != nil {
 		if n > 0 {
 			_ = j.Truncate(j.size)
@@ -121,6 +143,7 @@ func (j *journal) add(line []byte) error {
 		return err
 	}
 	j.size += int64(n)
+	j.waiting = j.waiting[:0]
 	return nil
 }
 

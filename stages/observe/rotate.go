@@ -65,12 +65,8 @@ func (l *logFile) Write(line []byte) (int, error) {
 	}
 	l.waiting = append(l.waiting, line...)
 	l.flush()
-	if over := len(l.waiting) - backlog; over > 0 {
-		cut := over
-		for cut < len(l.waiting) && l.waiting[cut-1] != '\n' {
-			cut++
-		}
-		l.waiting = append([]byte(nil), l.waiting[cut:]...)
+	if len(l.waiting) > backlog {
+		l.waiting = newest(l.waiting)
 		if l.lost == nil {
 			l.lost = l.failed
 		}
