@@ -48,6 +48,7 @@ var guests = []struct{ pkg, rooms string }{
 	{"github.com/reugn/go-streams", "stages/pipe"},
 	{"github.com/rs/zerolog", "cmd flows stages/observe"},
 	{"github.com/spf13", "cmd"},
+	{"github.com/prometheus", "stages/observe"},
 	{"gorgonia.org/cu", "gpu/cuda"},
 	{"C", "gpu/cuda"},
 	{"github.com/mmcloughlin/avo", "gpu/cpu"},

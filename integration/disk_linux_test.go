@@ -2,14 +2,16 @@ package integration
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-// A disk that fills up in the middle of a checkpoint ends the run; the checkpoints before stay whole, and with room again
-// the run goes on from them.
+// A disk that fills up makes a run wait: with room again it goes on by itself, to the same end. A stop while it waits ends it;
+// the checkpoints before stay whole, and the run goes on from them.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -24,14 +26,35 @@ func TestFullDisk(t *testing.T) {
 	}
 	defer func() { _ = unix.Unmount(disk, unix.MNT_DETACH) }()
 	words = append(words, "run.dir=disk/run")
-	p.refused(1, words, "checkpoint: disk/run/checkpoints/step-", "no space left on device", "make room", "run again to resume")
+	paused := func(r *process) {
+		t.Helper()
+		if !r.until(func() bool { return strings.Contains(r.stderr.String(), `"event":"paused"`) }) {
+			t.Fatalf("it didn't wait: %s", r.stderr.String())
+		}
+	}
+	r := p.start(words...)
+	paused(r)
 	n := p.sound("disk/run")
 	if n == 0 {
 		t.Fatal("no checkpoint was left")
 	}
-	p.swept("disk/run")
-	p.refused(1, words, "no space left on device") // as long as it is full
+	p.check(unix.Mount("none", disk, "tmpfs", unix.MS_REMOUNT, "size=100m"))
+	if o := r.wait(); o.code != 0 || !strings.Contains(o.stderr, `"event":"resumed"`) {
+		t.Fatalf("exit %d: %s", o.code, o.stderr)
+	}
+	p.sameRun("whole", "disk/run")
+	if got := p.events("disk/run", "paused"); len(got) != 1 || !strings.Contains(fmt.Sprint(got[0]["error"]), "no space left on device") {
+		t.Errorf("the log says %v", got)
+	}
+
+	p.check(os.RemoveAll(p.path("disk", "run")))
+	p.check(unix.Mount("none", disk, "tmpfs", unix.MS_REMOUNT, "size=700k"))
+	r = p.start(words...)
+	paused(r)
+	r.signal(unix.SIGTERM)
+	p.tells(r.wait(), 1, "no space left on device", "make room")
 	p.sound("disk/run")
+	p.swept("disk/run")
 	p.check(unix.Mount("none", disk, "tmpfs", unix.MS_REMOUNT, "size=100m"))
 	p.must(words...)
 	p.sameRun("whole", "disk/run")
