@@ -71,7 +71,7 @@ func (w *watch) sentence(now time.Time) (outcome, advice, command string) {
 	case report.Failed:
 		return sentenceOf("Failed", w.err), "Once what it names is put right, this goes on from the last checkpoint:", commandLine(again)
 	case report.Interrupted:
-		if w.run.loop == nil {
+		if !w.trains {
 			return "Interrupted.", "What is written is whole. The same command does the rest:", commandLine(again)
 		}
 		outcome = fmt.Sprintf("Interrupted at step %s.", grouped(w.step.Step))
@@ -103,7 +103,7 @@ func (w *watch) progress(now time.Time) string {
 		n := w.run.back.written.Load()
 		return fmt.Sprintf("%d of %d scans are written.", n, len(w.run.data.all))
 	}
-	if w.run.loop == nil {
+	if !w.trains {
 		return "The graph is running."
 	}
 	text := fmt.Sprintf("Step %s", grouped(w.step.Step))
@@ -139,7 +139,7 @@ func (w *watch) success(now time.Time) string {
 		}
 		return text
 	}
-	if w.run.loop == nil {
+	if !w.trains {
 		return "Done."
 	}
 	text := fmt.Sprintf("Done: %s steps", grouped(w.step.Step))
@@ -167,7 +167,7 @@ func against(psnr, trilinear float64) string {
 
 // more says what can be done with a model that is trained.
 func (w *watch) more() string {
-	if w.run.loop == nil || len(w.run.job.again) == 0 {
+	if !w.trains || len(w.run.job.again) == 0 {
 		return ""
 	}
 	return "To train it for longer:"
@@ -263,7 +263,7 @@ func (w *watch) facts(now time.Time) []report.Fact {
 			add("Code", fmt.Sprintf("%.3g", b), "bits a voxel", "")
 		}
 	}
-	if w.run.loop != nil {
+	if w.trains {
 		facts = append(facts, w.learnt(now)...)
 	}
 	if w.peak > 0 {

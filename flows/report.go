@@ -65,7 +65,7 @@ func (r *run) report(s train.Step) {
 		Seconds: s.Seconds, VoxelsPerSecond: float64(s.Voxels) / s.Seconds, BoundBy: r.bound(), RSS: rss, Goroutines: goroutines,
 		More: r.more(s.Stats),
 	}
-	r.record(r.metrics.Train(rec))
+	r.wrote(r.metrics.Train(rec))
 	r.progress.Step(rec, s.Total)
 	r.watch.took(rec, s.Total)
 }
@@ -88,8 +88,8 @@ func (r *run) more(s vqgan.Stats) map[string]float64 {
 	return more
 }
 
-// record keeps the first error by which metrics are lost; for a full disk it waits.
-func (r *run) record(err error) {
+// wrote keeps the first error by which metrics are lost; for a full disk it waits.
+func (r *run) wrote(err error) {
 	if full(err) {
 		err = r.patiently(r.metrics.Flush)
 	}
@@ -117,7 +117,7 @@ func (r *run) validate(ctx context.Context, step int) (map[string]float64, error
 		return nil, nil
 	}
 	v := observe.Val{Step: step, Epoch: r.loop.Cursor.Epoch, Metrics: values}
-	r.record(r.metrics.Validation(v))
+	r.wrote(r.metrics.Validation(v))
 	r.progress.Validation(v)
 	r.values = values
 	r.watch.validated(values, r.validator.scans, r.validator.counts)

@@ -16,12 +16,14 @@ import (
 	"github.com/flowrun/flowrun/stages/observe"
 	"github.com/flowrun/flowrun/stages/pipe"
 	"github.com/flowrun/flowrun/stages/report"
+	"github.com/flowrun/flowrun/stages/train"
 )
 
 // watch looks on while a run goes on, and tells of it: report.html, and what else the observe block asks for. It has a
 // goroutine of its own. The stages only leave word of what they did, which takes them a lock and a copy.
 type watch struct {
 	run       *run
+	trains    bool
 	options   observe.Options
 	incidents *observe.Incidents
 	thumbs    report.Thumbs // of the goroutine that writes
@@ -93,7 +95,8 @@ func newWatch(ctx context.Context, r *run, incidents *observe.Incidents) (*watch
 	if err != nil {
 		return nil, configErrorf("observe.%w", err)
 	}
-	return &watch{run: r, options: o, incidents: incidents, thumbs: report.Thumbs{Width: 1000}, began: time.Now(), state: report.Running,
+	_, trains := option[train.Options](r.job)
+	return &watch{run: r, trains: trains, options: o, incidents: incidents, thumbs: report.Thumbs{Width: 1000}, began: time.Now(), state: report.Running,
 		hooks: hooks, hooked: ctx, systemd: observe.NewSystemd(os.Getenv), stall: observe.Stall{Limit: o.StallAfter()}, warned: map[string]bool{},
 		stop: make(chan struct{})}, nil
 }
