@@ -128,7 +128,7 @@ func (j *Job) arenaLimit(memory int64) int64 {
 func (j *Job) sessionOptions(o train.Options, patch [3]int) vqgan.Options {
 	b, _ := option[batch.Options](j)
 	return vqgan.Options{Patch: patch, Batch: b.Size, MicroBatch: o.MicroBatch, Infer: 1, Loss: o.Loss, Codebook: o.Codebook, GAN: o.GAN,
-		Clip: o.Clip, EMA: o.EMA, Beta1: 0.5, Beta2: 0.9, MemoryLimit: j.arenaLimit(o.Memory), Seed: j.run.Seed}
+		Perceptual: o.Perceptual, LPIPS: j.lpips, Clip: o.Clip, EMA: o.EMA, Beta1: 0.5, Beta2: 0.9, MemoryLimit: j.arenaLimit(o.Memory), Seed: j.run.Seed}
 }
 
 // hostLimit is the memory that the run may use.
@@ -149,6 +149,9 @@ func (j *Job) openSession(d *data, o train.Options, patch [3]int) (*vqgan.Sessio
 	s, err := vqgan.Open(e, j.model, j.sessionOptions(o, patch))
 	if err != nil {
 		return nil, nil, errors.Join(j.misfit(e, o, patch, err), e.Close())
+	}
+	if j.lpips != nil {
+		j.lpips.Forget()
 	}
 	return s, e, nil
 }

@@ -179,11 +179,16 @@ func (f *foreign) split(prefix string) (*parts, error) {
 		default:
 			p.model[name] = t.shape
 		}
-		if !slices.Contains([]string{"F32", "F16", "BF16", "F64"}, t.dtype) {
+		if !isFloat(t.dtype) {
 			return nil, fmt.Errorf("%s is of type %s (want float32, float16, bfloat16 or float64)", full, t.dtype)
 		}
 	}
 	return p, nil
+}
+
+// isFloat says whether weights may be of a type.
+func isFloat(dtype string) bool {
+	return slices.Contains([]string{"F32", "F16", "BF16", "F64"}, dtype)
 }
 
 // told says what was taken along and what was left behind.

@@ -28,6 +28,7 @@ type Job struct {
 	run      RunOptions
 	dirKey   string // by which the file names the run's folder
 	model    vqgan.Config
+	lpips    *vqgan.LPIPS // nil where train.perceptual is off
 	observe  observe.Options
 	queue    queue.Options
 	again    []string // the command that does the job again; none where no command would
@@ -190,6 +191,9 @@ func (j *Job) fit() error {
 		case *train.Options:
 			if o.MicroBatch > b.Size {
 				return p.file.Errorf("micro_batch", "%d is more than batch.size %d", o.MicroBatch, b.Size)
+			}
+			if err := j.fitPerceptual(p, &o.Perceptual, j.patch()); err != nil {
+				return err
 			}
 		case *infer.Options:
 		case *infer.CodeOptions:

@@ -170,6 +170,7 @@ func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch
 	p.engineLine(e, missing)
 	p.line("  model\t%.3g million parameters, %d bits for each %s voxels", float64(plan.Parameters)/1e6, bits(p.Job.model.Codes), list(p.Job.model.Downsample))
 	p.line("  work\t%.4g TFLOP a patch forward, %.4g forward and backward", float64(plan.Forward/n)/1e12, float64(plan.Step/n)/1e12)
+	p.perceptual(e, plan, o, patch, n)
 	if err := errors.Join(p.w.Flush(), plan.Write(w)); err != nil {
 		return err
 	}
@@ -236,21 +237,26 @@ func (p *planner) time(ctx context.Context, o train.Options, patch [3]int) error
 	}
 	defer func() { _ = e.Close() }()
 	timed := patch
-	for {
-		plan, err := p.plan(e, o, timed)
-		if err != nil {
-			return err
-		}
-		a := 0
+	plan, err := p.plan(e, o, timed)
+	if err != nil {
+		return err
+	}
+	for float64(plan.Step) >= affordable {
+		a, less := 0, timed
 		for i := range timed {
 			if timed[i] > timed[a] {
 				a = i
 			}
 		}
-		if float64(plan.Step) < affordable || timed[a]%(2*p.multiple()[a]) != 0 {
+		if timed[a]%(2*p.multiple()[a]) != 0 {
 			break
 		}
-		timed[a] /= 2
+		less[a] /= 2
+		small, err := p.plan(e, o, less)
+		if err != nil { // too small for a loss
+			break
+		}
+		plan, timed = small, less
 	}
 	options := p.sessionOptions(o, timed)
 	s, err := vqgan.Open(e, p.Job.model, options)

@@ -77,6 +77,9 @@ func (r *run) more(s vqgan.Stats) map[string]float64 {
 	if o.Loss.SSIM > 0 {
 		more["train/ssim_loss"] = s.SSIM
 	}
+	if o.Perceptual.On() {
+		more["train/perceptual_loss"] = s.Perceptual
+	}
 	if g := s.GAN; g.Active {
 		maps.Copy(more, map[string]float64{"train/gan_loss": g.Generator, "train/disc_loss": g.Discriminator, "train/gan_feat_loss": g.Features,
 			"train/gan_weight": o.GAN.Weight * g.Ramp * g.Weight, "train/logits_real": g.Real, "train/logits_fake": g.Fake,

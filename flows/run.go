@@ -377,6 +377,9 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options) error {
 		return err
 	}
 	r.session, r.engine = session, engine
+	if snap != nil {
+		r.samePerceptual(snap)
+	}
 	if err := r.fill(snap, o); err != nil {
 		return err
 	}
@@ -478,6 +481,9 @@ func (r *run) meta(l *train.Loop) (map[string]string, error) {
 		if meta["guard"], err = l.Guard.Save(); err != nil {
 			return nil, err
 		}
+	}
+	if l := r.job.lpips; l != nil {
+		meta[perceptualKey] = l.Digest()
 	}
 	meta["config"], meta["total"] = string(r.job.resolved), strconv.Itoa(l.Schedule.Steps)
 	return meta, nil

@@ -156,9 +156,13 @@ func (p *Program) Bind(region gpu.Ptr) {
 	}
 }
 
-// Pack packs the weights of all convolutions. It is wanted after the weights changed or another program ran in the region.
-func (p *Program) Pack(e gpu.Engine) {
+// Pack packs the weights of all convolutions. It is wanted after the weights changed or another program ran in the region. With sets it
+// packs theirs only: those that changed while no other program ran.
+func (p *Program) Pack(e gpu.Engine, sets ...*Params) {
 	for _, c := range p.convs {
+		if len(sets) > 0 && !slices.Contains(sets, c.w.set) {
+			continue
+		}
 		backward := gpu.Ptr(-1)
 		if c.backward != nil {
 			backward = c.backward.at

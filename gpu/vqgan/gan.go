@@ -112,6 +112,7 @@ func (s *Session) heads(g *nn.Graph, p *program, ph phase) {
 			p.ssim = g.Similarity("ssim", &s.params, own, p.target, similarity(s.o.Patch), nn.Weight{Constant: s.o.Loss.SSIM})
 		})
 	}
+	s.perceive(g, p, own)
 	if ph == plain {
 		return
 	}

@@ -83,6 +83,7 @@ type program struct {
 	lambda        *nn.Scalars // adaptive weight; nil without
 	planes        []plan
 	critics       []critic
+	views         []view
 }
 
 // training builds a phase's program of a micro-batch of n patches.

@@ -1,6 +1,7 @@
 package vqgan
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -60,6 +61,9 @@ type Options struct {
 	Codebook CodebookOptions
 	GAN      GAN
 
+	Perceptual Perceptual
+	LPIPS      *LPIPS // where Perceptual is on; planning does without
+
 	Clip         float64 // largest global norm of the gradient; 0 is off
 	EMA          float64 // decay of the running mean of the weights; 0 is off
 	Beta1, Beta2 float64 // Adam's; the predecessor's are 0.5 and 0.9
@@ -105,6 +109,9 @@ func (o *Options) check(c *Config) error {
 	}
 	if err := o.GAN.Check(); err != nil {
 		return fmt.Errorf("gan.%w", err)
+	}
+	if err := errors.Join(o.Perceptual.Check(), o.Perceptual.CheckPatch(o.Patch)); err != nil {
+		return fmt.Errorf("perceptual.%w", err)
 	}
 	return nil
 }

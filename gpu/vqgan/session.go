@@ -28,11 +28,13 @@ type Session struct {
 	average                         *nn.Block // nil without EMA
 	codes, counts, sums, norm, work *nn.Block
 	judges                          judges
+	lpips                           lpips
 
 	train  [phases][]*program // by patches - 1; nil where a phase never comes
 	infer  *program
 	single *program // reconstructs what is left over, one by one
 	packed *program // whose packed weights are in place, of the weights at packedOf
+	latest *program // that ran: its packed weights are in place as far as nothing trains them
 
 	packedOf *nn.Block
 
@@ -82,6 +84,9 @@ func Open(e gpu.Engine, c Config, o Options) (*Session, error) {
 	s.latents, s.nearest = make([]float32, s.o.MicroBatch*s.latentLen()), make([]int32, s.o.MicroBatch*s.codesLen())
 	s.where = make([]float32, s.o.MicroBatch*s.o.GAN.Slices)
 	s.used, s.totals = make([]float32, c.Codes), make([]float32, c.Codes*c.Embedding)
+	if err := s.fillPerceptual(); err != nil {
+		return nil, err
+	}
 	if err := s.Init(); err != nil {
 		return nil, err
 	}
@@ -135,6 +140,9 @@ func assemble(e gpu.Engine, c Config, o Options) (*Session, error) {
 	s.work = s.layout.Add("gradient norm workspace", nn.Scratch, e.SumSquaresWork(s.params.Floats()))
 	s.params.Weights, s.params.Grads = s.weights.At, s.grads.At
 	if err := s.assembleJudges(); err != nil {
+		return nil, err
+	}
+	if err := s.assemblePerceptual(); err != nil {
 		return nil, err
 	}
 
@@ -208,6 +216,7 @@ type Stats struct {
 	L1, L2       float64 // mean absolute and squared error, unweighted, intensities in [-1, 1]
 	Clipped      float64 // mean squared error of both clipped to [-1, 1]
 	SSIM         float64 // 1 - multi-scale SSIM, unweighted; 0 where it isn't a loss
+	Perceptual   float64 // mean LPIPS of the slices that were compared, unweighted; 0 where it isn't a loss
 	Commitment   float64 // mean squared distance of latents to their codes, unweighted
 	Total        float64 // what was minimised
 	GradNorm     float64 // before clipping
@@ -297,6 +306,7 @@ func (s *Session) accumulate(input, target []float32, n int, ph phase, fresh boo
 		p.Write(s.e, p.input, input[from:to])
 		p.Write(s.e, p.target, target[from:to])
 		s.cut(p, at)
+		s.look(p, at)
 		s.call.Share = share
 		p.Run(s.e, &s.call)
 		p.Scalars(s.e, p.loss, s.scalars[:])
@@ -310,6 +320,7 @@ func (s *Session) accumulate(input, target []float32, n int, ph phase, fresh boo
 			p.Scalars(s.e, p.ssim, s.scalars[:])
 			stats.SSIM += share * float64(s.scalars[0])
 		}
+		stats.Perceptual += share * s.distances(p)
 		s.hear(p, share, &stats.GAN)
 		s.gather(p, at, true)
 	})
@@ -325,6 +336,7 @@ func (s *Session) accumulate(input, target []float32, n int, ph phase, fresh boo
 		return stats, fmt.Errorf("step %d: %w", s.step+1, err)
 	}
 	stats.Total = s.o.Loss.L1*stats.L1 + s.o.Loss.L2*stats.L2 + s.o.Loss.SSIM*stats.SSIM + s.o.Loss.Commitment*stats.Commitment
+	stats.Total += s.o.Perceptual.Weight * stats.Perceptual
 	if ph > plain {
 		s.sum(&stats.GAN)
 		stats.GAN.clip, stats.GAN.GradNorm = optim.ClipFactor(float64(s.scalars[1]), s.o.Clip)
@@ -386,8 +398,12 @@ func (s *Session) passes(n int, ph phase, f func(p *program, at int)) {
 func (s *Session) use(p *program, weights *nn.Block) {
 	s.params.Weights = weights.At
 	if s.packed != p || s.packedOf != weights {
-		p.Pack(s.e)
-		s.packed, s.packedOf = p, weights
+		var changed []*nn.Params
+		if s.latest == p {
+			changed = []*nn.Params{&s.params, &s.judges.params}
+		}
+		p.Pack(s.e, changed...)
+		s.packed, s.packedOf, s.latest = p, weights, p
 	}
 }
 
@@ -429,6 +445,7 @@ func (s *Session) Profile(input, target []float32, n int) ([]nn.Timing, error) {
 	p.Write(s.e, p.input, input)
 	p.Write(s.e, p.target, target)
 	s.cut(p, 0)
+	s.look(p, 0)
 	return p.Profile(s.e, nn.Call{Share: 1})
 }
 

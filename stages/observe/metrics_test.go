@@ -57,10 +57,10 @@ func TestRecordHasTheNamesThatScriptsRelyOn(t *testing.T) {
 	want = `step,epoch,train/recon_loss,train/commitment_loss,train/loss,train/perplexity,train/psnr,train/grad_norm,lr,seconds,voxels_per_second,bound_by,rss_bytes,goroutines,` +
 		`val/recon_loss,val/psnr,val/psnr_mean,val/psnr_body,val/ssim,val/mae_hu,val/perplexity,val/codebook_usage,val/psnr_trilinear,val/ssim_trilinear,val/psnr_window_hu,val/scans,val/patches,` +
 		`val/ema_recon_loss,val/ema_psnr,val/ema_psnr_mean,val/ema_psnr_body,val/ema_ssim,val/ema_mae_hu,val/ema_perplexity,val/ema_codebook_usage,` +
-		`train/ssim_loss,train/gan_loss,train/disc_loss,train/gan_feat_loss,train/gan_weight,train/logits_real,train/logits_fake,train/disc_grad_norm,train/r1
-1,0,0.1,0,2e-07,0,,,0.0003,0,12345679,"a ""b"", 5%",0,0,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,
-2,0,0,0,0,0,0,0,0,0,0,,0,0,,,,,,,,,,,,,,,,,,,,,,,-0.5,,,,,,,2
-1,2,,,,,,,,,,,,,,31.25,,,,,,,,,,,,,,,,0.5,,,,,,,,,,,,
+		`train/ssim_loss,train/perceptual_loss,train/gan_loss,train/disc_loss,train/gan_feat_loss,train/gan_weight,train/logits_real,train/logits_fake,train/disc_grad_norm,train/r1
+1,0,0.1,0,2e-07,0,,,0.0003,0,12345679,"a ""b"", 5%",0,0,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,
+2,0,0,0,0,0,0,0,0,0,0,,0,0,,,,,,,,,,,,,,,,,,,,,,,,-0.5,,,,,,,2
+1,2,,,,,,,,,,,,,,31.25,,,,,,,,,,,,,,,,0.5,,,,,,,,,,,,,
 `
 	if got := read(t, dir, "metrics.csv"); got != want {
 		t.Errorf("metrics.csv:\n%s\nwant\n%s", got, want)

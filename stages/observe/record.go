@@ -31,6 +31,7 @@ type Step struct {
 // moreNames are figures that a step has only with the losses which they are of.
 var moreNames = [...]string{
 	"train/ssim_loss",                   // 1 - multi-scale SSIM
+	"train/perceptual_loss",             // LPIPS
 	"train/gan_loss", "train/disc_loss", // adversarial, of the generator and of the discriminators
 	"train/gan_feat_loss",                    // feature matching
 	"train/gan_weight",                       // what the adversarial losses are multiplied by: weight, ramp and adaptive weight

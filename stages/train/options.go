@@ -26,6 +26,7 @@ type Options struct {
 	Codebook   vqgan.CodebookOptions `key:"codebook" doc:"How the codebook is learnt."`
 	GAN        vqgan.GAN             `key:"gan" doc:"Adversarial training. Off unless gan.weight is given."`
 	Guard      GuardOptions          `key:"guard" doc:"What is done where training goes wrong: the run goes back to a sound checkpoint and changes its course. incidents.jsonl in the run's folder tells."`
+	Perceptual vqgan.Perceptual      `key:"perceptual" doc:"LPIPS as a loss. Off unless perceptual.weight is given."`
 	Validate   Validate              `key:"validate" doc:"Which scans are held out, and when they are measured."`
 }
 

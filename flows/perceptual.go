@@ -1,0 +1,93 @@
+package flows
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/flowrun/flowrun/gpu"
+	"github.com/flowrun/flowrun/gpu/nn"
+	"github.com/flowrun/flowrun/gpu/vqgan"
+	"github.com/flowrun/flowrun/stages/train"
+	"github.com/flowrun/flowrun/stages/volume"
+)
+
+// fitPerceptual checks train.perceptual against the patch and reads its weights. Without a weight it does nothing.
+func (j *Job) fitPerceptual(p *piece, o *vqgan.Perceptual, patch [3]int) error {
+	if !o.On() {
+		return nil
+	}
+	if err := o.CheckPatch(patch); err != nil {
+		return p.blame(fmt.Errorf("perceptual.%w", err))
+	}
+	var err error
+	if j.lpips, err = readLPIPS(o.File); err != nil {
+		return p.file.Errorf("perceptual.file", "%v (docs/perceptual.md says where the weights come from; perceptual.weight: 0 does without)", err)
+	}
+	return nil
+}
+
+// readLPIPS reads the perceptual network from a file of weights. Errors begin with the path.
+func readLPIPS(path string) (*vqgan.LPIPS, error) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: no such file", path)
+	}
+	src, err := openForeign(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = src.close() }() // it was only read
+	shapes := map[string][]int{}
+	for name, t := range src.tensors {
+		shapes[name] = t.shape
+	}
+	names, err := vqgan.FindLPIPS(shapes)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	for _, name := range names {
+		if !isFloat(src.tensors[name].dtype) {
+			return nil, fmt.Errorf("%s: %s is of type %s (want float32, float16, bfloat16 or float64)", path, name, src.tensors[name].dtype)
+		}
+	}
+	arrays, err := src.read(names)
+	if err != nil {
+		return nil, err
+	}
+	tensors := make([]vqgan.Array, len(arrays))
+	for i, a := range arrays {
+		tensors[i] = vqgan.Array(a)
+	}
+	l, err := vqgan.NewLPIPS(tensors)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return l, nil
+}
+
+// perceptualKey is a checkpoint's entry of the digest of the perceptual network that its loss was taken with.
+const perceptualKey = "perceptual"
+
+// samePerceptual warns where a run goes on with another perceptual network than it began with.
+func (r *run) samePerceptual(snap *volume.Snapshot) {
+	was := snap.Meta[perceptualKey]
+	if l := r.job.lpips; l != nil && was != "" && was != l.Digest() {
+		r.log.Warn().Str("was", was).Str("is", l.Digest()).
+			Msgf("train.perceptual.file holds other weights than %s was trained with: the loss is another one from here on", r.last)
+	}
+}
+
+// perceptual prints what LPIPS is of a plan.
+func (p *planner) perceptual(e gpu.Engine, plan *nn.Plan, o train.Options, patch [3]int, batch int64) {
+	if !o.Perceptual.On() {
+		return
+	}
+	file := o.Perceptual.File
+	o.Perceptual.Weight = 0
+	without, _ := p.plan(e, o, patch)
+	if without == nil {
+		return
+	}
+	p.line("  perceptual\t%s: %s of the arena, %.4g TFLOP a patch", file, size(plan.Total-without.Total), float64((plan.Step-without.Step)/batch)/1e12)
+}
