@@ -28,6 +28,10 @@ var built string
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	if dir := os.Getenv(serverDir); dir != "" {
+		serveNATS(dir, os.Getenv(serverAddress))
+		return
+	}
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "flowrun-integration-")
 		if err != nil {

@@ -103,6 +103,26 @@ func importWeights(ctx context.Context, w io.Writer, from string, o flows.Import
 	return flows.Import(ctx, w, from, o)
 }
 
+func publish(ctx context.Context, soft <-chan struct{}, at flows.QueueAt, o flows.PublishOptions, ui flows.UI) error {
+	return flows.Publish(ctx, soft, at, o, ui)
+}
+
+func queueStatus(ctx context.Context, at flows.QueueAt, ui flows.UI) error {
+	return flows.QueueStatus(ctx, at, ui)
+}
+
+func queueCreate(ctx context.Context, at flows.QueueAt, ui flows.UI) error {
+	return flows.QueueCreate(ctx, at, ui)
+}
+
+func queueDelete(ctx context.Context, at flows.QueueAt, ui flows.UI) error {
+	return flows.QueueDelete(ctx, at, ui)
+}
+
+func deadLetters(ctx context.Context, at flows.QueueAt, o flows.DeadOptions, ui flows.UI) error {
+	return flows.DeadLetters(ctx, at, o, ui)
+}
+
 // documents are the stages in the order in which data meets them, then the blocks.
 func documents() (stages, blocks []flows.StageDoc) {
 	return flows.StageDocs(), flows.BlockDocs()

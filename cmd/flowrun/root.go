@@ -59,7 +59,7 @@ func rootCommand() *cobra.Command {
 	}
 	root.Flags().BoolVarP(&quiet, "quiet", "q", false, "say only what is wrong")
 	root.AddCommand(planCommand(), devicesCommand(), demoCommand(), phantomCommand(), inspectCommand(), exportCommand(), importCommand(),
-		versionCommand())
+		publishCommand(), queueCommand(), deadCommand(), versionCommand())
 	root.SetHelpCommand(helpCommand())
 	root.InitDefaultCompletionCmd()
 	for _, c := range root.Commands() {

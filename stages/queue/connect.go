@@ -196,6 +196,9 @@ func (q *Queue) suits() error {
 	if n := q.nc.MaxPayload(); n < maxBody {
 		return fmt.Errorf("%w: max_payload is %s; set max_payload: 33554432 in its configuration (version %s)", ErrFeature, size(n), version)
 	}
+	if on, _ := q.nc.ConnectedServerJetStream(); !on && q.nc.IsConnected() {
+		return fmt.Errorf("%w: JetStream isn't enabled (version %s): add a jetstream block to its configuration", ErrFeature, version)
+	}
 	if !q.nc.HeadersSupported() {
 		return fmt.Errorf("%w: version %s has headers switched off", ErrFeature, version)
 	}
@@ -232,6 +235,37 @@ func (q *Queue) bind(ctx context.Context) (context.Context, context.CancelFunc) 
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(q.ctx, func() { cancel(context.Cause(q.ctx)) })
 	return ctx, func() { stop(); cancel(nil) }
+}
+
+// settling is how long a server that has just come up may take to answer.
+const settling = 10 * time.Second
+
+// patiently calls f again while the connection is down or the server is coming up.
+func (q *Queue) patiently(ctx context.Context, f func() error) error {
+	for end := time.Now().Add(settling); ; {
+		err := f()
+		if err == nil || ctx.Err() != nil || q.ctx.Err() != nil || !outage(err) || time.Now().After(end) {
+			return err
+		}
+		if err := pause(ctx, 200*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// outage says that an error may pass by itself.
+func outage(err error) bool {
+	var api *jetstream.APIError
+	if errors.As(err, &api) {
+		return api.Code == 503
+	}
+	for _, e := range []error{nats.ErrReconnectBufExceeded, nats.ErrDisconnected, nats.ErrTimeout, nats.ErrConnectionReconnecting,
+		nats.ErrNoResponders, context.DeadlineExceeded} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // link is a context that ends when the connection of now breaks.

@@ -34,7 +34,11 @@ func (q *Queue) Announce(ctx context.Context, held func() int) error {
 	if err != nil || q.Role != Trainer {
 		return err
 	}
-	others, err := q.Here(ctx)
+	var others []State
+	err = q.patiently(ctx, func() error {
+		others, err = q.Here(ctx)
+		return err
+	})
 	if err != nil {
 		return err
 	}

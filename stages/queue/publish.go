@@ -35,6 +35,7 @@ const (
 	firstWait   = 20 * time.Millisecond
 	longestWait = 2 * time.Second
 	answerWait  = 10 * time.Second
+	firstWords  = 5 * time.Second
 	wordsEvery  = 30 * time.Second
 	slowest     = 256 << 10 // bytes a second that a link has at least
 )
@@ -43,7 +44,7 @@ const (
 func (q *Queue) publish(ctx context.Context, m *nats.Msg) error {
 	ctx, cancel := q.bind(ctx)
 	defer cancel()
-	wait, said := firstWait, time.Now()
+	wait, said := firstWait, time.Now().Add(firstWords-wordsEvery)
 	for {
 		err := q.try(ctx, m)
 		switch {

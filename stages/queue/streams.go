@@ -74,6 +74,10 @@ func (q *Queue) Ensure(ctx context.Context, b Bounds) error {
 	}
 	ctx, cancel := q.bind(ctx)
 	defer cancel()
+	return q.patiently(ctx, func() error { return q.ensure(ctx, b) })
+}
+
+func (q *Queue) ensure(ctx context.Context, b Bounds) error {
 	list := q.streams(b)
 	have, err := q.js.Stream(ctx, q.names.patchStream())
 	if err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -178,11 +182,11 @@ func (q *Queue) explain(ctx context.Context, what string, err error) error {
 	var api *jetstream.APIError
 	switch {
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount), errors.Is(err, nats.ErrNoResponders):
-		return fmt.Errorf("%w: JetStream isn't enabled for this account (version %s)", ErrFeature, q.nc.ConnectedServerVersion())
+		return fmt.Errorf("%w: JetStream isn't enabled for this account (version %s): %w", ErrFeature, q.nc.ConnectedServerVersion(), err)
 	case errors.As(err, &api) && (api.ErrorCode == codeStorageExceeded || api.ErrorCode == codeInsufficient):
 		return fmt.Errorf("%s: the server's store has no room for it: lower queue.bytes, subscribe.held or checkpoint.every, or give the server more (max_file, server.disk): %w", what, err)
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("%s: the server doesn't answer", what)
+		return fmt.Errorf("%s: the server doesn't answer: %w", what, err)
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }
