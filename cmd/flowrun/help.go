@@ -36,6 +36,12 @@ func helpCommand() *cobra.Command {
 			switch {
 			case len(args) == 0:
 				return overview(p, c.Root())
+			case slices.Contains(verbs(), args[0]) && slices.Contains(keyed(), args[0]):
+				if err := p.topic(strings.Join(args, ".")); err != nil {
+					return err
+				}
+				p.line("\nflowrun %s --help documents the verb of this name.", args[0])
+				return p.err
 			case slices.Contains(verbs(), args[0]):
 				verb, _, err := c.Root().Find(args)
 				if err != nil {
@@ -48,14 +54,25 @@ func helpCommand() *cobra.Command {
 	}
 }
 
-// topics are all names that help takes, keys aside.
-func topics() []string {
+// keyed are the names of stages and blocks.
+func keyed() []string {
 	stages, blocks := documents()
 	var names []string
 	for _, d := range slices.Concat(stages, blocks) {
 		names = append(names, d.Name)
 	}
-	return append(names, verbs()...)
+	return names
+}
+
+// topics are all names that help takes, keys aside.
+func topics() []string {
+	names := keyed()
+	for _, v := range verbs() {
+		if !slices.Contains(names, v) {
+			names = append(names, v)
+		}
+	}
+	return names
 }
 
 // overview lists what there is.

@@ -145,8 +145,8 @@ func TestServersThatLackAFeature(t *testing.T) {
 	}
 	ctx := context.Background()
 	for words, change := range map[string]func(*server.Options){
-		"max_payload":  func(o *server.Options) { o.MaxPayload = 1 << 20 },
-		"JetStream":    func(o *server.Options) { o.JetStream = false },
+		"max_payload": func(o *server.Options) { o.MaxPayload = 1 << 20 },
+		"JetStream":   func(o *server.Options) { o.JetStream = false },
 	} {
 		url := start(change)
 		q, err := Open(ctx, Config{Options: Options{Name: "t", URL: url, Scans: 1, Workers: 1, AckWait: 2}}, Trainer)
