@@ -7,18 +7,15 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/rs/zerolog"
 
 	"github.com/flowrun/flowrun/gpu"
-	"github.com/flowrun/flowrun/gpu/optim"
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/checkpoint"
@@ -366,127 +363,6 @@ func (r *run) refreeze(frozen []*volume.Scan, held string) (*data, error) {
 		}
 		return train, out, nil
 	})
-}
-
-// openModel plans, opens and fills the engine's session, and the loop around it.
-func (r *run) openModel(snap *volume.Snapshot, o train.Options) error {
-	j := r.job
-	patch := j.patch()
-	session, engine, err := j.openSession(r.data, o, patch)
-	if err != nil {
-		return err
-	}
-	r.session, r.engine = session, engine
-	if snap != nil {
-		r.samePerceptual(snap)
-	}
-	if err := r.fill(snap, o); err != nil {
-		return err
-	}
-	guard, err := r.openGuard(snap, o)
-	if err != nil {
-		return err
-	}
-	b, _ := option[batch.Options](j)
-	total := r.data.steps(o.Epochs, b.Size)
-	r.epochs = o.Epochs
-	if o.MaxSteps > 0 && (total == 0 || o.MaxSteps < total) {
-		total = o.MaxSteps
-	}
-	if j.run.Hours > 0 {
-		total, r.epochs = 0, math.MaxInt
-		if snap != nil {
-			total, _ = strconv.Atoi(snap.Meta["total"])
-		}
-	}
-	if total > 0 && o.Warmup > total {
-		r.log.Warn().Int("warmup", o.Warmup).Int("steps", total).Msg("train.warmup is longer than the run: the learning rate never gets to train.lr")
-	}
-	r.validator = j.newValidator(session, r.data, validateOptions{patch: patch, limit: o.Validate.Patches, whole: o.Validate.Whole, ema: o.EMA > 0,
-		workers: j.workers(), setAside: r.setAside, status: r.status, alive: func() { r.watch.pulse.Add(1) }})
-	if r.validator == nil {
-		r.log.Warn().Msg("no scan is held out: nothing is validated, and no checkpoint can be called the best")
-	}
-	r.loop = r.newLoop(snap, o, total, guard)
-	return nil
-}
-
-// fill gives the session a snapshot's state, or the weights that a new run begins with.
-func (r *run) fill(snap *volume.Snapshot, o train.Options) error {
-	switch {
-	case snap != nil:
-		if err := r.session.SetState(arrays(snap), true); err != nil {
-			return fmt.Errorf("%s: %w", r.last, err)
-		}
-	case o.Init != "":
-		from, err := checkpoint.Load(o.Init)
-		if err != nil {
-			return configErrorf("train.init: %w", err)
-		}
-		if err := r.session.LoadWeights(arrays(from), false); err != nil {
-			return configErrorf("train.init: %s: %w", o.Init, err)
-		}
-	}
-	return nil
-}
-
-// newLoop is the loop that goes on from a snapshot, nil for the beginning, up to a last step, 0 where that isn't known yet.
-func (r *run) newLoop(snap *volume.Snapshot, o train.Options, total int, guard *train.Guard) *train.Loop {
-	l := &train.Loop{Model: r.session, Guard: guard, MaxSteps: o.MaxSteps, Every: r.job.snapshotsEvery(), EveryVal: o.Validate.Every,
-		Report: r.report, Meta: r.meta, Schedule: optim.Schedule{LR: o.LR, Warmup: o.Warmup, Steps: total, Cosine: o.Schedule == "cosine"}}
-	if hours := r.job.run.Hours; hours > 0 {
-		l.Hours = max(1, time.Duration(hours*float64(time.Hour))-time.Since(r.began))
-	}
-	if snap != nil {
-		l.Step, l.Cursor = snap.Step, snap.Cursor
-	}
-	if r.validator != nil {
-		l.Validate = r.validate
-		l.Due = snap != nil && len(snap.Metrics) == 0 && l.Step > 0 && (l.Step%o.Validate.Every == 0 || total > 0 && l.Step >= total)
-	}
-	if d, ok := l.Model.(train.Delayer); ok && guard != nil && guard.GANStart > 0 {
-		d.SetGANStart(guard.GANStart)
-	}
-	return l
-}
-
-func arrays(s *volume.Snapshot) []vqgan.Array {
-	out := make([]vqgan.Array, len(s.Arrays))
-	for i, a := range s.Arrays {
-		out[i] = vqgan.Array(a)
-	}
-	return out
-}
-
-// meta is what a checkpoint holds beside its arrays.
-func (r *run) meta(l *train.Loop) (map[string]string, error) {
-	meta, err := r.job.identity()
-	if err != nil {
-		return nil, err
-	}
-	scans, err := json.Marshal(r.data.all)
-	if err != nil {
-		return nil, err
-	}
-	names := []string{}
-	for _, s := range r.data.held {
-		names = append(names, s.ID)
-	}
-	held, err := json.Marshal(names)
-	if err != nil {
-		return nil, err
-	}
-	meta["scans"], meta["held"] = string(scans), string(held)
-	if l.Guard != nil {
-		if meta["guard"], err = l.Guard.Save(); err != nil {
-			return nil, err
-		}
-	}
-	if l := r.job.lpips; l != nil {
-		meta[perceptualKey] = l.Digest()
-	}
-	meta["config"], meta["total"] = string(r.job.resolved), strconv.Itoa(l.Schedule.Steps)
-	return meta, nil
 }
 
 // carryOut runs the graph and says how it ended.
