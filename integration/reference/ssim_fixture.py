@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, gaussian_laplace
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 
@@ -34,11 +34,22 @@ def ssim(a, b):
     return s[tuple(slice(5, -5) if n >= 11 else slice(None) for n in s.shape)].mean()
 
 
+def hfen(a, b):
+    """The high-frequency error norm, and the ratio of high-frequency energies."""
+
+    def f(v):
+        v = gaussian_laplace(v, 1.5, truncate=4.67, mode="reflect")
+        return v[tuple(slice(7, -7) if n >= 15 else slice(None) for n in v.shape)]
+
+    x, y = f(a), f(b)
+    return np.sqrt(np.square(y - x).sum() / np.square(x).sum()), np.square(y).sum() / np.square(x).sum()
+
+
 def pair(size):
     return tuple(np.clip(image(size, s), -1, 1).astype(np.float64) for s in (0, 1))
 
 
-out = {"ssim": [], "trilinear": []}
+out = {"ssim": [], "hfen": [], "trilinear": []}
 for size in ([13, 12, 14], [24, 11, 17], [11, 11, 11]):
     a, b = pair(size)
     s = structural_similarity(a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=2)
@@ -47,6 +58,9 @@ for size in ([13, 12, 14], [24, 11, 17], [11, 11, 11]):
 for size in ([7, 20, 12], [12, 13, 3], [1, 2, 5]):
     a, b = pair(size)
     out["ssim"].append({"size": size, "ssim": ssim(a, b), "psnr": peak_signal_noise_ratio(a, b, data_range=2)})
+for size in ([16, 19, 17], [15, 30, 6], [2, 15, 20], [1, 2, 5]):
+    norm, ratio = hfen(*pair(size))
+    out["hfen"].append({"size": size, "norm": norm, "ratio": ratio})
 for size, factor in (([8, 4, 4], [4, 2, 1]), ([6, 6, 3], [3, 2, 2]), ([5, 7, 2], [2, 3, 4])):
     v = torch.from_numpy(image(size, 0))[None, None]
     low = [max(1, n // f) for n, f in zip(size, factor)]

@@ -14,6 +14,8 @@ type Measures struct {
 	PSNR         float64          // 10·log10(range²/MSE) dB over all voxels, at most MaxPSNR; the range is the window's width
 	PSNRBody     float64          // the same over the voxels whose original is above BodyHU
 	SSIM         float64          // mean of the SSIM map, see SSIM
+	HFEN         float64          // norm of the error's fine structure over that of the original's, see HFEN
+	HFRatio      float64          // energy of the reconstruction's fine structure over that of the original's; below 1 is smooth
 	L1           float64          // mean absolute error in units of [-1, 1]
 	MAEHU        float64          // mean absolute error, HU
 	TissueHU     [Tissues]float64 // MAEHU over the voxels whose original is of each Tissue
@@ -29,6 +31,7 @@ type tally struct {
 	voxels           [Tissues]int64
 	ssim             float64
 	windows          int64
+	fine             detail
 	beside           [2]float64 // absolutes away from tile borders and next to them; 0 where no borders are known
 	besideVoxels     [2]int64
 }
@@ -41,6 +44,7 @@ func (t *tally) add(o tally) {
 	}
 	t.ssim += o.ssim
 	t.windows += o.windows
+	t.fine.add(o.fine)
 	for i := range t.beside {
 		t.beside[i] += o.beside[i]
 		t.besideVoxels[i] += o.besideVoxels[i]
@@ -65,6 +69,8 @@ func (t *tally) measures(width float64) Measures {
 		PSNR:         psnr(square / float64(voxels)),
 		PSNRBody:     psnr(bodySquare / float64(bodyVoxels)),
 		SSIM:         t.ssim / float64(t.windows),
+		HFEN:         t.fine.norm(),
+		HFRatio:      t.fine.ratio(),
 		L1:           absolute / float64(voxels),
 		MAEHU:        absolute / float64(voxels) * width / 2,
 		Seam:         t.beside[1] / float64(t.besideVoxels[1]) / (t.beside[0] / float64(t.besideVoxels[0])),
@@ -123,7 +129,7 @@ type field struct {
 }
 
 func (m *Measures) fields() []field {
-	fs := []field{{"psnr", m.PSNR}, {"psnr_body", m.PSNRBody}, {"ssim", m.SSIM}, {"l1", m.L1}, {"mae_hu", m.MAEHU}}
+	fs := []field{{"psnr", m.PSNR}, {"psnr_body", m.PSNRBody}, {"ssim", m.SSIM}, {"hfen", m.HFEN}, {"hf_ratio", m.HFRatio}, {"l1", m.L1}, {"mae_hu", m.MAEHU}}
 	for c, hu := range m.TissueHU {
 		fs = append(fs, field{"mae_hu_" + Tissue(c).String(), hu})
 	}

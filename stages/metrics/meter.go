@@ -37,6 +37,7 @@ func (r Result) MarshalJSON() ([]byte, error) {
 type Meter struct {
 	Window  [2]float64 // HU of -1 and 1
 	Workers int
+	Fine    bool // measure HFEN and HFRatio too, which takes about as long as SSIM; else they are NaN
 
 	scans []*tally
 	ids   []string
@@ -97,7 +98,8 @@ type mean struct {
 func (m *mean) add(x float64)  { m.sum += x; m.n++ }
 func (m *mean) value() float64 { return m.sum / float64(m.n) }
 
-// Block is one block of a scan, measured slice by slice. It holds 11 slices of both images, for SSIM.
+// Block is one block of a scan, measured slice by slice. It holds 11 slices of both images for SSIM, and 15
+// for HFEN.
 type Block struct {
 	size   [3]int
 	into   *tally
@@ -105,6 +107,7 @@ type Block struct {
 	seams  *seams // nil where no borders are known
 	sum    tally
 	ssim   *SSIM
+	fine   *HFEN // nil: not measured
 	z      int
 }
 
@@ -113,17 +116,21 @@ func (m *Meter) Block(size [3]int) (*Block, error) {
 	if len(m.scans) == 0 {
 		return nil, fmt.Errorf("block of %v: no scan begun", size)
 	}
-	return newBlock(m.scans[len(m.scans)-1], m.Window, size, m.Workers)
+	return newBlock(m.scans[len(m.scans)-1], m.Window, size, m.Workers, m.Fine)
 }
 
-func newBlock(into *tally, window [2]float64, size [3]int, workers int) (*Block, error) {
+func newBlock(into *tally, window [2]float64, size [3]int, workers int, fine bool) (*Block, error) {
 	switch {
 	case !(window[1] > window[0]):
 		return nil, fmt.Errorf("window %v HU is empty", window)
 	case min(size[0], size[1], size[2]) < 1:
 		return nil, fmt.Errorf("block of %v: no voxels", size)
 	}
-	return &Block{size: size, into: into, limits: newLimits(window), ssim: NewSSIM(size, workers)}, nil
+	b := &Block{size: size, into: into, limits: newLimits(window), ssim: NewSSIM(size, workers)}
+	if fine {
+		b.fine = NewHFEN(size, workers)
+	}
+	return b, nil
 }
 
 // Borders says where tiles met in the block, for the seam index: plane b of an axis lies between voxels b-1 and b. Those
@@ -149,6 +156,9 @@ func (b *Block) Add(orig, recon []float32) error {
 	}
 	b.z++
 	b.ssim.Add(orig, recon)
+	if b.fine != nil {
+		b.fine.Add(orig, recon)
+	}
 	return nil
 }
 
@@ -158,6 +168,9 @@ func (b *Block) End() error {
 		return fmt.Errorf("%d slices of %d", b.z, b.size[2])
 	}
 	b.sum.ssim, b.sum.windows = b.ssim.Sum()
+	if b.fine != nil {
+		b.sum.fine = b.fine.sum
+	}
 	b.into.add(b.sum)
 	return nil
 }

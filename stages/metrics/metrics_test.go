@@ -32,6 +32,10 @@ type reference struct {
 		Size       [3]int
 		SSIM, PSNR float64
 	}
+	HFEN []struct {
+		Size        [3]int
+		Norm, Ratio float64
+	}
 	Trilinear []struct {
 		Size, Factor [3]int
 		Want         []float32

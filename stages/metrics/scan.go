@@ -32,9 +32,9 @@ type scan struct {
 func (s *Study) begin(v *volume.Volume, w [2]float64) (*scan, error) {
 	plane := v.Dims[0] * v.Dims[1]
 	sc := &scan{account: account{index: v.Scan.Index, id: v.Scan.ID, dims: v.Dims, code: noCodes()}, v: v, window: v.Window, dims: v.Dims, watch: s.Watch}
-	block := func(t *tally) (*Block, error) { return newBlock(t, w, v.Dims, s.Workers) }
+	block := func(t *tally, fine bool) (*Block, error) { return newBlock(t, w, v.Dims, s.Workers, fine) }
 	var err error
-	if sc.model, err = block(&sc.account.model); err != nil {
+	if sc.model, err = block(&sc.account.model, true); err != nil {
 		return nil, err
 	}
 	if s.Borders != nil {
@@ -44,7 +44,7 @@ func (s *Study) begin(v *volume.Volume, w [2]float64) (*scan, error) {
 		if sc.baseline, err = NewBaseline(v.Dims, s.Factor); err != nil {
 			return nil, fmt.Errorf("trilinear: %w", err)
 		}
-		if sc.trilinear, err = block(&sc.account.trilinear); err != nil {
+		if sc.trilinear, err = block(&sc.account.trilinear, false); err != nil {
 			return nil, err
 		}
 	}
@@ -169,7 +169,7 @@ func look(dst []float32, samples []int16, t *[1 << 16]float32) {
 // trilinear baseline, zero where it isn't measured.
 func Bytes(dims, factor [3]int) int64 {
 	plane := int64(dims[0]) * int64(dims[1])
-	slices := int64(2*taps + 4) // of SSIM; the samples, the original twice, scaled
+	slices := int64(2*taps + 2*logTaps + 4) // of SSIM and HFEN; the samples, the original twice, scaled
 	if factor != [3]int{} {
 		slices += 2*taps + int64(min(2*factor[2]+2, dims[2])) + 8 // and of its SSIM, those that wait, and of the baseline
 	}

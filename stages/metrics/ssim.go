@@ -1,10 +1,6 @@
 package metrics
 
-import (
-	"math"
-	"sync"
-	"sync/atomic"
-)
+import "math"
 
 // The window of SSIM: a Gaussian of σ 1.5 cut at 5 voxels (3.5 σ rounded), and its constants for a data range of 2.
 const (
@@ -14,9 +10,6 @@ const (
 	c1     = (0.01 * 2) * (0.01 * 2)
 	c2     = (0.03 * 2) * (0.03 * 2)
 )
-
-// chunk is the number of rows that a worker takes at a time; each chunk filters 10 rows more than it gives.
-const chunk = 48
 
 // SSIM is the mean structural similarity of two volumes in [-1, 1], given slice by slice (Wang et al., Image Quality
 // Assessment: From Error Visibility to Structural Similarity, 2004), in three dimensions and with the parameters of
@@ -28,25 +21,16 @@ const chunk = 48
 //
 // It holds 11 slices of both images as float32.
 type SSIM struct {
-	in, out [3]int // voxels, windows
-	workers int
+	slide
 	weights [taps]float64
-	x       []int // padded column → column
-	ring    [][2][]float32
 	rows    []float64     // sums of the current slice's rows
 	scratch []*rowScratch // by worker
-	n       int           // slices so far
 	sum     float64
 }
 
 // NewSSIM measures volumes of size x, y, z with so many workers (one if 0). The result doesn't depend on their number.
 func NewSSIM(size [3]int, workers int) *SSIM {
-	s := &SSIM{in: size, out: size, workers: max(1, workers)}
-	for a, n := range size {
-		if n >= taps {
-			s.out[a] = n - taps + 1
-		}
-	}
+	s := &SSIM{slide: newSlide(size, taps)}
 	var total float64
 	for k := range s.weights {
 		d := float64(k - radius)
@@ -56,64 +40,18 @@ func NewSSIM(size [3]int, workers int) *SSIM {
 	for k := range s.weights {
 		s.weights[k] /= total
 	}
-	width := s.out[0] + taps - 1
-	s.x = make([]int, width)
-	for i := range s.x {
-		s.x[i] = source(i, size[0])
-	}
-	s.ring = make([][2][]float32, min(taps, size[2]))
-	for i := range s.ring {
-		s.ring[i] = [2][]float32{make([]float32, width*size[1]), make([]float32, width*size[1])}
-	}
 	s.rows = make([]float64, s.out[1])
-	for range min(s.workers, s.chunks()) {
-		s.scratch = append(s.scratch, newRowScratch(width))
+	for range min(max(1, workers), s.chunks()) {
+		s.scratch = append(s.scratch, newRowScratch(len(s.x)))
 	}
 	return s
 }
 
-// source is the voxel at padded position i of an axis of n: i itself, or, on an axis too short for a window, the mirror
-// image of i-radius.
-func source(i, n int) int {
-	if n >= taps {
-		return i
-	}
-	i = (i - radius) % (2 * n)
-	if i < 0 {
-		i += 2 * n
-	}
-	return min(i, 2*n-1-i)
-}
-
 // Add takes the next slice of both volumes, x fastest; it keeps neither.
-func (s *SSIM) Add(orig, recon []float32) {
-	slot := s.ring[s.n%len(s.ring)]
-	width := len(s.x)
-	for y := range s.in[1] {
-		o, r := orig[y*s.in[0]:][:s.in[0]], recon[y*s.in[0]:][:s.in[0]]
-		for i, x := range s.x {
-			slot[0][y*width+i], slot[1][y*width+i] = clip(o[x]), clip(r[x])
-		}
-	}
-	s.n++
-	switch {
-	case s.in[2] >= taps && s.n >= taps:
-		s.slice(s.n - taps)
-	case s.in[2] < taps && s.n == s.in[2]:
-		for z := range s.in[2] {
-			s.slice(z)
-		}
-	}
-}
+func (s *SSIM) Add(orig, recon []float32) { s.add(orig, recon, s.slice) }
 
 // Sum returns the sum of the SSIM map and its number of voxels, over the slices so far.
-func (s *SSIM) Sum() (sum float64, windows int64) {
-	slices := s.n - (s.in[2] - s.out[2])
-	if s.in[2] < taps && s.n < s.in[2] {
-		slices = 0
-	}
-	return s.sum, int64(max(0, slices)) * int64(s.out[0]) * int64(s.out[1])
-}
+func (s *SSIM) Sum() (sum float64, windows int64) { return s.sum, s.windows() }
 
 // Mean returns the SSIM.
 func (s *SSIM) Mean() float64 {
@@ -131,23 +69,9 @@ func SSIM3D(orig, recon []float32, size [3]int, workers int) float64 {
 	return s.Mean()
 }
 
-func (s *SSIM) chunks() int { return (s.out[1] + chunk - 1) / chunk }
-
-// slice adds the windows centred in one slice, whose first padded slice is z. Rows are summed apart and added in order.
+// slice adds the windows whose first padded slice is z. Rows are summed apart and added in order.
 func (s *SSIM) slice(z int) {
-	chunks := s.chunks()
-	var next atomic.Int64
-	work := func(b *rowScratch) {
-		for c := int(next.Add(1)) - 1; c < chunks; c = int(next.Add(1)) - 1 {
-			s.chunk(b, z, c*chunk, min((c+1)*chunk, s.out[1]))
-		}
-	}
-	var wg sync.WaitGroup
-	for _, b := range s.scratch[1:] {
-		wg.Go(func() { work(b) })
-	}
-	work(s.scratch[0])
-	wg.Wait()
+	s.share(len(s.scratch), func(worker, lo, hi int) { s.chunk(s.scratch[worker], z, lo, hi) })
 	for _, r := range s.rows {
 		s.sum += r
 	}
@@ -176,7 +100,7 @@ func newRowScratch(width int) *rowScratch {
 // chunk gives rows lo ≤ y < hi of the windows whose first padded slice is z.
 func (s *SSIM) chunk(b *rowScratch, z, lo, hi int) {
 	for y := lo; y < hi+taps-1; y++ {
-		s.filterZ(&b.z[y%taps], z, source(y, s.in[1]))
+		s.filterZ(&b.z[y%taps], z, y)
 		if y-lo < taps-1 {
 			continue
 		}
@@ -198,14 +122,11 @@ func (s *SSIM) chunk(b *rowScratch, z, lo, hi int) {
 	}
 }
 
-// filterZ gives row y filtered along z, from the middle tap outwards: the weights are symmetric.
+// filterZ gives padded row y filtered along z, from the middle tap outwards: the weights are symmetric.
 func (s *SSIM) filterZ(rows *[fields][]float64, z, y int) {
 	width := len(s.x)
 	mx, my, sq, xy := rows[0][:width], rows[1][:width], rows[2][:width], rows[3][:width]
-	at := func(k int) (o, r []float32) {
-		slot := s.ring[source(z+k, s.in[2])%len(s.ring)]
-		return slot[0][y*width:][:width], slot[1][y*width:][:width]
-	}
+	at := func(k int) (o, r []float32) { return s.row(z+k, y) }
 	o, r := at(radius)
 	w := s.weights[radius]
 	for i := range o {

@@ -124,7 +124,7 @@ func (r *Row) values() []*float64 {
 	c := &r.Code
 	vs := []*float64{&c.Bits, &c.Entropy, &c.Perplexity, &c.Share}
 	for _, m := range []*Measures{&r.Measures, &r.Trilinear} {
-		vs = append(vs, &m.PSNR, &m.PSNRBody, &m.SSIM, &m.L1, &m.MAEHU, &m.Seam)
+		vs = append(vs, &m.PSNR, &m.PSNRBody, &m.SSIM, &m.HFEN, &m.HFRatio, &m.L1, &m.MAEHU, &m.Seam)
 		for i := range m.TissueHU {
 			vs = append(vs, &m.TissueHU[i])
 		}

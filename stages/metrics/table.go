@@ -21,6 +21,8 @@ func columns() []column {
 		{"PSNR", "dB", 5, 2, func(r *Row) float64 { return r.PSNR }},
 		{"body", "dB", 5, 2, func(r *Row) float64 { return r.PSNRBody }},
 		{"SSIM", "", 6, 4, func(r *Row) float64 { return r.SSIM }},
+		{"HFEN", "", 4, 2, func(r *Row) float64 { return r.HFEN }},
+		{"HF", "rat.", 4, 2, func(r *Row) float64 { return r.HFRatio }},
 		{"MAE", "HU", 5, 1, func(r *Row) float64 { return r.MAEHU }},
 	}
 	for i, name := range [Tissues]string{"air", "lung", "soft", "bone"} {
@@ -90,6 +92,10 @@ func (s Summary) Table(w io.Writer) error {
 	fmt.Fprintf(&b, "tissues by the original's HU: air < -950 ≤ lung ≤ %d < soft ≤ 200 < bone (and contrast)\n", BodyHU)
 	for _, c := range shown {
 		switch c.top + c.unit {
+		case "HFEN":
+			b.WriteString("HFEN: fine structure (Laplacian of a Gaussian, 1.5 voxels) of the error over the original's, norms\n")
+		case "HFrat.":
+			b.WriteString("HF ratio: energy of the reconstruction's fine structure over the original's; below 1 is smooth\n")
 		case "seam":
 			b.WriteString("seam: mean absolute error next to tile borders over that of the rest\n")
 		case "tri.dB":
