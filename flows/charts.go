@@ -30,10 +30,16 @@ func trainCharts() []struct {
 			{"val/psnr_trilinear", "trilinear baseline", 4, true, 0}, {"train/psnr", "training", 1, false, 0}, {"val/psnr", "validation", 0, false, 0}, {"val/ema_psnr", "validation, EMA", 2, false, 0}, {"val/whole_psnr", "whole scans", 3, false, 0}}},
 		{report.Chart{Title: "SSIM"}, []curve{
 			{"val/ssim_trilinear", "trilinear baseline", 4, true, 0}, {"val/ssim", "validation", 0, false, 0}, {"val/ema_ssim", "validation, EMA", 2, false, 0}, {"val/whole_ssim", "whole scans", 3, false, 0}}},
+		{report.Chart{Title: "Fine structure", Unit: "of the scans', energy", Zero: true}, []curve{
+			{"val/hf_ratio", "validation", 0, false, 0}, {"val/ema_hf_ratio", "validation, EMA", 2, false, 0}, {"val/whole_hf_ratio", "whole scans", 3, false, 0}}},
 		{report.Chart{Title: "Mean absolute error", Unit: "HU"}, []curve{
 			{"val/mae_hu", "validation", 0, false, 0}, {"val/ema_mae_hu", "validation, EMA", 2, false, 0}, {"val/whole_mae_hu", "whole scans", 3, false, 0}}},
 		{report.Chart{Title: "Reconstruction loss", Unit: "mean |x − x̂|", Log: true}, []curve{
 			{"train/recon_loss", "training", 1, false, 0}, {"val/recon_loss", "validation", 0, false, 0}, {"val/ema_recon_loss", "validation, EMA", 2, false, 0}}},
+		{report.Chart{Title: "Adversarial losses"}, []curve{
+			{"train/gan_loss", "generator", 0, false, 0}, {"train/disc_loss", "discriminators", 1, false, 0}}},
+		{report.Chart{Title: "Logits of the discriminators"}, []curve{
+			{"train/logits_real", "scans", 0, false, 0}, {"train/logits_fake", "reconstructions", 1, false, 0}}},
 		{report.Chart{Title: "Perplexity of the codes"}, []curve{
 			{"train/perplexity", "training", 1, false, 0}, {"val/perplexity", "validation", 0, false, 0}}},
 		{report.Chart{Title: "Codes used", Unit: "% of the codebook", Zero: true}, []curve{
@@ -57,7 +63,7 @@ func (w *watch) charts() []report.Chart {
 			}
 			list = append(list, c.Chart)
 		}
-		list = slices.Insert(list, 4, otherLosses(h, known))
+		list = slices.Insert(list, 5, otherLosses(h, known))
 	}
 	list = append(list, w.codeUsage(), w.memoryChart())
 	return slices.DeleteFunc(list, func(c report.Chart) bool { return c.Empty() })

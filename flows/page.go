@@ -258,6 +258,9 @@ func (w *watch) facts(now time.Time) []report.Fact {
 	if s, ok := w.summary(); ok {
 		add("PSNR", fmt.Sprintf("%.2f", s.Pooled.PSNR), "dB", beside("trilinear %.2f", s.Pooled.Trilinear.PSNR))
 		add("SSIM", fmt.Sprintf("%.4f", s.Pooled.SSIM), "", beside("trilinear %.4f", s.Pooled.Trilinear.SSIM))
+		if x := s.Pooled.HFRatio; !math.IsNaN(x) {
+			add("Fine structure", fmt.Sprintf("%.2f", x), "of the scans', energy", fmt.Sprintf("error %.2f (HFEN)", s.Pooled.HFEN))
+		}
 		add("Mean absolute error", fmt.Sprintf("%.1f", s.Pooled.MAEHU), "HU", "")
 		if b := s.Pooled.Code.Bits; !math.IsNaN(b) {
 			add("Code", fmt.Sprintf("%.3g", b), "bits a voxel", "")
@@ -304,6 +307,9 @@ func (w *watch) learnt(now time.Time) []report.Fact {
 	}
 	if x, _, ok := w.best("ssim"); ok {
 		add("SSIM", fmt.Sprintf("%.4f", x), "", baseline("trilinear %.4f", "val/ssim_trilinear"))
+	}
+	if x, _, ok := w.best("hf_ratio"); ok {
+		add("Fine structure", fmt.Sprintf("%.2f", x), "of the scans', energy", "")
 	}
 	if x, _, ok := w.best("mae_hu"); ok {
 		add("Mean absolute error", fmt.Sprintf("%.1f", x), "HU", "")
@@ -424,10 +430,10 @@ func (w *watch) tables() []report.Table {
 	if s, ok := w.summary(); ok {
 		rows := slices.Clone(s.Scans)
 		slices.SortStableFunc(rows, func(a, b metrics.Row) int { return cmp.Compare(a.PSNR, b.PSNR) })
-		t := report.Table{Title: "Scans, the worst first", Head: []string{"scan", "PSNR, dB", "SSIM", "MAE, HU", "trilinear, dB"},
+		t := report.Table{Title: "Scans, the worst first", Head: []string{"scan", "PSNR, dB", "SSIM", "HF ratio", "MAE, HU", "trilinear, dB"},
 			Note: "measures.csv has all of them and all measures."}
 		for _, r := range rows[:min(worst, len(rows))] {
-			t.Rows = append(t.Rows, []string{r.ID, number("%.2f", r.PSNR), number("%.4f", r.SSIM), number("%.1f", r.MAEHU), number("%.2f", r.Trilinear.PSNR)})
+			t.Rows = append(t.Rows, []string{r.ID, number("%.2f", r.PSNR), number("%.4f", r.SSIM), number("%.2f", r.HFRatio), number("%.1f", r.MAEHU), number("%.2f", r.Trilinear.PSNR)})
 		}
 		return []report.Table{t}
 	}
@@ -436,9 +442,9 @@ func (w *watch) tables() []report.Table {
 	}
 	rows := slices.Clone(w.scans)
 	slices.SortStableFunc(rows, func(a, b metrics.ScanResult) int { return cmp.Compare(a.PSNR, b.PSNR) })
-	t := report.Table{Title: "Held-out scans, the worst first", Head: []string{"scan", "PSNR, dB", "SSIM", "MAE, HU"}}
+	t := report.Table{Title: "Held-out scans, the worst first", Head: []string{"scan", "PSNR, dB", "SSIM", "HF ratio", "MAE, HU"}}
 	for _, r := range rows[:min(worst, len(rows))] {
-		t.Rows = append(t.Rows, []string{r.ID, number("%.2f", r.PSNR), number("%.4f", r.SSIM), number("%.1f", r.MAEHU)})
+		t.Rows = append(t.Rows, []string{r.ID, number("%.2f", r.PSNR), number("%.4f", r.SSIM), number("%.2f", r.HFRatio), number("%.1f", r.MAEHU)})
 	}
 	return []report.Table{t}
 }

@@ -73,7 +73,7 @@ func stages() []stage {
 		{name: "merge", in: outputs, out: slabs, once: true, options: func() any { return new(merge.Options) }, wire: wireMerge,
 			doc: "Puts overlapping tiles back together into whole volumes, slice by slice, the same bits in whatever order they come."},
 		{name: "measure", in: slabs, out: slabs, once: true, options: func() any { return new(metrics.Options) }, wire: wireMeasure,
-			doc: "Measures merged volumes against their scans: PSNR, 3D SSIM, MAE in HU by tissue, bits per voxel, codebook usage, seams, next to the trilinear baseline. Writes measures.json and measures.csv and prints a table."},
+			doc: "Measures merged volumes against their scans: PSNR, 3D SSIM, fine structure (HFEN), MAE in HU by tissue, bits per voxel, codebook usage, seams, next to the trilinear baseline. Writes measures.json and measures.csv and prints a table."},
 		{name: "write", in: slabs, out: writtenFiles, once: true, options: func() any { return new(write.Options) }, wire: wireWrite,
 			doc: "Writes merged volumes as NIfTI in HU, on the grid of the scan that they were made from."},
 

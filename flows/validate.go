@@ -85,7 +85,7 @@ func (v *validator) measure(ctx context.Context) (map[string]float64, *picture, 
 		passes = append(passes, &pass{ema: true, usage: metrics.NewUsage(v.model.Codes)})
 	}
 	for _, p := range passes {
-		p.meter = metrics.Meter{Window: v.read.WindowHU, Workers: v.workers}
+		p.meter = metrics.Meter{Window: v.read.WindowHU, Workers: v.workers, Fine: true}
 	}
 	var base *metrics.Meter
 	if v.baseline == nil {
@@ -152,6 +152,7 @@ func (v *validator) measure(ctx context.Context) (map[string]float64, *picture, 
 		}
 		for name, x := range map[string]float64{
 			"recon_loss": r.L1, "psnr": r.PSNR, "psnr_mean": r.PSNRMean, "psnr_body": r.PSNRBody, "ssim": r.SSIM, "mae_hu": r.MAEHU,
+			"hfen": r.HFEN, "hf_ratio": r.HFRatio,
 			"perplexity": p.usage.Perplexity(), "codebook_usage": p.usage.Share(),
 		} {
 			if !math.IsNaN(x) {

@@ -3,6 +3,7 @@ package flows
 import (
 	"context"
 	"fmt"
+	"math"
 
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/merge"
@@ -32,7 +33,11 @@ func (v *validator) wholes(ctx context.Context, values map[string]float64) error
 		}
 	}
 	m := study.Summary().Pooled
-	values["val/whole_psnr"], values["val/whole_ssim"], values["val/whole_mae_hu"] = m.PSNR, m.SSIM, m.MAEHU
+	for name, x := range map[string]float64{"psnr": m.PSNR, "ssim": m.SSIM, "mae_hu": m.MAEHU, "hfen": m.HFEN, "hf_ratio": m.HFRatio} {
+		if !math.IsNaN(x) {
+			values["val/whole_"+name] = x
+		}
+	}
 	return nil
 }
 

@@ -49,12 +49,12 @@ type Val struct {
 
 // valNames are metrics of a validation: of the weights that it measured, then of the validation itself.
 var valNames = [...]string{
-	"val/recon_loss", "val/psnr", "val/psnr_mean", "val/psnr_body", "val/ssim", "val/mae_hu", "val/perplexity", "val/codebook_usage",
+	"val/recon_loss", "val/psnr", "val/psnr_mean", "val/psnr_body", "val/ssim", "val/hfen", "val/hf_ratio", "val/mae_hu", "val/perplexity", "val/codebook_usage",
 	"val/psnr_trilinear", "val/ssim_trilinear", "val/psnr_window_hu", "val/scans", "val/patches",
 }
 
 // weighed is how many of valNames are measured once for each set of weights.
-const weighed = 8
+const weighed = 10
 
 // field is a name and its value: an int, int64, float64, string, or nil.
 type field struct {

@@ -37,7 +37,7 @@ type Validate struct {
 	Group   string   `key:"group" doc:"What tells patients apart, so that scans of one never cross the split: a regular expression on the scan's path whose first group (or whole match) is the patient, or FILE.csv#COLUMN, a table with a column scan. Empty: every scan is a patient."`
 	Every   int      `key:"every" default:"500" unit:"optimiser steps" min:"1" doc:"Steps between validations; one more at the end."`
 	Patches int      `key:"patches" default:"64" min:"0" doc:"Patches measured at most in one validation, spread evenly over the held-out scans' grids; 0 is all."`
-	Whole   int      `key:"whole" default:"0" unit:"scans" min:"0" doc:"Held-out scans that are also reconstructed whole, from overlapping tiles blended by a Hann window, and measured so: val/whole_psnr, val/whole_ssim, val/whole_mae_hu. With the EMA weights where there are any."`
+	Whole   int      `key:"whole" default:"0" unit:"scans" min:"0" doc:"Held-out scans that are also reconstructed whole, from overlapping tiles blended by a Hann window, and measured so: val/whole_psnr, val/whole_ssim, val/whole_mae_hu, val/whole_hfen, val/whole_hf_ratio. With the EMA weights where there are any."`
 }
 
 // Check finds what no single key shows.
