@@ -172,6 +172,9 @@ func (f *foreign) split(prefix string) (*parts, error) {
 			p.perceptual++
 			continue
 		case module == "image_discriminator", module == "video_discriminator":
+			if strings.HasSuffix(name, ".weight_v") && f.tensors[strings.TrimSuffix(full, "_v")+"_u"].shape != nil { // follows from weight and weight_u
+				continue
+			}
 			p.discriminators = append(p.discriminators, name)
 			if strings.HasSuffix(name, ".num_batches_tracked") { // of batch norm, a whole number
 				continue

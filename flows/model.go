@@ -99,13 +99,7 @@ func (r *run) newLoop(snap *volume.Snapshot, o train.Options, total int, guard *
 	return l
 }
 
-func arrays(s *volume.Snapshot) []vqgan.Array {
-	out := make([]vqgan.Array, len(s.Arrays))
-	for i, a := range s.Arrays {
-		out[i] = vqgan.Array(a)
-	}
-	return out
-}
+func arrays(s *volume.Snapshot) []vqgan.Array { return toModel(s.Arrays) }
 
 // meta is what a checkpoint holds beside its arrays.
 func (r *run) meta(l *train.Loop) (map[string]string, error) {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/flowrun/flowrun/gpu/vqgan"
@@ -29,7 +30,7 @@ type ExportOptions struct {
 	Axes    string // the order of the spatial axes of kernels; "" is AxesDefault
 }
 
-// Export writes the weights and the codebook of a checkpoint as a plain state dict, which safetensors.torch.load_file reads.
+// Export writes the weights, the codebook and the discriminators of a checkpoint as a plain state dict, which safetensors.torch.load_file reads.
 // A file that is there already isn't touched.
 func Export(ctx context.Context, w io.Writer, from, to string, o ExportOptions) error {
 	if o.Weights != "" && o.Weights != ExportEMA && o.Weights != ExportRaw {
@@ -65,6 +66,14 @@ func Export(ctx context.Context, w io.Writer, from, to string, o ExportOptions) 
 	if err != nil {
 		return configErrorf("%s: %w", from, err)
 	}
+	judges, note := fromModel(vqgan.Discriminators(toModel(snap.Arrays))), ""
+	switch {
+	case len(judges) == 0:
+	case o.For == MedicalDiffusion && !batchNormed(judges):
+		note = "; left out: the discriminators, for medicaldiffusion's have BatchNorm (train.gan.norm: batch)"
+	default:
+		arrays, note = append(arrays, judges...), ", discriminators"
+	}
 	meta := map[string]string{"format": "pt", "model": snap.Meta["model"], "stream": snap.Meta["stream"]}
 	if back := inverse(axes); o.Axes != "" {
 		meta["axes"] = o.Axes
@@ -72,6 +81,7 @@ func Export(ctx context.Context, w io.Writer, from, to string, o ExportOptions) 
 			turn(&arrays[i], back)
 		}
 	}
+	arrays = fromModel(vqgan.SingularVectors(toModel(arrays)))
 	floats := safetensors.Floats(arrays)
 	h, err := safetensors.NewHeader(floats, meta, true)
 	if err != nil {
@@ -80,8 +90,13 @@ func Export(ctx context.Context, w io.Writer, from, to string, o ExportOptions) 
 	if err := safetensors.Local().Save(ctx, to, h, floats); err != nil {
 		return fmt.Errorf("%s: %w", to, err)
 	}
-	_, err = fmt.Fprintf(w, "%s: %d tensors, %s, %s weights of step %d\n", to, len(arrays), size(h.Bytes()), kind, snap.Step)
+	_, err = fmt.Fprintf(w, "%s: %d tensors, %s, %s weights of step %d%s\n", to, len(arrays), size(h.Bytes()), kind, snap.Step, note)
 	return err
+}
+
+// batchNormed says whether discriminators have batch norm.
+func batchNormed(judges []volume.Array) bool {
+	return slices.ContainsFunc(judges, func(a volume.Array) bool { return strings.HasSuffix(a.Name, ".running_mean") })
 }
 
 // expressible says which key of a model medicaldiffusion has no counterpart for.
@@ -137,4 +152,21 @@ func stateDict(all []volume.Array, weights string) (arrays []volume.Array, kind 
 		return nil, "", errors.New("it holds no weights")
 	}
 	return arrays, kind, nil
+}
+
+// toModel and fromModel are the same arrays by the types of two packages.
+func toModel(list []volume.Array) []vqgan.Array {
+	out := make([]vqgan.Array, len(list))
+	for i, a := range list {
+		out[i] = vqgan.Array(a)
+	}
+	return out
+}
+
+func fromModel(list []vqgan.Array) []volume.Array {
+	out := make([]volume.Array, len(list))
+	for i, a := range list {
+		out[i] = volume.Array(a)
+	}
+	return out
 }

@@ -81,6 +81,69 @@ func TestExport(t *testing.T) {
 	}
 }
 
+// Discriminators go along as PyTorch's modules have them: kernels turned as the model's are, the other singular vector beside u, numbers of
+// batches whole; without what only a run needs.
+func TestExportTakesDiscriminators(t *testing.T) {
+	const image, video = "image_discriminator.model0.0.", "video_discriminator.model1."
+	save := func(judges ...volume.Array) string {
+		store, err := checkpoint.Open(t.TempDir(), checkpoint.Options{Keep: 1, Best: "psnr"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		path, err := store.Save(t.Context(), &volume.Snapshot{Step: 7, Reason: "every", Meta: map[string]string{"model": predecessor, "stream": "{}"},
+			Arrays: append(judges, volume.Array{Name: "encoder.a", Shape: []int{1}, Data: []float32{1}})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	spectral := []volume.Array{
+		{Name: image + "weight_orig", Shape: []int{2, 1, 1, 2}, Data: []float32{3, 0, 0, 4}},
+		{Name: image + "weight_u", Shape: []int{2}, Data: []float32{0.6, 0.8}},
+		{Name: "adam.m." + image + "weight_orig", Shape: []int{2, 1, 1, 2}, Data: []float32{1, 1, 1, 1}},
+		{Name: "lecam.anchors", Shape: []int{2}, Data: []float32{1, 1}},
+		{Name: "session.discriminators", Shape: []int{2, 3}, Data: make([]float32, 6)},
+	}
+	batch := []volume.Array{
+		{Name: video + "1.running_mean", Shape: []int{1}, Data: []float32{2}},
+		{Name: video + "1.num_batches_tracked", Shape: []int{3}, Data: []float32{5, 1, 0}},
+	}
+	for _, c := range []struct {
+		judges []volume.Array
+		o      ExportOptions
+		said   string
+		want   []volume.Array
+	}{
+		{spectral, ExportOptions{Axes: "zxy"}, "weights of step 7, discriminators\n", []volume.Array{
+			{Name: image + "weight_orig", Shape: []int{2, 1, 2, 1}, Data: []float32{3, 0, 0, 4}},
+			{Name: image + "weight_u", Shape: []int{2}, Data: []float32{0.6, 0.8}},
+			{Name: image + "weight_v", Shape: []int{2}, Data: []float32{0.490261, 0.871575}}, // (1.8, 3.2) over its length
+		}},
+		{batch, ExportOptions{For: MedicalDiffusion}, "weights of step 7, discriminators\n", []volume.Array{
+			{Name: video + "1.num_batches_tracked", Shape: []int{}, Data: []float32{5 + 1<<20}},
+			{Name: video + "1.running_mean", Shape: []int{1}, Data: []float32{2}},
+		}},
+		{spectral, ExportOptions{For: MedicalDiffusion}, "left out: the discriminators", nil},
+	} {
+		to := filepath.Join(t.TempDir(), "out.safetensors")
+		var b bytes.Buffer
+		if err := Export(t.Context(), &b, save(c.judges...), to, c.o); err != nil {
+			t.Fatal(err)
+		}
+		got, _, err := safetensors.Read(to)
+		if err != nil || !strings.Contains(b.String(), c.said) {
+			t.Fatalf("%v: %q", err, b.String())
+		}
+		slices.SortFunc(got, func(a, b volume.Array) int { return strings.Compare(a.Name, b.Name) })
+		want := append([]volume.Array{{Name: "encoder.a", Shape: []int{1}, Data: []float32{1}}}, c.want...)
+		if !slices.EqualFunc(got, want, func(a, b volume.Array) bool {
+			return a.Name == b.Name && slices.Equal(a.Shape, b.Shape) && slices.EqualFunc(a.Data, b.Data, func(x, y float32) bool { return max(x-y, y-x) < 1e-6 })
+		}) {
+			t.Errorf("%+v: %v\nwant %v", c.o, got, want)
+		}
+	}
+}
+
 func TestExportRefuses(t *testing.T) {
 	dir := t.TempDir()
 	to := filepath.Join(dir, "out.safetensors")

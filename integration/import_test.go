@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -52,27 +53,33 @@ func TestImportedWeightsGoOn(t *testing.T) {
 	}
 }
 
-// What PyTorch saved comes back to PyTorch with the same bits, and what flowrun exported comes back to flowrun with them. PYTHON
-// names an interpreter that has torch; without one the test is skipped.
-func TestWeightsGoToPyTorchAndBack(t *testing.T) {
-	t.Parallel()
+// torch runs reference/weights.py. PYTHON names an interpreter that has torch; without one the test is skipped.
+func (p *place) torch() func(args ...string) string {
+	p.Helper()
 	python := "python3"
-	if p := os.Getenv("PYTHON"); p != "" {
-		python = p
+	if name := os.Getenv("PYTHON"); name != "" {
+		python = name
 	}
 	if err := exec.Command(python, "-c", "import torch").Run(); err != nil {
-		t.Skipf("%s has no torch", python)
+		p.Skipf("%s has no torch", python)
 	}
 	script, err := filepath.Abs("reference/weights.py")
-	p := newImport(t)
 	p.check(err)
-	torch := func(args ...string) string {
+	return func(args ...string) string {
+		p.Helper()
 		o := p.exec(python, append([]string{script}, args...)...).wait()
 		if o.code != 0 {
-			t.Fatalf("weights.py %v: exit %d: %s", args, o.code, o.stderr)
+			p.Fatalf("weights.py %v: exit %d: %s", args, o.code, o.stderr)
 		}
 		return o.stdout
 	}
+}
+
+// What PyTorch saved comes back to PyTorch with the same bits, and what flowrun exported comes back to flowrun with them.
+func TestWeightsGoToPyTorchAndBack(t *testing.T) {
+	t.Parallel()
+	p := newImport(t)
+	torch := p.torch()
 	p.must("import", "model.ckpt", "-o", "a.safetensors")
 	p.must("export", "a.safetensors", "a.out.safetensors")
 	says(t, torch("compare", "a.out.safetensors", "model.ckpt"), "tensors are the same")
@@ -82,5 +89,28 @@ func TestWeightsGoToPyTorchAndBack(t *testing.T) {
 	p.must("export", "b.safetensors", "b.out.safetensors")
 	if p.text("a.out.safetensors") != p.text("b.out.safetensors") {
 		t.Error("an export that PyTorch loaded and saved is another one")
+	}
+}
+
+// Discriminators go to PyTorch's modules and back, and training takes them up.
+func TestDiscriminatorsGoToPyTorchAndBack(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	torch := p.torch()
+	for norm, count := range map[string]int{"spectral": 12, "batch": 11} {
+		words := []string{"train.yaml", "train.max_steps=2", "train.gan.weight=1", "train.gan.start=0", "train.gan.channels=4", "train.gan.layers=1", "train.gan.norm=" + norm}
+		p.must(append(words, "run.dir="+norm)...)
+		a, b := norm+".safetensors", norm+".again.safetensors"
+		says(t, p.must("export", norm+"/checkpoints/last.safetensors", a).stdout, ", discriminators")
+		says(t, torch("judges", a), fmt.Sprintf("image_discriminator.* %d tensors", count), fmt.Sprintf("video_discriminator.* %d tensors", count))
+		torch("resave", a, norm+".pth")
+		p.must("import", norm+".pth", "-o", norm+".made.safetensors", "model.downsample=[2,2,2]", "model.norm=channel", "tile.patch=[16,16,8]")
+		p.must("export", norm+".made.safetensors", b)
+		says(t, torch("compare", a, b), "tensors are the same")
+		p.must(append(words, "run.dir=on", "train.init="+norm+".made.safetensors")...)
+		p.must("train.yaml", "run.dir=off", "train.max_steps=1", "train.init="+norm+".made.safetensors")
+		p.refused(2, append(words, "run.dir=other", "train.gan.channels=8", "train.init="+norm+".made.safetensors"), "image_discriminator.model0.0.")
+		p.check(os.RemoveAll(p.path("on")))
+		p.check(os.RemoveAll(p.path("off")))
 	}
 }

@@ -11,8 +11,8 @@ func exportCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "export CHECKPOINT OUT.safetensors",
 		Short: "write a checkpoint's weights as a plain PyTorch state dict",
-		Long: `Export writes weights and codebook under their PyTorch names, without the
-optimiser. safetensors.torch.load_file reads what it wrote. With --for
+		Long: `Export writes weights, codebook and discriminators under their PyTorch names,
+without the optimiser. safetensors.torch.load_file reads what it wrote. With --for
 medicaldiffusion it refuses a model that medicaldiffusion can't express.`,
 		Example: `  flowrun export runs/ctpa/checkpoints/best.safetensors weights.safetensors`,
 		Args:    arguments(2, 2, "a checkpoint and a file to write, as in flowrun export best.safetensors weights.safetensors"),

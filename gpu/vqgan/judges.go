@@ -195,6 +195,7 @@ func (s *Session) initJudges() {
 // Names of what the discriminators keep beside weights and moments; those of PyTorch where it has any.
 const (
 	suffixU       = "_u"
+	suffixV       = "_v" // in state dicts only
 	suffixOrig    = "_orig"
 	nameMean      = "running_mean"
 	nameVariance  = "running_var"
@@ -254,7 +255,7 @@ func (s *Session) judgeState() ([]Array, error) {
 // judgesIn reports whether a state has discriminators.
 func judgesIn(in dict) bool {
 	for name := range maps.Keys(in) {
-		if belongs(name, "image_discriminator.") || belongs(name, "video_discriminator.") {
+		if ofDiscriminator(name) {
 			return true
 		}
 	}
@@ -351,7 +352,7 @@ func (e *entry) judge() bool {
 			name = name[len(prefix):]
 		}
 	}
-	return belongs(name, "image_discriminator.") || belongs(name, "video_discriminator.") || name == nameAnchors || name == nameJudgement
+	return ofDiscriminator(name) || name == nameAnchors || name == nameJudgement
 }
 
 // SetGANStart delays the discriminators to a step, if they don't begin later anyway. It is part of the state.

@@ -4,6 +4,7 @@
     weights.py write DIR      writes DIR/lightning.ckpt, as Lightning would, and what PyTorch makes of it, DIR/lightning.safetensors
     weights.py resave A B     torch.saves the state dict of the safetensors file A as B
     weights.py compare A B    fails where two state dicts (.safetensors, or of torch.save) differ in a bit, taken as float32
+    weights.py judges A       loads the discriminators of A, strictly, into PyTorch's own modules, and runs them
 
 The checkpoint holds a whole module: a VQ-GAN under vqgan., with discriminators and a perceptual network, and another network beside
 it; in float16, bfloat16, float32 and float64, every number of them exact in float32. Written with PyTorch 1.13.0 (Debian's python3-torch).
@@ -14,13 +15,14 @@ import sys
 
 import numpy as np
 import torch
+from torch import nn
 
 import generator
 
 MODEL = {"hidden": 2, "downsample": [4, 2, 1], "embedding": 3, "codes": 10,
          "norm": "group", "groups": 2, "padding": "replicate", "decoder": "full"}
 PATCH = [16, 10, 5]  # x, y, z
-OURS = ("encoder.", "decoder.", "pre_vq_conv.", "post_vq_conv.", "codebook.")
+OURS = ("encoder.", "decoder.", "pre_vq_conv.", "post_vq_conv.", "codebook.", "image_discriminator.", "video_discriminator.")
 
 
 def stored(name, t):
@@ -100,6 +102,42 @@ def compare(a, b):
     print(f"{len(a)} tensors are the same")
 
 
+def discriminator(state, dims):
+    """TATS' NLayerDiscriminator with the layers, channels and norms that a state dict shows."""
+    conv, batch = ((nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))[dims - 2]
+    model = nn.Module()
+    count = 1 + max(int(k.removeprefix("model").split(".")[0]) for k in state)
+    for i in range(count):
+        spectral = f"model{i}.0.weight_orig" in state
+        co, ci, k = state[f"model{i}.0.weight" + ("_orig" if spectral else "")].shape[:3]
+        layer = conv(ci, co, k, 2 if i < count - 2 else 1, 2)
+        layers = [nn.utils.spectral_norm(layer) if spectral else layer]
+        if i < count - 1:
+            layers += [batch(co)] if f"model{i}.1.weight" in state else []
+            layers.append(nn.LeakyReLU(0.2))
+        setattr(model, f"model{i}", nn.Sequential(*layers))
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def judges(path):
+    state = read(path)
+    for prefix, dims in (("image_discriminator.", 2), ("video_discriminator.", 3)):
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        model = discriminator(own, dims)
+        x = torch.linspace(-1, 1, 16**dims).reshape([1, 1] + [16] * dims)
+        for layer in model.children():
+            x = layer(x)
+        if not x.isfinite().all():
+            sys.exit(f"{prefix}*: logits that aren't finite")
+        for name in own:
+            if name.endswith("_u"):
+                w, u, v = own[name[:-2] + "_orig"].flatten(1), own[name], own[name[:-2] + "_v"]
+                if abs((u @ w @ v - (w.t() @ u).norm()).item()) > 1e-5:
+                    sys.exit(f"{prefix}{name[:-2]}_v isn't the direction of its weight and u")
+        print(f"{prefix}* {len(own)} tensors, logits {list(x.shape)}")
+
+
 def main():
     torch.set_num_threads(1)
     verb, *args = sys.argv[1:]
@@ -109,6 +147,8 @@ def main():
         torch.save(read(args[0]), args[1])
     elif verb == "compare":
         compare(*args)
+    elif verb == "judges":
+        judges(*args)
     else:
         sys.exit(__doc__)
 
