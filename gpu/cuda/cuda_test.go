@@ -72,7 +72,7 @@ func standIn() (string, error) {
 		return "", err
 	}
 	made := fmt.Sprintf("%s.%d", library, os.Getpid())
-	if out, err := exec.Command("g++", "-Istandin", "-std=c++17", "-O2", "-shared", "-fPIC", "-o", made, "standin/driver.cc", "-ldl").CombinedOutput(); err != nil {
+	if out, err := exec.Command("g++", "-Istandin", "-std=c++17", "-O3", "-shared", "-fPIC", "-o", made, "standin/driver.cc", "-ldl").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w: %s", err, out)
 	}
 	return library, os.Rename(made, library)

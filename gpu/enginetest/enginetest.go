@@ -38,7 +38,7 @@ func Run(t *testing.T, open func() gpu.Engine) {
 		{"MaxPoolTies", testMaxPoolTies, true},
 		{"Slice", testSlice, true},
 		{"Tint", testTint, true},
-		{"JudgeLoss", testJudgeLoss, true},
+		{"JudgeLoss", testJudgeLoss, false},
 		{"JudgeLossEdges", testJudgeLossEdges, false},
 		{"Balance", testBalance, false},
 		{"Nudge", testNudge, false},

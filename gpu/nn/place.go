@@ -32,7 +32,7 @@ func reuse(l *lowering) {
 	for i, in := range l.program {
 		for _, from := range in.over {
 			a, b := from.buf.root(), in.out.buf
-			same := from.Dims == in.out.Dims && from.Halo == in.out.Halo && a.bytes == b.bytes
+			same := from.Dims == in.out.Dims && from.Halo == in.out.Halo && from.Type == in.out.Type && a.bytes == b.bytes
 			if !same || a.last != i || b.first != i || a.kept || b.into != nil || !readOnce(in, a) {
 				continue
 			}

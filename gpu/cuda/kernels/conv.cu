@@ -110,6 +110,7 @@ template <int WM, int WN, int FN> DEVICE void convTile(const ConvArgs &a) {
 		barrier(); // the stage has come, and nobody reads the one before it any more
 		load(step + STAGES - 1);
 		Shared from = ring + step % STAGES * STAGE;
+		if (m0 + wm * 64 >= voxels) continue; // the warp has no targets
 		UNROLL for (int k = 0; k < DEPTH / 16; k++) {
 			u32 x[4][4], w[FN][2];
 			UNROLL for (int i = 0; i < 4; i++) {
@@ -140,9 +141,10 @@ template <int WM, int WN, int FN> DEVICE void convTile(const ConvArgs &a) {
 		}
 	}
 	barrier();
-	NOUNROLL for (i32 i = t; i < TM * TN / 8; i += 128) {
+	i32 rows = voxels - m0 < TM ? voxels - m0 : TM;
+	NOUNROLL for (i32 i = t; i < rows * TN / 8; i += 128) {
 		i32 m = i / (TN / 8), c = n0 + i % (TN / 8) * 8, n = eight(c, a.t.c);
-		if (m0 + m >= voxels || n == 0) continue;
+		if (n == 0) continue;
 		float v[8];
 		UNROLL for (int k = 0; k < 8; k++) v[k] = tile[m * TN + (c - n0 + m * 8) % TN + k];
 		finish(a, box, placeOf(box, m0 + m), c, n, v);

@@ -85,6 +85,7 @@ template <int WM, int WN, int FN> DEVICE void weightTile(const WeightArgs &a) {
 		barrier();
 		load(step + STAGES - 1);
 		Shared from = ring + step % STAGES * STAGE;
+		if (m0 + wm * 64 >= a.kz * a.ky * a.kx * wide) continue; // the warp has no rows
 		UNROLL for (int k = 0; k < DEPTH / 16; k++) {
 			u32 x[4][4], w[FN][2];
 			UNROLL for (int i = 0; i < 4; i++) {

@@ -1,0 +1,83 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"regexp"
+	"strconv"
+	"testing"
+	"unsafe"
+)
+
+// The structs that Go hands to kernels are as large as those that the kernels read.
+func TestArguments(t *testing.T) {
+	sizes := map[string]uintptr{}
+	for _, group := range []struct {
+		size    uintptr
+		kernels []string
+	}{
+		{unsafe.Sizeof(convArgs{}), []string{"conv128x128", "conv256x64", "conv256x32", "convDirect"}},
+		{unsafe.Sizeof(packArgs{}), []string{"pack"}},
+		{unsafe.Sizeof(weightArgs{}), []string{"weight128x128", "weight256x64", "weight256x32", "weightDirect"}},
+		{unsafe.Sizeof(gatherWeightsArgs{}), []string{"gatherWeights"}},
+		{unsafe.Sizeof(biasArgs{}), []string{"biasSums"}},
+		{unsafe.Sizeof(normArgs{}), []string{"channelNorm", "channelNormGrad1", "channelNormGrad2", "channelNormGrad8", "groupSums", "groupGradSums", "groupNorm", "groupGrad"}},
+		{unsafe.Sizeof(groupArgs{}), []string{"groupStats", "groupMeans"}},
+		{unsafe.Sizeof(columnsArgs{}), []string{"columns"}},
+		{unsafe.Sizeof(sumArgs{}), []string{"sumSquares"}},
+		{unsafe.Sizeof(totalArgs{}), []string{"total"}},
+		{unsafe.Sizeof(adamArgs{}), []string{"adam"}},
+		{unsafe.Sizeof(copyArgs{}), []string{"storeTensor", "fetchTensor"}},
+		{unsafe.Sizeof(lossArgs{}), []string{"loss"}},
+		{unsafe.Sizeof(normsArgs{}), []string{"codeNorms"}},
+		{unsafe.Sizeof(nearestArgs{}), []string{"nearest"}},
+		{unsafe.Sizeof(countArgs{}), []string{"countCodes"}},
+		{unsafe.Sizeof(gatherArgs{}), []string{"gatherCodes"}},
+		{unsafe.Sizeof(lookupArgs{}), []string{"lookup", "quantizeGrad"}},
+		{unsafe.Sizeof(pointArgs{}), []string{"combine", "activate", "maxPool"}},
+		{unsafe.Sizeof(gradArgs{}), []string{"activateGrad", "maxPoolGrad"}},
+		{unsafe.Sizeof(sliceArgs{}), []string{"slice", "sliceGrad"}},
+		{unsafe.Sizeof(tintArgs{}), []string{"tint", "tintGrad"}},
+		{unsafe.Sizeof(judgeArgs{}), []string{"judge"}},
+		{unsafe.Sizeof(perceptualArgs{}), []string{"perceptual"}},
+		{unsafe.Sizeof(balanceArgs{}), []string{"balance"}},
+		{unsafe.Sizeof(nudgeArgs{}), []string{"squaresOf", "nudgeNorm", "nudge"}},
+		{unsafe.Sizeof(unitArgs{}), []string{"unit", "unitGrad"}},
+		{unsafe.Sizeof(roundArgs{}), []string{"roundCodes", "roundGrad"}},
+		{unsafe.Sizeof(tallyArgs{}), []string{"tally"}},
+		{unsafe.Sizeof(spectralArgs{}), []string{"spectralRows", "spectralLeft", "spectralColumns", "spectralRight", "spectralDivide", "spectralAlong", "spectralGrad"}},
+		{unsafe.Sizeof(volumeArgs{}), []string{"volumes", "gradientOut"}},
+		{unsafe.Sizeof(scaleArgs{}), []string{"halve", "spread"}},
+		{unsafe.Sizeof(blurArgs{}), []string{"blur"}},
+		{unsafe.Sizeof(mapArgs{}), []string{"similarityMap", "gradientMap"}},
+		{unsafe.Sizeof(factorsArgs{}), []string{"factors"}},
+	} {
+		for _, k := range group.kernels {
+			sizes[k] = group.size
+		}
+	}
+	texts, err := modules()
+	if err != nil {
+		t.Fatal(err)
+	}
+	parameter := regexp.MustCompile(`\.entry (\w+)\(\s*\.param \.align \d+ \.b8 \w+\[(\d+)\]`)
+	for _, text := range texts {
+		found := parameter.FindAllStringSubmatch(text, -1)
+		if len(found) != len(entries(text)) {
+			t.Errorf("%d kernels, %d with one struct", len(entries(text)), len(found))
+		}
+		for _, m := range found {
+			want, err := strconv.Atoi(m[2])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, ok := sizes[m[1]]; !ok || int(got) != want {
+				t.Errorf("%s reads %d bytes, Go hands it %d", m[1], want, got)
+			}
+			delete(sizes, m[1])
+		}
+	}
+	for k := range sizes {
+		t.Errorf("no kernel %s", k)
+	}
+}
