@@ -68,6 +68,7 @@ func (r *run) report(s train.Step) {
 	r.wrote(r.metrics.Train(rec))
 	r.progress.Step(rec, s.Total)
 	r.watch.took(rec, s.Total)
+	r.watch.events.step(rec)
 }
 
 // more is what the losses that the run has beside the autoencoder's say.
@@ -124,6 +125,7 @@ func (r *run) validate(ctx context.Context, step int) (map[string]float64, error
 	r.progress.Validation(v)
 	r.values = values
 	r.watch.validated(values, r.validator.scans, r.validator.counts)
+	r.watch.events.validation(v, r.validator.counts)
 	if err := r.draw(step, pic, values); err != nil {
 		r.log.Warn().Err(err).Msg("no picture of this validation")
 	}
@@ -146,6 +148,7 @@ func (r *run) draw(step int, pic *picture, values map[string]float64) error {
 	if err == nil {
 		r.sample = path
 		r.watch.drew(path)
+		r.watch.events.picture(step, path)
 	}
 	return err
 }

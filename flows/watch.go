@@ -33,6 +33,7 @@ type watch struct {
 	hooks     *observe.Hooks
 	hooked    context.Context // of hooks that are told while the run goes on
 	systemd   *observe.Systemd
+	events    events
 	pulse     atomic.Int64 // grows with what moves beside the graph's elements
 
 	// Of the goroutine that looks.
@@ -96,7 +97,7 @@ func newWatch(ctx context.Context, r *run, incidents *observe.Incidents) (*watch
 		return nil, configErrorf("observe.%w", err)
 	}
 	_, trains := option[train.Options](r.job)
-	return &watch{run: r, trains: trains, options: o, incidents: incidents, thumbs: report.Thumbs{Width: 1000}, began: time.Now(), state: report.Running,
+	return &watch{run: r, trains: trains, events: events{run: r}, options: o, incidents: incidents, thumbs: report.Thumbs{Width: 1000}, began: time.Now(), state: report.Running,
 		hooks: hooks, hooked: ctx, systemd: observe.NewSystemd(os.Getenv), stall: observe.Stall{Limit: o.StallAfter()}, warned: map[string]bool{},
 		stop: make(chan struct{})}, nil
 }
@@ -119,6 +120,9 @@ func (w *watch) start(stats func() []pipe.Stat) {
 	}
 	w.mu.Unlock()
 	_ = w.systemd.Tell("READY=1") // where it can't be told, it finds out by its timeout
+	if w.trains && w.options.Events {
+		w.events.open(w.run.loop.Step)
+	}
 	if !again {
 		w.done.Go(w.look)
 	}
@@ -214,6 +218,7 @@ func (w *watch) kept(path string, step int) {
 
 // over notes that the graph has ended: its counters stand still.
 func (w *watch) over() {
+	w.events.close()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.stats != nil {

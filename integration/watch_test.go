@@ -103,6 +103,19 @@ func TestHowARunEnds(t *testing.T) {
 		t.Errorf("told of %s: %v", names, last)
 	}
 
+	files, err := filepath.Glob(p.path("done", "events.out.tfevents.*"))
+	p.check(err)
+	if len(files) != 1 {
+		t.Fatalf("event files %v", files)
+	}
+	b, err := os.ReadFile(files[0])
+	p.check(err)
+	for _, w := range []string{"brain.Event:2", "train/recon_loss", "val/psnr_trilinear", "val/codes", "val/sample", "\x89PNG"} {
+		if !strings.Contains(string(b), w) {
+			t.Errorf("the event file has no %q", w)
+		}
+	}
+
 	p.refused(4, append(words, "run.dir=diverged", "train.lr=1e30", "train.warmup=0"), "diverged")
 	p.reports("diverged", "Diverged: ", "isn&#39;t finite", "train.lr=5e&#43;29")
 	if names, _ = hook.events(); names != "interrupted done diverged" {

@@ -5,6 +5,8 @@
 //
 //	metrics.jsonl  an object per optimiser step and per validation: the record
 //	metrics.csv    the same as a table, a column per name, empty where a row has no value
+//	events.out.tfevents.…
+//	               the same again for TensorBoard, thinned to one step in three seconds, with pictures: package tfevents
 //	log.jsonl      what happened, an object per event; older ones in log.jsonl.1 to log.jsonl.3
 //	.lock          held while a run is going on there
 //
