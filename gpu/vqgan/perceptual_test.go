@@ -448,11 +448,11 @@ func BenchmarkLPIPS(b *testing.B) {
 	o := Options{Patch: [3]int{128, 128, 16}, LPIPS: frozen(b), Perceptual: Perceptual{Weight: 1, Share: 0.25, Planes: []string{"z"}, Chunk: 4}}
 	s, p := perceived(b, o, 1, runtime.GOMAXPROCS(0))
 	x := smooth(o.Patch, 2, 1)
-	p.Write(s.e, p.input, x[:len(x)/2])
-	p.Write(s.e, p.target, x[len(x)/2:])
-	s.look(p, 0)
 	b.ReportAllocs()
 	for b.Loop() {
+		p.Write(s.e, p.input, x[:len(x)/2])
+		p.Write(s.e, p.target, x[len(x)/2:])
+		s.look(p, 0)
 		p.Run(s.e, &nn.Call{Share: 1})
 		if err := s.e.Sync(); err != nil {
 			b.Fatal(err)
