@@ -132,7 +132,10 @@ func (r *run) restart(ctx context.Context, snap *volume.Snapshot, path string) e
 	memory, step := "", 0
 	r.last, r.start = path, volume.Cursor{}
 	if snap != nil {
-		memory, step, r.start = snap.Meta["guard"], snap.Step, snap.Cursor
+		memory, step = snap.Meta["guard"], snap.Step
+		if !r.job.queued() {
+			r.start = snap.Cursor
+		}
 	} else if err := r.session.Init(); err != nil {
 		return err
 	}
@@ -140,6 +143,9 @@ func (r *run) restart(ctx context.Context, snap *volume.Snapshot, path string) e
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	if err := r.fill(snap, *o); err != nil {
+		return err
+	}
+	if err := r.rewind(snap); err != nil {
 		return err
 	}
 	*r.loop = *r.newLoop(snap, *o, r.loop.Schedule.Steps, r.loop.Guard) // in place: others look at it
@@ -176,6 +182,14 @@ func (r *run) keep(ctx context.Context, snap *volume.Snapshot) error {
 	}
 	again.Meta = maps.Clone(again.Meta)
 	maps.Copy(again.Meta, meta)
+	if r.queues != nil {
+		again.Tags = nil // they were acknowledged
+		kept, err := r.ledgered(&again)
+		if err != nil {
+			return err
+		}
+		again = *kept
+	}
 	r.last, err = r.store.Save(ctx, &again)
 	return err
 }

@@ -72,6 +72,22 @@ func TestAllRolesInOneProcess(t *testing.T) {
 	if err := j.Run(context.Background(), nil, UI{Out: io.Discard, Err: io.Discard}); err != nil {
 		t.Fatal(err)
 	}
+	// From an older checkpoint: what the newer one had was acknowledged, so it is asked for again.
+	older, err := filepath.Glob(filepath.Join(runDir, "checkpoints", "step-*.safetensors"))
+	if err != nil || len(older) < 2 {
+		t.Fatal(older, err)
+	}
+	j = mustLoad(t, fmt.Sprintf(queuedFlow, runDir, dir), "run.resume="+older[len(older)-2])
+	if err := j.Run(context.Background(), nil, UI{Out: io.Discard, Err: io.Discard}); err != nil {
+		t.Fatal(err)
+	}
+	again, err := checkpoint.Load(filepath.Join(runDir, "checkpoints", checkpoint.LastName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l, err = queue.ParseLedger([]byte(again.Meta[ledgerKey]), "t"); err != nil || again.Step != snap.Step || !l.Whole(0) || !l.Whole(1) {
+		t.Errorf("%v; %d steps (want %d): %s", err, again.Step, snap.Step, again.Meta[ledgerKey])
+	}
 	// Its checkpoint isn't one for a run without a queue, nor the other way round.
 	local := strings.ReplaceAll(fmt.Sprintf(queuedFlow, runDir, dir), "  - publish: {}\n", "")
 	local = strings.ReplaceAll(local, "  - subscribe: {}\n", "")

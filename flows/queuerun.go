@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"path/filepath"
+	"sync/atomic"
 
 	"github.com/flowrun/flowrun/configs"
+	"github.com/flowrun/flowrun/stages/checkpoint"
 	"github.com/flowrun/flowrun/stages/queue"
 	"github.com/flowrun/flowrun/stages/read"
 	"github.com/flowrun/flowrun/stages/train"
@@ -15,14 +18,16 @@ import (
 
 // queues are a run's ends of its queue.
 type queues struct {
-	server *queue.Embedded
-	open   []*queue.Queue
-	feeder *queue.Queue
-	worker *queue.Queue
-	work   *queue.Work
-	intake *queue.Intake
-	list   *published
-	known  queue.Digests
+	server  *queue.Embedded
+	open    []*queue.Queue
+	feeder  *queue.Queue
+	worker  *queue.Queue
+	trainer *queue.Queue
+	work    *queue.Work
+	intake  *queue.Intake
+	takes   atomic.Pointer[queue.Intake] // the same, for those who ask who is connected
+	list    *published
+	known   queue.Digests
 }
 
 // defaultReading is read's options with no key given.
@@ -52,7 +57,7 @@ func (r *run) openQueue(ctx context.Context, snap *volume.Snapshot) error {
 		}
 	}
 	if e.learn != nil {
-		if err := r.openIntake(ctx, snap); err != nil {
+		if err := r.openTrainer(ctx, snap); err != nil {
 			return queueError(err)
 		}
 	}
@@ -110,29 +115,40 @@ func (r *run) tell(e queue.Event) {
 	r.log.Info().Str("event", "queue").Msg(e.Text)
 }
 
-// openIntake opens the trainer's end: with the ledger of the checkpoint that the run goes on from.
-func (r *run) openIntake(ctx context.Context, snap *volume.Snapshot) error {
+// openTrainer connects the trainer and opens its end.
+func (r *run) openTrainer(ctx context.Context, snap *volume.Snapshot) error {
+	c, err := r.connect(ctx, queue.Trainer)
+	if err != nil {
+		return err
+	}
+	r.queues.trainer = c
+	if err := c.Announce(ctx, func() int {
+		if in := r.queues.takes.Load(); in != nil {
+			return in.Held()
+		}
+		return 0
+	}); err != nil {
+		return err
+	}
+	if err := c.Ensure(ctx, r.job.bounds()); err != nil {
+		return err
+	}
+	spent, err := r.spent(snap)
+	if err != nil {
+		return err
+	}
+	return r.openIntake(snap, spent)
+}
+
+// openIntake begins to take patches: with the ledger of the checkpoint that the run goes on from. spent is what later
+// checkpoints had.
+func (r *run) openIntake(snap *volume.Snapshot, spent *queue.Ledger) error {
 	ledger := queue.NewLedger()
 	if snap != nil {
 		var err error
 		if ledger, err = queue.ParseLedger([]byte(snap.Meta[ledgerKey]), r.job.queue.Name); err != nil {
 			return configErrorf("%s: %w; choose another run.dir (train.init takes over its weights)", r.last, err)
 		}
-	}
-	c, err := r.connect(ctx, queue.Trainer)
-	if err != nil {
-		return err
-	}
-	if err := c.Announce(ctx, func() int {
-		if r.queues.intake == nil {
-			return 0
-		}
-		return r.queues.intake.Held()
-	}); err != nil {
-		return err
-	}
-	if err := c.Ensure(ctx, r.job.bounds()); err != nil {
-		return err
 	}
 	voids, err := queue.OpenVoids(r.file("void.jsonl"))
 	if err != nil {
@@ -142,8 +158,43 @@ func (r *run) openIntake(ctx context.Context, snap *volume.Snapshot) error {
 	if tr, ok := option[train.Options](r.job); ok && r.epochs != math.MaxInt {
 		epochs = tr.Epochs
 	}
-	r.queues.intake, err = c.Intake(queue.IntakeOptions{Ledger: ledger, Voids: voids, Epochs: epochs, Check: r.suits, Bad: r.lacks})
+	r.queues.intake, err = r.queues.trainer.Intake(queue.IntakeOptions{Ledger: ledger, Spent: spent, Voids: voids, Epochs: epochs, Check: r.suits, Bad: r.lacks})
+	r.queues.takes.Store(r.queues.intake)
 	return err
+}
+
+// spent is what checkpoints later than a snapshot had: damaged ones, and those that were set aside. Their patches were
+// acknowledged.
+func (r *run) spent(snap *volume.Snapshot) (*queue.Ledger, error) {
+	all := queue.NewLedger()
+	files, err := filepath.Glob(r.file("checkpoints", "step-*.safetensors*"))
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range files {
+		info, err := checkpoint.Peek(path)
+		if err != nil || snap != nil && info.Step <= snap.Step {
+			continue
+		}
+		l, err := queue.ParseLedger([]byte(info.Meta[ledgerKey]), r.job.queue.Name)
+		if err != nil {
+			continue // of a run before the queue
+		}
+		if err := all.Merge(l); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return all, nil
+}
+
+// rewind goes back to an older snapshot, or to the beginning: what was trained since is asked for again.
+func (r *run) rewind(snap *volume.Snapshot) error {
+	if r.queues == nil || r.queues.intake == nil {
+		return nil
+	}
+	spent := r.queues.intake.Durably()
+	r.queues.intake.Close()
+	return r.openIntake(snap, spent)
 }
 
 // ledgerKey is the ledger's name in a checkpoint's metadata.

@@ -290,8 +290,7 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 	refused("a publisher of patches", pq.PublishPatch(ctx, patch(ref("a", 0, 1, 1), 0, 1)))
 	refused("a worker that deletes", b.open(Worker, b.login("worker", "geheim-w")).Delete(ctx))
-	s := ref("a", 0, 1, 1)
-	refused("a trainer that publishes scans", b.open(Trainer, b.login("trainer", "geheim-t")).PublishScan(ctx, &s))
+	refused("a trainer that publishes patches", b.open(Trainer, b.login("trainer", "geheim-t")).PublishPatch(ctx, patch(ref("a", 0, 1, 1), 0, 1)))
 	_, err = Open(ctx, b.config(b.login("worker", "geheim-falsch")), Worker)
 	refused("a wrong password", err)
 	_, err = Open(ctx, b.config(), Worker)

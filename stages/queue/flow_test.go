@@ -203,6 +203,57 @@ func TestPublishedAgainAfterAckAndRestart(t *testing.T) {
 	b.eventually("nothing is left", func() bool { return b.stored(q) == 0 })
 }
 
+// A run that goes back to an older checkpoint asks for what a later one had, and only that is trained again.
+func TestGoingBackAsksAgain(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	q, tq := b.open(Worker), b.open(Trainer)
+	in := b.trainer(tq, 8)
+	s, other := ref("a", 0, 1, 2), ref("b", 0, 1, 2)
+	b.send(q, s, 3, 0, 1, 2)
+	b.send(q, other, 1, 0)
+	var older *Ledger
+	for i := range 4 {
+		tag, ok := b.next(in, 5*time.Second)
+		if !ok {
+			t.Fatal("no patch")
+		}
+		b.check(in.Durable(b.ctx, []volume.Tag{tag}))
+		if i == 0 {
+			older = b.ledgerOf(in, nil)
+		}
+	}
+	spent := b.ledgerOf(in, nil)
+	if lost := spent.lost(older); len(lost) != 2 || len(older.lost(spent)) != 0 {
+		t.Fatalf("lost: %+v", lost)
+	}
+	in.Close()
+	in = b.trainer(tq, 8, func(o *IntakeOptions) { o.Ledger, o.Spent = older, spent })
+	w, err := q.Work(1)
+	b.check(err)
+	defer w.Close()
+	for range 2 {
+		again, err := w.Next(b.ctx)
+		b.check(err)
+		if again.Attempt != 1 {
+			t.Fatalf("%+v", again)
+		}
+		for i := range map[string]int{"a": 3, "b": 1}[again.Name] {
+			b.send(q, *again, map[string]int{"a": 3, "b": 1}[again.Name], i)
+		}
+	}
+	for range 3 {
+		tag, ok := b.next(in, 5*time.Second)
+		if !ok || tag.Scan == "a" && older.Has(ID{Epoch: 0, Scan: Key("a"), Tile: tag.Tile}) {
+			t.Fatalf("%v, %v", tag, ok)
+		}
+		b.check(in.Durable(b.ctx, []volume.Tag{tag}))
+	}
+	if _, err := in.Next(b.ctx); !errors.Is(err, io.EOF) {
+		t.Errorf("%v", err)
+	}
+}
+
 // 3: the server goes away between delivery and ack. The trainer neither hangs nor trains twice, and the message leaves in the end.
 func TestAckUnknown(t *testing.T) {
 	t.Parallel()

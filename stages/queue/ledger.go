@@ -4,14 +4,18 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/bits"
+	"slices"
+	"strings"
 	"sync"
 )
 
 // Ledger is which patches of each epoch are done. It is safe for concurrent use.
 type Ledger struct {
-	mu     sync.Mutex
-	epochs map[int]*epoch
+	mu      sync.Mutex
+	epochs  map[int]*epoch
+	sources map[string]Scan // by Key: how each scan is asked for again
 }
 
 // epoch is one epoch's part of a ledger.
@@ -35,7 +39,7 @@ func (t *tiles) has(tile int) bool { return tile/8 < len(t.done) && t.done[tile/
 func (t *tiles) full() bool { return t.void || t.of > 0 && t.n == t.of }
 
 // NewLedger returns an empty ledger.
-func NewLedger() *Ledger { return &Ledger{epochs: map[int]*epoch{}} }
+func NewLedger() *Ledger { return &Ledger{epochs: map[int]*epoch{}, sources: map[string]Scan{}} }
 
 // Has says that a patch is done.
 func (l *Ledger) Has(id ID) bool {
@@ -153,6 +157,79 @@ func (l *Ledger) voids(epoch int) (n, of int) {
 	return n, e.scans
 }
 
+// learn keeps how a scan is asked for again.
+func (l *Ledger) learn(s Scan) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key := Key(s.Name)
+	if old, ok := l.sources[key]; ok {
+		s.Attempt = max(s.Attempt, old.Attempt)
+	}
+	l.sources[key] = s
+}
+
+// Merge adds to l what o has.
+func (l *Ledger) Merge(o *Ledger) error {
+	from := o.clone()
+	for _, s := range from.sources {
+		l.learn(s)
+	}
+	for n, e := range from.epochs {
+		if e.whole {
+			l.mu.Lock()
+			to := l.epoch(n, e.scans)
+			to.whole = true
+			l.mu.Unlock()
+			continue
+		}
+		for key, t := range e.by {
+			for tile := range t.of {
+				if !t.has(tile) {
+					continue
+				}
+				if err := l.Mark(ID{Epoch: n, Scan: key, Tile: tile}, t.of, e.scans); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// lost are the scans of which l has a patch that now doesn't have, and the epochs: what a checkpoint that was discarded
+// had been trained on, and was acknowledged.
+func (l *Ledger) lost(now *Ledger) []Scan {
+	was, is := l.clone(), now.clone()
+	var list []Scan
+	for n, e := range was.epochs {
+		have := is.epochs[n]
+		if have == nil {
+			have = &epoch{by: map[string]*tiles{}}
+		}
+		if have.whole {
+			continue
+		}
+		for key, s := range was.sources {
+			t, kept := e.by[key], have.by[key]
+			missing := e.whole && (kept == nil || !kept.full())
+			for tile := 0; t != nil && tile < t.of && !missing; tile++ {
+				missing = t.has(tile) && (kept == nil || !kept.has(tile))
+			}
+			if missing {
+				s.Epoch = n
+				list = append(list, s)
+			}
+		}
+	}
+	slices.SortFunc(list, func(a, b Scan) int {
+		if a.Epoch != b.Epoch {
+			return a.Epoch - b.Epoch
+		}
+		return strings.Compare(a.Name, b.Name)
+	})
+	return list
+}
+
 // Whole says that every patch of every scan of an epoch is done.
 func (l *Ledger) Whole(epoch int) bool {
 	l.mu.Lock()
@@ -201,6 +278,7 @@ type (
 		Version int               `json:"version"`
 		Run     string            `json:"run"`
 		Epochs  map[int]epochJSON `json:"epochs"`
+		Sources map[string]Scan   `json:"sources,omitempty"`
 	}
 	epochJSON struct {
 		Scans int                  `json:"scans,omitempty"`
@@ -219,7 +297,7 @@ const ledgerVersion = 1
 func (l *Ledger) Encode(run string) ([]byte, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	out := ledgerJSON{Version: ledgerVersion, Run: run, Epochs: map[int]epochJSON{}}
+	out := ledgerJSON{Version: ledgerVersion, Run: run, Epochs: map[int]epochJSON{}, Sources: l.sources}
 	for n, e := range l.epochs {
 		ej := epochJSON{Scans: e.scans}
 		void := false
@@ -252,6 +330,12 @@ func ParseLedger(text []byte, run string) (*Ledger, error) {
 		return nil, fmt.Errorf("ledger: is of the run %q, not of %q", in.Run, run)
 	}
 	l := NewLedger()
+	for key, s := range in.Sources {
+		if err := s.check(); err != nil || Key(s.Name) != key {
+			return nil, fmt.Errorf("ledger: scan %.20q: isn't one that can be asked for", key)
+		}
+		l.sources[key] = s
+	}
 	for n, ej := range in.Epochs {
 		e := l.epoch(n, ej.Scans)
 		if n < 0 || n > most || ej.Scans < 0 || ej.Scans > most {
@@ -288,6 +372,7 @@ func (l *Ledger) clone() *Ledger {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	c := NewLedger()
+	maps.Copy(c.sources, l.sources)
 	for n, e := range l.epochs {
 		to := &epoch{scans: e.scans, full: e.full, whole: e.whole, by: map[string]*tiles{}}
 		for key, t := range e.by {

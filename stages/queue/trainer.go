@@ -15,6 +15,7 @@ import (
 // IntakeOptions are what a trainer asks of an Intake.
 type IntakeOptions struct {
 	Ledger *Ledger // what the checkpoint that the run goes on from has; nil for a new run
+	Spent  *Ledger // what later checkpoints had, which the run doesn't go on from: it is asked for again; may be nil
 	Voids  *Voids
 	Epochs int                // the run ends after these; 0: when the publisher's do
 	Check  func(*Patch) error // refuses a patch that this flow can't use: an error ends the run, and the patch stays in the queue
@@ -29,12 +30,14 @@ type Intake struct {
 	last time.Time // a patch was given
 
 	mu     sync.Mutex
-	ledger *Ledger         // durable
-	seen   *Ledger         // that, what was given since, and what is void
-	given  map[ID]string   // not durable yet: the message's identity
-	known  map[string]Scan // by name: what the newest message says
-	epochs int             // of the publisher; 0: not known
+	ledger *Ledger       // durable
+	seen   *Ledger       // that, what was given since, and what is void
+	given  map[ID]string // not durable yet: the message's identity
+	epochs int           // of the publisher; 0: not known
 	swept  time.Time
+
+	asking     sync.WaitGroup
+	stopAsking context.CancelFunc
 }
 
 // Intake begins to take patches. Ensure has made the streams.
@@ -42,15 +45,44 @@ func (q *Queue) Intake(o IntakeOptions) (*Intake, error) {
 	if o.Ledger == nil {
 		o.Ledger = NewLedger()
 	}
-	t := &Intake{q: q, o: o, ledger: o.Ledger, seen: o.Ledger.clone(), given: map[ID]string{}, known: map[string]Scan{}, last: time.Now()}
+	t := &Intake{q: q, o: o, ledger: o.Ledger, seen: o.Ledger.clone(), given: map[ID]string{}, last: time.Now()}
 	for _, v := range o.Voids.All() {
 		if err := t.empty(v); err != nil {
 			return nil, err
 		}
 	}
 	var err error
-	t.c, err = q.consume(q.names.patchStream(), trainName, ahead)
-	return t, err
+	if t.c, err = q.consume(q.names.patchStream(), trainName, ahead); err != nil {
+		return nil, err
+	}
+	if o.Spent != nil {
+		t.ask(o.Spent.lost(t.ledger))
+	}
+	return t, nil
+}
+
+// ask asks for scans again of which patches were acknowledged that no checkpoint has any more. It doesn't wait for room in
+// the queue: that may come only when patches are taken.
+func (t *Intake) ask(lost []Scan) {
+	if len(lost) == 0 {
+		return
+	}
+	t.q.log(Event{true, fmt.Sprintf("queue: %d scans are asked for again: a checkpoint that isn't gone on from had patches of them, the first %s of epoch %d",
+		len(lost), lost[0].Name, lost[0].Epoch)})
+	ctx, cancel := context.WithCancel(t.q.ctx)
+	t.stopAsking = cancel
+	t.asking.Go(func() {
+		for _, s := range lost {
+			s.Attempt++
+			t.ledger.learn(s)
+			if err := t.q.PublishScan(ctx, &s); err != nil {
+				if ctx.Err() == nil {
+					t.q.log(Event{true, "queue: " + s.Name + " can't be asked for again: " + err.Error()})
+				}
+				return
+			}
+		}
+	})
 }
 
 // empty notes in seen what an epoch ends without, or after all doesn't.
@@ -183,9 +215,9 @@ func (t *Intake) take(ctx context.Context, d *delivery) (*Patch, error) {
 
 // learn keeps what a message says of the run.
 func (t *Intake) learn(p *Patch) {
+	t.ledger.learn(p.Source)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.known[p.Source.Name] = p.Source
 	t.epochs = max(t.epochs, p.Source.Epochs)
 }
 
@@ -335,7 +367,16 @@ func (t *Intake) marked(tags []volume.Tag, work chan<- string) error {
 }
 
 // Close ends taking. What isn't durable goes back to the queue.
-func (t *Intake) Close() { t.c.close() }
+func (t *Intake) Close() {
+	if t.stopAsking != nil {
+		t.stopAsking()
+	}
+	t.asking.Wait()
+	t.c.close()
+}
+
+// Durably is what checkpoints have until now.
+func (t *Intake) Durably() *Ledger { return t.ledger.clone() }
 
 // State is what a process says of itself to people who look at the queue.
 type State struct {
