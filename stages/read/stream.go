@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 
 	"github.com/flowrun/flowrun/stages/volume"
@@ -36,21 +37,31 @@ func held(scan *volume.Scan, slices int) int64 {
 	return 2 * int64(scan.Dims[0]) * int64(scan.Dims[1]) * int64(min(slices+1, scan.Dims[2]))
 }
 
-// room is how many slices a stream keeps so that the last ones that were asked for are among them.
+// aheadSlices and aheadBytes bound what is decoded before it is asked for. One slice is.
+const (
+	aheadSlices = 16
+	aheadBytes  = 8 << 20
+)
+
+// room is how many slices a stream keeps so that the last ones that were asked for are among them, and those that are decoded
+// ahead.
 func room(scan *volume.Scan, r *resampling, slices int) int {
+	plane := 2 * scan.Dims[0] * scan.Dims[1]
+	slices = max(slices, 1) + min(max(aheadBytes/plane, 1), aheadSlices)
 	if r != nil {
 		slices += r.burst()
 	}
-	return min(max(slices, 1), scan.Dims[2])
+	return min(slices, scan.Dims[2])
 }
 
-// Stream opens a scan for which Streams is true. Its volume decodes slices when they are asked for and keeps the last ones:
-// when slice z has been asked for, those above z-slices can be had. A slice below them is had too, by reading the file once
-// more.
+// Stream opens a scan for which Streams is true. Its volume decodes slices a few ahead of those that are asked for, the first ones
+// at once, and keeps the last ones: when slice z has been asked for, those above z-slices can be had. A slice below them is
+// had too, by reading the file once more.
 //
 // The file is verified as it is read, all of it before its last slice is given; an error, which names the scan's path, comes
-// from Rows, whenever it is met, and the volume is lost. What is odd about the voxels is known at the end of the first
-// reading, and told to warn, which may be nil. Decoding ends with ctx. free is Load's.
+// from Rows when what can't be read is asked for, and the volume is lost. What is odd about the voxels is known at the end of
+// the first reading, and told to warn, which may be nil. Decoding ends with ctx, and before the last reference is given back:
+// free is Load's.
 func Stream(ctx context.Context, scan *volume.Scan, epoch int, o Options, slices int, warn func([]string), free func()) (*volume.Volume, error) {
 	s, err := newStream(ctx, scan, o, slices, warn)
 	if err != nil {
@@ -62,31 +73,42 @@ func Stream(ctx context.Context, scan *volume.Scan, epoch int, o Options, slices
 	l := s.loader
 	v := &volume.Volume{Scan: scan, Epoch: epoch, Dims: scan.Dims, Window: o.WindowHU, Geometry: l.p.geometry, Slope: l.slope, Inter: l.inter,
 		Warnings: l.p.warnings}
+	s.want(-1)
 	return v.Own(s, free), nil
 }
 
-// stream is Samples of a file that is read forwards, behind which the last slices are kept.
+// stream is Samples of a file that is read forwards, behind which the last slices are kept. Slices are decoded by a goroutine
+// that runs while there is room ahead of what was asked for, and by whoever asks for more.
 type stream struct {
-	ctx  context.Context
-	scan *volume.Scan
-	o    Options
-	warn func([]string)
+	ctx    context.Context
+	scan   *volume.Scan
+	o      Options
+	slices int // that are kept below the highest that was asked for
+	burst  int // the most slices that decoding gives at a time
+	warn   func([]string)
 
 	decoding   sync.Mutex // held by whoever decodes; guards what follows
 	loader     *loader    // nil once the file is read to its end
 	resampling *resampling
 	spare      []int16 // the slice being decoded
-	err        error   // for good
+	panicked   error   // ahead of who asks
 
-	window    sync.RWMutex // low, high and ring change with both locks held
+	window    sync.RWMutex // guards what follows; low, high and ring change with both locks held
 	ring      [][]int16    // slice z is at z%len(ring)
 	low, high int          // low ≤ z < high are there
+	top       int          // one above the highest that was asked for, in this reading
+	err       error        // for good
+	running   bool         // a goroutine decodes ahead
+	ahead     sync.WaitGroup
 }
 
 func newStream(ctx context.Context, scan *volume.Scan, o Options, slices int, warn func([]string)) (*stream, error) {
-	s := &stream{ctx: ctx, scan: scan, o: o, warn: warn}
+	s := &stream{ctx: ctx, scan: scan, o: o, slices: max(slices, 1), burst: 1, warn: warn}
 	if err := s.begin(); err != nil {
 		return nil, err
+	}
+	if s.resampling != nil {
+		s.burst = s.resampling.burst()
 	}
 	s.ring = make([][]int16, room(scan, s.resampling, slices))
 	return s, nil
@@ -112,12 +134,70 @@ func (s *stream) Rows(z, y0, y1 int, buf []int16) ([]int16, error) {
 	}
 	w := s.scan.Dims[0]
 	buf = buf[:(y1-y0)*w]
-	for !s.kept(z, y0*w, buf) {
+	for s.want(z); !s.kept(z, y0*w, buf); s.want(z) {
 		if err := s.reach(z); err != nil {
 			return nil, err
 		}
 	}
 	return buf, nil
+}
+
+// want says that slice z is asked for (-1: none as yet); those above it are decoded ahead.
+func (s *stream) want(z int) {
+	s.window.RLock()
+	known := z < s.top && z >= 0
+	s.window.RUnlock()
+	if known {
+		return
+	}
+	s.window.Lock()
+	defer s.window.Unlock()
+	s.top = max(s.top, z+1)
+	if !s.running && s.due() {
+		s.running = true
+		s.ahead.Go(func() {
+			for s.further() {
+			}
+		})
+	}
+}
+
+// due says that there is room for more slices than were asked for. It wants the window locked.
+func (s *stream) due() bool {
+	all := s.scan.Dims[2]
+	return s.err == nil && s.high < all && min(s.high+s.burst, all) <= len(s.ring)+max(s.top-s.slices, 0)
+}
+
+// further decodes ahead, if there is room and no error. Where it panics, so does who asks for what isn't there.
+func (s *stream) further() (more bool) {
+	s.decoding.Lock()
+	defer s.decoding.Unlock()
+	s.window.Lock()
+	due := s.due()
+	s.running = due
+	s.window.Unlock()
+	if !due {
+		return false
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			s.panicked = fmt.Errorf("%v\n%s", p, debug.Stack())
+			_ = s.fail(s.panicked)
+		}
+		more = true
+	}()
+	_ = s.fail(s.decode())
+	return true
+}
+
+// fail keeps the first error, if err is one, and returns it.
+func (s *stream) fail(err error) error {
+	s.window.Lock()
+	defer s.window.Unlock()
+	if s.err == nil {
+		s.err = err
+	}
+	return s.err
 }
 
 // kept copies from a slice, if it is there.
@@ -135,22 +215,27 @@ func (s *stream) kept(z, at int, buf []int16) bool {
 func (s *stream) reach(z int) error {
 	s.decoding.Lock()
 	defer s.decoding.Unlock()
-	if s.err == nil && z < s.low {
-		s.err = s.rewind()
+	err := s.fail(nil)
+	if err == nil && z < s.low {
+		err = s.fail(s.rewind())
 	}
-	for s.err == nil && z >= s.high {
-		if err := s.decode(); err != nil {
-			s.err = fmt.Errorf("%s: %w", s.scan.Path, err)
-		}
+	for err == nil && z >= s.high {
+		err = s.fail(s.decode())
 	}
-	return s.err
+	switch {
+	case z >= s.low && z < s.high:
+		return nil
+	case s.panicked != nil:
+		panic(s.panicked)
+	}
+	return err
 }
 
 // rewind makes the file's first slice the next one.
 func (s *stream) rewind() error {
 	_ = s.shut()
 	s.window.Lock()
-	s.low, s.high = 0, 0
+	s.low, s.high, s.top = 0, 0, 0
 	s.window.Unlock()
 	return s.begin()
 }
@@ -158,17 +243,22 @@ func (s *stream) rewind() error {
 // decode takes in the file's next slice.
 func (s *stream) decode() error {
 	l := s.loader
+	var err error
 	if r := s.resampling; r != nil {
-		return l.resampled(s.ctx, r, func(_ int, samples []int16) error {
+		err = l.resampled(s.ctx, r, func(_ int, samples []int16) error {
 			s.place(r.put, &l.p.geometry).place(0, samples)
 			return s.keep()
 		})
+	} else {
+		plane := int64(s.scan.Dims[0]) * int64(s.scan.Dims[1])
+		if err = l.block(s.ctx, s.place(l.p.grid.Dims, &l.p.geometry), plane); err == nil {
+			err = s.keep()
+		}
 	}
-	plane := int64(s.scan.Dims[0]) * int64(s.scan.Dims[1])
-	if err := l.block(s.ctx, s.place(l.p.grid.Dims, &l.p.geometry), plane); err != nil {
-		return err
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.scan.Path, err)
 	}
-	return s.keep()
+	return nil
 }
 
 // place puts samples of one of the file's slices in spare. dims are the file's.
@@ -219,15 +309,14 @@ func (s *stream) shut() error {
 // Bytes is the memory of the slices that are kept.
 func (s *stream) Bytes() int64 { return held(s.scan, len(s.ring)) }
 
-// Close drops the slices.
+// Close ends decoding and drops the slices.
 func (s *stream) Close() error {
+	_ = s.fail(errors.New("read after it was released"))
+	s.ahead.Wait()
 	s.decoding.Lock()
 	defer s.decoding.Unlock()
 	s.window.Lock()
 	defer s.window.Unlock()
-	if s.err == nil {
-		s.err = errors.New("read after it was released")
-	}
 	clear(s.ring)
 	s.spare, s.low, s.high = nil, 0, 0
 	return s.shut()

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/flowrun/flowrun/stages/nifti"
 	"github.com/flowrun/flowrun/stages/volume"
@@ -109,11 +110,11 @@ func TestStreamGivesWhatLoadDoes(t *testing.T) {
 			check(r.IntN(nz), y0, y0+r.IntN(ny-y0)+1)
 		}
 		check(0, 0, ny)
-		opened := s.loader
+		opened := reading(s)
 		for z := range nz { // what is said to be kept is, without another reading
 			check(z, 0, ny)
 			check(max(0, z-r.IntN(window)), 0, ny)
-			if s.loader != opened && s.loader != nil {
+			if l := reading(s); l != opened && l != nil {
 				rt.Fatalf("slice %d of %d: read anew with %d slices kept", z, nz, window)
 			}
 		}
@@ -121,6 +122,13 @@ func TestStreamGivesWhatLoadDoes(t *testing.T) {
 			rt.Fatalf("warnings %q, want %q", got, whole.Warnings)
 		}
 	})
+}
+
+// reading is what s reads with; nil once it is at its end.
+func reading(s *stream) *loader {
+	s.decoding.Lock()
+	defer s.decoding.Unlock()
+	return s.loader
 }
 
 func must[T any](v T, err error) T {
@@ -226,13 +234,13 @@ func TestStreamFindsWhatIsWrong(t *testing.T) {
 // A file that is changed between two readings isn't taken for the scan.
 func TestStreamSeesAChange(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.nii")
-	dims := [3]int{3, 3, 9}
+	dims := [3]int{3, 3, 60}
 	put(t, path, dims, identity, func(i, j, k int) int16 { return int16(k) })
 	o := defaults()
 	v := must(Stream(context.Background(), one(t, path, o), 0, o, 2, nil, nil))
 	defer v.Release()
 	buf := make([]int16, 9)
-	for _, z := range []int{8, 1} {
+	for _, z := range []int{59, 1} {
 		if rows := must(v.Rows(z, 0, 3, buf)); rows[0] != int16(z) {
 			t.Fatalf("slice %d: %v", z, rows)
 		}
@@ -241,7 +249,7 @@ func TestStreamSeesAChange(t *testing.T) {
 	if _, err := v.Rows(0, 0, 3, buf); err != nil {
 		t.Error(err) // the reading that has begun is of the old file
 	}
-	if _, err := v.Rows(8, 0, 3, buf); err != nil {
+	if _, err := v.Rows(59, 0, 3, buf); err != nil {
 		t.Error(err)
 	}
 	if _, err := v.Rows(0, 0, 3, buf); err == nil || !strings.Contains(err.Error(), "a.nii: the file has changed since the run began") {
@@ -283,18 +291,125 @@ func TestStreamForMany(t *testing.T) {
 	}
 }
 
+// As far as there is room slices are decoded before they are asked for, and never so far that one which is to be kept goes.
+func TestStreamDecodesAhead(t *testing.T) {
+	dir := t.TempDir()
+	for _, mm := range []float64{0, 4, 1.3, 9} {
+		path := filepath.Join(dir, "a.nii")
+		put(t, path, [3]int{3, 2, 90}, rising(false, true, false), func(i, j, k int) int16 { return int16(k) })
+		o := defaults()
+		o.Spacing = [3]float64{2 * min(mm, 1), 3 * min(mm, 1), mm}
+		scan := one(t, path, o)
+		synctest.Test(t, func(t *testing.T) {
+			const slices = 5
+			s := must(newStream(t.Context(), scan, o, slices, nil))
+			buf := make([]int16, 3)
+			for _, z := range []int{-1, 0, 3, 10, 11, 2, 3, scan.Dims[2] / 2, scan.Dims[2] - 3, scan.Dims[2] - 1} {
+				if s.want(z); z >= 0 {
+					must(s.Rows(z, 0, 1, buf))
+				}
+				synctest.Wait() // the goroutine has ended
+				low, high := max(s.top-slices, 0), min(max(s.top, slices)+aheadSlices, scan.Dims[2])
+				if s.running || s.low > low || s.high < high || s.high-s.low > len(s.ring) || s.high > high+s.burst {
+					t.Errorf("%v mm, slice %d: %d to %d are there, want %d to %d", mm, z, s.low, s.high, low, high)
+				}
+			}
+			_ = s.fail(errors.New("found ahead")) // meanwhile
+			if err := s.reach(scan.Dims[2] - 1); err != nil {
+				t.Error(err)
+			}
+			if err := s.Close(); err != nil || s.loader != nil || s.running {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// What can't be read is an error when it is asked for, however early it was found.
+func TestStreamErrsWhereTheFileDoes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.nii.gz")
+	r := rand.New(rand.NewPCG(3, 4))
+	put(t, path, [3]int{20, 30, 30}, identity, func(i, j, k int) int16 { return int16(r.IntN(2000) - 1000) })
+	b := must(os.ReadFile(path))
+	for _, part := range []float64{0.3, 0.5, 0.8, 1} {
+		cut := slices.Clone(b[:int(part*float64(len(b)))])
+		if part == 1 {
+			cut[len(cut)-6] ^= 1 // the checksum
+		}
+		if err := os.WriteFile(path, cut, 0o666); err != nil {
+			t.Fatal(err)
+		}
+		o := defaults()
+		scan := one(t, path, o)
+		file, p, err := open(scan, &o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, sound := newLoader(file, p, &o), 0
+		slice := newPlacer(make([]int16, 600), [3]int{20, 30, 1}, p.geometry.Axes, p.geometry.Flip)
+		for sound < 29 && l.block(t.Context(), slice, 600) == nil {
+			sound++
+		}
+		_ = file.Close()
+		synctest.Test(t, func(t *testing.T) {
+			freed := 0
+			v := must(Stream(t.Context(), scan, 0, o, 4, nil, func() { freed++ }))
+			buf := make([]int16, 20)
+			for z := range 30 {
+				synctest.Wait()
+				_, err := v.Rows(z, 0, 1, buf)
+				if z < sound && err != nil || z >= sound && (err == nil || !errors.Is(v.Lost(), err) || freed != 1) {
+					t.Fatalf("%v of the file, %d sound slices: slice %d: %v, freed %d times", part, sound, z, err, freed)
+				}
+			}
+			v.Release()
+		})
+	}
+}
+
+// A panic ahead of who asks is his.
+func TestStreamPanicsForWhoAsks(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.nii")
+	put(t, path, [3]int{2, 2, 9}, identity, func(i, j, k int) int16 { return 0 }) // doesn't look like CT
+	o := defaults()
+	scan := one(t, path, o)
+	synctest.Test(t, func(t *testing.T) {
+		s := must(newStream(t.Context(), scan, o, 3, func([]string) { panic("odd") }))
+		s.want(-1)
+		synctest.Wait()
+		buf := make([]int16, 2)
+		for z := range 8 {
+			must(s.Rows(z, 0, 1, buf))
+		}
+		defer func() {
+			if p, _ := recover().(error); p == nil || !strings.HasPrefix(p.Error(), "odd\n") {
+				t.Error(p)
+			}
+			if err := s.Close(); err != nil || s.running {
+				t.Error(err)
+			}
+		}()
+		_, err := s.Rows(8, 0, 1, buf)
+		t.Error(err)
+	})
+}
+
 // Decoding ends with its context.
 func TestStreamEndsWithItsContext(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.nii")
-	small(t, path)
-	ctx, cancel := context.WithCancel(context.Background())
+	put(t, path, [3]int{2, 2, 90}, identity, func(i, j, k int) int16 { return 0 })
 	o := defaults()
-	v := must(Stream(ctx, one(t, path, o), 0, o, 1, nil, nil))
-	defer v.Release()
-	cancel()
-	if _, err := v.Rows(0, 0, 2, make([]int16, 4)); !errors.Is(err, context.Canceled) {
-		t.Error(err)
-	}
+	scan := one(t, path, o)
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		v := must(Stream(ctx, scan, 0, o, 1, nil, nil))
+		defer v.Release()
+		synctest.Wait()
+		cancel()
+		if _, err := v.Rows(80, 0, 2, make([]int16, 4)); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
 }
 
 // What a stream holds is what it is said to cost, however tall the scan.
@@ -304,7 +419,7 @@ func TestStreamCost(t *testing.T) {
 		nz, slices int
 		spacing    float64
 		want       int64 // slices
-	}{{100, 10, 0, 11}, {1000, 10, 0, 11}, {10, 10, 0, 10}, {5, 10, 0, 5}, {200, 10, 4, 12}, {200, 10, 1, 11 + 6}} {
+	}{{100, 10, 0, 27}, {1000, 10, 0, 27}, {10, 10, 0, 10}, {5, 10, 0, 5}, {200, 10, 4, 28}, {200, 10, 1, 27 + 6}} {
 		path := filepath.Join(dir, "a.nii")
 		dims := [3]int{8, 8, c.nz}
 		put(t, path, dims, rising(false, false, false), func(i, j, k int) int16 { return 0 })
