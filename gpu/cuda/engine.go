@@ -58,17 +58,9 @@ func Open(ordinal int) (Card, error) {
 	}
 	e := &Engine{device: ds[ordinal], o: o, kernels: map[string]cu.Function{}}
 	if err := o.wait(e.load); err != nil {
-		return nil, errors.Join(err, ignore(e.Close(), err))
+		return nil, errors.Join(err, e.Close())
 	}
 	return e, nil
-}
-
-// ignore is err, or nil where it says what is known.
-func ignore(err, known error) error {
-	if err != nil && err.Error() == known.Error() {
-		return nil
-	}
-	return err
 }
 
 // load compiles the kernels and makes the streams.
@@ -154,7 +146,7 @@ func (e *Engine) Sync() error { return e.o.wait(e.settle) }
 // settle waits for the device.
 func (e *Engine) settle() error { return failed("cuStreamSynchronize", e.compute.Synchronize()) }
 
-// Close gives everything back.
+// Close gives everything back. It reports a failure that Sync hasn't.
 func (e *Engine) Close() error {
 	// Behind a failure the owner does nothing more, and the driver takes everything back with the context.
 	e.o.do(func() error {

@@ -14,8 +14,9 @@ type owner struct {
 	work chan piece
 	done chan struct{}
 
-	mu  sync.Mutex
-	err error // the first: what was handed in behind it isn't done
+	mu   sync.Mutex
+	err  error // the first: what was handed in behind it isn't done
+	said bool  // wait has returned it
 }
 
 // piece is work, and who waits for it.
@@ -61,13 +62,18 @@ func (o *owner) wait(f func() error) error {
 	done := make(chan struct{})
 	o.work <- piece{f, done}
 	<-done
-	return o.failure()
+	err := o.failure()
+	o.said = err != nil
+	return err
 }
 
-// close ends the goroutine.
+// close ends the goroutine. It returns an error that nobody has seen yet.
 func (o *owner) close() error {
 	close(o.work)
 	<-o.done
+	if o.said {
+		return nil
+	}
 	return o.failure()
 }
 

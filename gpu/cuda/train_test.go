@@ -139,7 +139,9 @@ func TestFailures(t *testing.T) {
 			if err := e.Sync(); !errors.Is(err, c.want) {
 				t.Errorf("the engine goes on: %v", err)
 			}
-			_ = e.Close() // says it again
+			if err := e.Close(); err != nil {
+				t.Errorf("said twice: %v", err)
+			}
 			if again := open(t); again != nil {
 				o, err := vqgan.Open(again, conf, o)
 				if err != nil {
@@ -166,7 +168,9 @@ func TestFailures(t *testing.T) {
 		if !errors.Is(err, ErrOutOfMemory) || !strings.Contains(err.Error(), "MiB are free") {
 			t.Errorf("%v, want %v", err, ErrOutOfMemory)
 		}
-		_ = e.Close() // says it again
+		if err := e.Close(); err != nil {
+			t.Errorf("said twice: %v", err)
+		}
 	})
 	t.Run("none", func(t *testing.T) {
 		t.Setenv("FLOWRUN_STANDIN_NONE", "1")
