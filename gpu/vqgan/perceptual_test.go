@@ -210,6 +210,11 @@ func theirs(t lpipsTensor) string  { return t.names[0] }
 func inLPIPS(t lpipsTensor) string { return t.names[1] }
 
 func TestPerceptualNetworksAreFound(t *testing.T) {
+	for _, name := range []string{"net.slice1.2.bias", "net.slice2.5.weight", "net.slice3.14.weight", "net.slice4.17.bias", "net.slice5.28.weight"} {
+		if shapes("", inLPIPS)[name] == nil {
+			t.Errorf("lpips' %s isn't among the names", name)
+		}
+	}
 	scaled := shapes("perceptual_model.", inLPIPS)
 	scaled["perceptual_model."+nameShift], scaled["perceptual_model."+nameScale] = []int{1, 3, 1, 1}, []int{1, 3, 1, 1}
 	for name, c := range map[string]struct {
@@ -316,7 +321,7 @@ func TestPerceptualSteps(t *testing.T) {
 	o.Patch = [3]int{16, 16, 16}
 	o.Perceptual, o.LPIPS = Perceptual{Weight: 2, Share: 0.1, Planes: []string{"z", "x"}, Chunk: 2}, frozen(t)
 	x := smooth(o.Patch, 2, 1)
-	gan := GAN{Weight: 0.5, Volume: 1, Channels: 4, Layers: 1, Loss: "hinge", Norm: "none", LR: 1, Beta1: 0.5, Beta2: 0.9, Slices: 1, Adaptive: 100, R1Every: 1}
+	gan := GAN{Weight: 0.5, Volume: 1, Channels: 4, Layers: 1, Loss: "hinge", Norm: "none", LR: 1, Beta1: 0.5, Beta2: 0.9, Slices: 1, Adaptive: 1e6, R1Every: 1}
 	for name, gan := range map[string]GAN{"plain": {}, "gan": gan} {
 		o.GAN = gan
 		whole := open(t, c, o, 2)
@@ -334,6 +339,12 @@ func TestPerceptualSteps(t *testing.T) {
 		if name == "gan" {
 			if !a.GAN.Active {
 				t.Error("the discriminators don't learn")
+			}
+			heavy := o
+			heavy.Perceptual.Weight = 200
+			b, err := open(t, c, heavy, 2).Step(x, x, 2, 1e-3)
+			if err != nil || b.GAN.Weight < 2*a.GAN.Weight {
+				t.Errorf("the adaptive weight is %v, with a hundred times as much LPIPS %v: %v", a.GAN.Weight, b.GAN.Weight, err)
 			}
 			continue
 		}
