@@ -508,6 +508,8 @@ func (r *run) files() []report.Pair {
 	if r.loop != nil {
 		list = append(list,
 			report.Pair{Name: "metrics.jsonl, .csv", Value: "a row for each step and each validation"},
+			report.Pair{Name: "incidents.jsonl", Value: "where training went wrong, and what was done about it"},
+			report.Pair{Name: "events.out.tfevents.*", Value: "the same for TensorBoard"},
 			report.Pair{Name: "samples/", Value: "pictures of validations"},
 			report.Pair{Name: "checkpoints/", Value: "weights and all that the next step depends on; best and last are links"})
 	}
