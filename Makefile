@@ -58,6 +58,7 @@ fixtures: ## what PyTorch and scikit-image say, for tests; needs Debian's python
 	$(PYTHON) integration/reference/ssim_fixture.py > bin/reference.json
 	mv bin/reference.json stages/metrics/testdata/reference.json
 	$(PYTHON) integration/reference/generator.py gpu/vqgan/testdata
+	$(PYTHON) integration/reference/quantisers.py gpu/vqgan/testdata
 	$(PYTHON) integration/reference/gan.py gpu/vqgan/testdata
 	$(PYTHON) integration/reference/lpips.py fixture gpu/vqgan/testdata/lpips.safetensors
 	$(PYTHON) integration/reference/weights.py write flows/testdata

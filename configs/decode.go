@@ -15,14 +15,15 @@ const maxProblems = 20
 
 // A decoder sets structs from nodes and gathers what is wrong.
 type decoder struct {
-	file  string
-	moved map[*yaml.Node]*Error // where a node came from, if not from its line of file
-	keys  map[string]*yaml.Node // the key node that set a dotted key
-	errs  Errors
+	file   string
+	moved  map[*yaml.Node]*Error // where a node came from, if not from its line of file
+	keys   map[string]*yaml.Node // the key node that set a dotted key
+	preset map[*yaml.Node]bool   // the key nodes that are a preset's
+	errs   Errors
 }
 
 func newDecoder(file string) *decoder {
-	return &decoder{file: file, moved: map[*yaml.Node]*Error{}, keys: map[string]*yaml.Node{}}
+	return &decoder{file: file, moved: map[*yaml.Node]*Error{}, keys: map[string]*yaml.Node{}, preset: map[*yaml.Node]bool{}}
 }
 
 // Decode sets the options struct at ptr from a YAML mapping (or a document that is one), then calls Check on every

@@ -244,9 +244,11 @@ func (s Stage) Errorf(key, format string, args ...any) error {
 	return s.decoder.at(s.decoder.keyNode(dotted, s.key), dotted, fmt.Sprintf(format, args...))
 }
 
-// Given reports whether the file or an override sets a dotted key of a top block or stage (run.dir, train.device).
+// Given reports whether the file or an override sets a dotted key of a top block or stage (run.dir, train.device). What
+// a preset sets isn't given.
 func (f *File) Given(key string) bool {
-	return f.decoder.keys[key] != nil
+	node := f.decoder.keys[key]
+	return node != nil && !f.decoder.preset[node]
 }
 
 // Words are the overrides, with … for what is secret in them.

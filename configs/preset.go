@@ -85,7 +85,7 @@ func (l *loader) applyPreset() {
 		keys := root.Content[i+1].Content
 		for j := 0; j+1 < len(keys); j += 2 {
 			if !names[keys[j].Value] {
-				l.moved[keys[j]] = origin
+				l.moved[keys[j]], l.preset[keys[j]] = origin, true
 				merged.Content = append(merged.Content, keys[j], keys[j+1])
 			}
 		}

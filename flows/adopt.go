@@ -80,7 +80,7 @@ func (j *Job) adopt(f *configs.File) error {
 	if j.model, err = vqgan.ParseConfig(info.Meta["model"]); err != nil {
 		return m.piece.file.Errorf("checkpoint", "%s: %v", m.Checkpoint, err)
 	}
-	if asked.Preset = ""; f.Given("model") && asked != j.model {
+	if f.Given("model") && !asked.Equal(&j.model) {
 		return f.Errorf("model", "isn't that of %s; leave this block out", m.Checkpoint)
 	}
 	var trained stream

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"unicode"
 
+	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/volume"
 )
 
@@ -23,8 +24,14 @@ func (j *Job) agrees(snap *volume.Snapshot, path string) error {
 	if err != nil {
 		return err
 	}
+	meta := maps.Clone(snap.Meta)
+	if c, err := vqgan.ParseConfig(meta["model"]); err == nil { // with the keys that have come since
+		if meta["model"], err = c.JSON(); err != nil {
+			return err
+		}
+	}
 	for name := range here {
-		if key, then, now, differ := difference(snap.Meta[name], here[name]); differ {
+		if key, then, now, differ := difference(meta[name], here[name]); differ {
 			if name == "model" {
 				key = "model." + key
 			}

@@ -60,13 +60,31 @@ func (g *guess) job(words []string) (*Job, error) {
 		values map[string]string
 	}{{byWords, given}, {byExport, exported}, {bySettings, kept}, {assumed, g.assumed()}}
 	o := g.outline
-	seen := []finding{{"model.hidden", text(o.Hidden), byTensors}, {"model.embedding", text(o.Embedding), byTensors},
-		{"model.codes", text(o.Codes), byTensors}, {"model.decoder", text(o.Decoder), byTensors}}
+	seen := []finding{{"model.hidden", text(o.Hidden), byTensors}, {"model.embedding", text(o.Embedding), byTensors}}
+	if o.Books > 0 {
+		seen = append(seen, finding{"model.codes", text(o.Codes), byTensors})
+	}
+	seen = append(seen, finding{"model.decoder", text(o.Decoder), byTensors})
+	switch o.Books {
+	case 0:
+		seen = append(seen, finding{"model.quantizer", text(vqgan.FSQ), byTensors})
+	case 2:
+		seen = append(seen, finding{"model.quantizer", text(vqgan.Residual), byTensors})
+	}
 	for _, x := range seen {
 		for _, s := range sources {
 			if v, ok := s.values[x.key]; ok && v != x.value {
 				return nil, configErrorf("%s: %s: %s (%s), but the tensors have %s", g.path, x.key, v, s.origin, x.value)
 			}
+		}
+	}
+	levels := func(values map[string]string) bool { return values["model.levels"] != "" }
+	if o.Books == 0 && !levels(given) && !levels(exported) && !levels(kept) {
+		return nil, configErrorf("%s: codebook.embeddings is missing; a model with quantizer: fsq has none, but levels: give them, as in model.levels='[8, 5, 5, 5]'", g.path)
+	}
+	for _, s := range sources {
+		if q := s.values["model.quantizer"]; o.Books == 1 && (q == text(vqgan.FSQ) || q == text(vqgan.Residual)) {
+			return nil, configErrorf("%s: model.quantizer: %s (%s), but the tensors have one codebook", g.path, q, s.origin)
 		}
 	}
 	g.found = seen
@@ -102,9 +120,9 @@ func (g *guess) load(words []string) (*Job, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n := j.model.Levels(); n != g.outline.Levels {
+	if n := j.model.Halvings(); n != g.outline.Halvings {
 		return nil, configErrorf("%s: model.downsample: %v halves %d times, but the tensors %d times; set it, as in model.downsample='%s'", g.path,
-			j.model.Downsample, n, g.outline.Levels, text(g.halved()))
+			j.model.Downsample, n, g.outline.Halvings, text(g.halved()))
 	}
 	return j, nil
 }
@@ -174,7 +192,7 @@ func (g *guess) settings() (map[string]string, error) {
 	}
 	_, _, theirs := g.src.setting("n_hiddens")
 	if _, _, ours := g.src.setting("hidden"); !theirs && ours {
-		for _, key := range []string{"hidden", "downsample", "embedding", "codes", "norm", "groups", "padding", "decoder"} {
+		for _, key := range []string{"hidden", "downsample", "embedding", "codes", "quantizer", "levels", "norm", "groups", "padding", "decoder"} {
 			take(key, key)
 		}
 		return all, nil
@@ -214,15 +232,19 @@ func (g *guess) assumed() map[string]string {
 			panic(err) // a mistake in their tags, which tests find
 		}
 	}
-	return map[string]string{
+	all := map[string]string{
 		"model.downsample": text(g.halved()), "model.norm": text("group"), "model.groups": text(32), "model.padding": text("replicate"),
 		"read.window_hu": text(r.WindowHU), "tile.patch": text(t.Patch),
 	}
+	if g.outline.Books == 1 {
+		all["model.quantizer"] = text(vqgan.EMA)
+	}
+	return all
 }
 
 // halved is the downsampling of a model that halves every axis at every level.
 func (g *guess) halved() [3]int {
-	n := 1 << g.outline.Levels
+	n := 1 << g.outline.Halvings
 	return [3]int{n, n, n}
 }
 

@@ -70,6 +70,12 @@ func Import(ctx context.Context, w io.Writer, from string, o ImportOptions) erro
 	if err != nil {
 		return dataErrorf("%s: %w", from, trimmed(err, from))
 	}
+	for _, book := range p.outline.Codebooks() {
+		i := slices.IndexFunc(arrays, func(a volume.Array) bool { return a.Name == book+".embeddings" })
+		if err := job.model.CheckVectors(book, arrays[i].Data); err != nil {
+			return dataErrorf("%s: %w", from, err)
+		}
+	}
 	meta, err := job.identity()
 	if err != nil {
 		return err
@@ -237,15 +243,17 @@ func (f *foreign) weights(p *parts, axes [3]int) (arrays []volume.Array, notes [
 		turn(a, axes)
 		byName[a.Name] = *a
 	}
-	arrays, again, err := statistics(arrays, byName)
-	if err != nil {
-		return nil, nil, err
-	}
-	if again {
-		notes = append(notes, "codebook: it has no counts (N) and sums (z_avg) of its codes; new ones begin at one latent a code")
+	for _, book := range p.outline.Codebooks() {
+		var again bool
+		if arrays, again, err = statistics(arrays, byName, book); err != nil {
+			return nil, nil, err
+		}
+		if again {
+			notes = append(notes, book+": it has no counts (N) and sums (z_avg) of its codes; new ones begin at one latent a code")
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.model)) {
-		if a := byName[name]; !strings.HasPrefix(name, "codebook.") {
+		if a := byName[name]; !strings.HasPrefix(name, "codebook") {
 			a.Name = "ema." + name
 			arrays = append(arrays, a)
 		}
@@ -253,9 +261,9 @@ func (f *foreign) weights(p *parts, axes [3]int) (arrays []volume.Array, notes [
 	return arrays, notes, nil
 }
 
-// statistics completes the codebook: without both N and z_avg each code counts as one latent, at its vector.
-func statistics(arrays []volume.Array, byName map[string]volume.Array) (all []volume.Array, again bool, err error) {
-	const vectors, counts, sums = "codebook.embeddings", "codebook.N", "codebook.z_avg"
+// statistics completes a codebook: without both N and z_avg each code counts as one latent, at its vector.
+func statistics(arrays []volume.Array, byName map[string]volume.Array, book string) (all []volume.Array, again bool, err error) {
+	vectors, counts, sums := book+".embeddings", book+".N", book+".z_avg"
 	n, ok1 := byName[counts]
 	if i := slices.IndexFunc(n.Data, func(x float32) bool { return x < 0 }); i >= 0 {
 		return nil, false, fmt.Errorf("%s: element %d is %v (want at least 0)", counts, i, n.Data[i])

@@ -105,7 +105,7 @@ func TestImportedModelGivesPyTorchsReconstruction(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{`74 tensors under "state_dict.vqgan."`, "from the tensors: model.hidden 2, model.embedding 3, model.codes 10, model.decoder full",
-		"from hyper_parameters: model.downsample [4,2,1], model.groups 2, model.norm group, model.padding replicate", "assumed: read.window_hu [-1000,1000]",
+		"from hyper_parameters: model.downsample [4,2,1], model.groups 2, model.norm group, model.padding replicate", "assumed: model.quantizer ema, read.window_hu [-1000,1000]",
 		"--axes zyx", "discriminators: 3 tensors", "1 tensor of perceptual_model", `other modules: "denoise_fn"`} {
 		if !strings.Contains(said, want) {
 			t.Errorf("it doesn't say %s:\n%s", want, said)
@@ -248,7 +248,7 @@ func TestImportTakesWordsFirst(t *testing.T) {
 		t.Error(err)
 	}
 	_, said, err = imported(t, from, ImportOptions{Words: []string{"model.groups=4"}})
-	if err != nil || !strings.Contains(said, "assumed: model.downsample [4,4,4], model.norm group, model.padding replicate, read.window_hu [-1000,1000]") {
+	if err != nil || !strings.Contains(said, "assumed: model.downsample [4,4,4], model.norm group, model.padding replicate, model.quantizer ema, read.window_hu [-1000,1000]") {
 		t.Error(err, said)
 	}
 }

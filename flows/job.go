@@ -102,6 +102,9 @@ func Load(path string, data []byte, overrides []string) (*Job, error) {
 	if err := j.join(); err != nil {
 		return nil, &ConfigError{err}
 	}
+	if err := j.settle(f); err != nil {
+		return nil, &ConfigError{err}
+	}
 	if err := j.adopt(f); err != nil {
 		return nil, &ConfigError{err}
 	}
@@ -116,6 +119,38 @@ func Load(path string, data []byte, overrides []string) (*Job, error) {
 		return nil, &ConfigError{err}
 	}
 	return j, nil
+}
+
+// settle fills in what a quantiser without a codebook says of the model, and refuses keys that are about one.
+func (j *Job) settle(f *configs.File) error {
+	if err := j.model.Settle(func(key string) bool { return f.Given("model." + key) }); err != nil {
+		key, reason, _ := strings.Cut(err.Error(), ": ")
+		return f.Errorf("model."+key, "%s", reason)
+	}
+	if j.model.Books() > 0 {
+		return nil
+	}
+	o, ok := option[train.Options](j)
+	if !ok {
+		return nil
+	}
+	usual, p := new(train.Options), j.piece(o)
+	if err := configs.SetDefaults(usual); err != nil {
+		return err
+	}
+	for _, x := range []struct {
+		key   string
+		given bool
+	}{
+		{"codebook.decay", o.Codebook.Decay != usual.Codebook.Decay},
+		{"codebook.restart", o.Codebook.Restart != usual.Codebook.Restart},
+		{"loss.commitment", o.Loss.Commitment != usual.Loss.Commitment},
+	} {
+		if x.given {
+			return p.file.Errorf(x.key, "with model.quantizer: %s there is no codebook; leave it out", j.model.Quantizer)
+		}
+	}
+	return nil
 }
 
 // join checks that the stages' types meet.

@@ -30,7 +30,7 @@ func (r *run) newStudy(o metrics.Options) *metrics.Study {
 	if _, identity := r.back.model.(*infer.Identity); identity {
 		s.Options.Trilinear = false // the baseline of a factor of one is the scan itself
 	} else {
-		s.Codebook = r.back.model.Codes()
+		s.Codebook, s.Depth = r.back.model.Codes(), r.back.model.Depth()
 	}
 	s.Borders = func(v *volume.Volume) [3][]int {
 		g, err := r.grid(v)

@@ -315,7 +315,7 @@ func (w *watch) learnt(now time.Time) []report.Fact {
 		add("Mean absolute error", fmt.Sprintf("%.1f", x), "HU", "")
 	}
 	if x, _, ok := w.best("codebook_usage"); ok {
-		add("Codes used", fmt.Sprintf("%.0f", 100*x), "%", fmt.Sprintf("of %s", grouped(w.run.job.model.Codes)))
+		add("Codes used", fmt.Sprintf("%.0f", 100*x), "%", fmt.Sprintf("of %s", grouped(w.run.job.model.Codes*w.run.job.model.Depth())))
 	}
 	if n := w.step.Step - w.first; n > 0 {
 		end := now
@@ -468,8 +468,8 @@ func (r *run) versions() []report.Pair {
 		all = append(all, report.Pair{Name: "Engine", Value: r.engine.Name()})
 	}
 	if r.session != nil {
-		all = append(all, report.Pair{Name: "Model", Value: fmt.Sprintf("%.3g million parameters, %s codes, one for %s voxels",
-			float64(r.session.Plan().Parameters)/1e6, grouped(r.job.model.Codes), list(r.job.model.Downsample))})
+		all = append(all, report.Pair{Name: "Model", Value: fmt.Sprintf("%.3g million parameters, %s codes (%s), %d for %s voxels",
+			float64(r.session.Plan().Parameters)/1e6, grouped(r.job.model.Codes), r.job.model.Quantizer, r.job.model.Depth(), list(r.job.model.Downsample))})
 	}
 	if d := r.data; d != nil {
 		text := fmt.Sprintf("%d", len(d.all))

@@ -137,7 +137,7 @@ func (p *planner) trained(w io.Writer, m modelKeys) error {
 		return configErrorf("%s: %w", p.path, err)
 	}
 	p.engineLine(e, missing)
-	p.line("  model\t%s: %.3g million parameters, %d bits for each %s voxels", m.Checkpoint, float64(plan.Parameters)/1e6, bits(p.Job.model.Codes), list(p.Job.model.Downsample))
+	p.line("  model\t%s: %.3g million parameters, %d bits for each %s voxels", m.Checkpoint, float64(plan.Parameters)/1e6, p.Job.model.Depth()*bits(p.Job.model.Codes), list(p.Job.model.Downsample))
 	if err := errors.Join(p.w.Flush(), plan.Write(w)); err != nil {
 		return err
 	}
@@ -168,7 +168,7 @@ func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch
 		n = int64(options.Batch)
 	}
 	p.engineLine(e, missing)
-	p.line("  model\t%.3g million parameters, %d bits for each %s voxels", float64(plan.Parameters)/1e6, bits(p.Job.model.Codes), list(p.Job.model.Downsample))
+	p.line("  model\t%.3g million parameters, %d bits for each %s voxels", float64(plan.Parameters)/1e6, p.Job.model.Depth()*bits(p.Job.model.Codes), list(p.Job.model.Downsample))
 	p.line("  work\t%.4g TFLOP a patch forward, %.4g forward and backward", float64(plan.Forward/n)/1e12, float64(plan.Step/n)/1e12)
 	p.perceptual(e, plan, o, patch, n)
 	if err := errors.Join(p.w.Flush(), plan.Write(w)); err != nil {

@@ -35,7 +35,7 @@ type validator struct {
 	baseline *metrics.Result // of the trilinear baseline, measured in the first pass
 
 	scans  []metrics.ScanResult // of the newest validation: the EMA weights', where there are any
-	counts []int64              // how often it used each code
+	counts []int64              // how often it used each code, of one codebook after the other
 
 	target, recon []float32
 	codes         []int32
@@ -51,7 +51,7 @@ func (j *Job) newValidator(s *vqgan.Session, d *data, o validateOptions) *valida
 	m := j.multiple()
 	return &validator{session: s, model: j.model, read: *r, held: d.held, patch: o.patch, limit: o.limit, whole: o.whole, ema: o.ema,
 		workers: o.workers, setAside: o.setAside, status: o.status, alive: o.alive, scratch: batch.NewScratch(o.workers),
-		target: make([]float32, n), recon: make([]float32, n), codes: make([]int32, n/(m[0]*m[1]*m[2]))}
+		target: make([]float32, n), recon: make([]float32, n), codes: make([]int32, n/(m[0]*m[1]*m[2])*j.model.Depth())}
 }
 
 type validateOptions struct {
@@ -80,9 +80,9 @@ func (v *validator) measure(ctx context.Context) (map[string]float64, *picture, 
 	if len(v.held) == 0 {
 		return nil, nil, nil
 	}
-	passes := []*pass{{usage: metrics.NewUsage(v.model.Codes)}}
+	passes := []*pass{{usage: metrics.NewUsage(v.model.Codes, v.model.Depth())}}
 	if v.ema {
-		passes = append(passes, &pass{ema: true, usage: metrics.NewUsage(v.model.Codes)})
+		passes = append(passes, &pass{ema: true, usage: metrics.NewUsage(v.model.Codes, v.model.Depth())})
 	}
 	for _, p := range passes {
 		p.meter = metrics.Meter{Window: v.read.WindowHU, Workers: v.workers, Fine: true}

@@ -102,6 +102,8 @@ func batchNormed(judges []volume.Array) bool {
 // expressible says which key of a model medicaldiffusion has no counterpart for.
 func expressible(c *vqgan.Config) error {
 	switch {
+	case c.Quantizer != vqgan.EMA:
+		return fmt.Errorf("model.quantizer: %s, but medicaldiffusion has one codebook (quantizer: ema)", c.Quantizer)
 	case c.Norm != "group":
 		return fmt.Errorf("model.norm: %s, but medicaldiffusion has GroupNorm (norm: group)", c.Norm)
 	case c.Decoder != "full":
@@ -139,7 +141,7 @@ func stateDict(all []volume.Array, weights string) (arrays []volume.Array, kind 
 				}
 				a.Shape, a.Data = mean.Shape, mean.Data
 			}
-		case "codebook":
+		case "codebook", "codebook2":
 			if rest != "embeddings" && rest != "N" && rest != "z_avg" {
 				continue // the reservoir is the session's
 			}

@@ -26,7 +26,7 @@ func TestImportedWeightsGoOn(t *testing.T) {
 	t.Parallel()
 	p := newImport(t)
 	o := p.must("import", "model.ckpt", "-o", "models", "tile.patch=[16, 16, 8]")
-	says(t, o.stdout, "model.ckpt: 74 tensors", "from hyper_parameters: model.downsample [4,2,1]", "assumed: read.window_hu [-1000,1000]", "models/model.flowrun.safetensors")
+	says(t, o.stdout, "model.ckpt: 74 tensors", "from hyper_parameters: model.downsample [4,2,1]", "assumed: model.quantizer ema, read.window_hu [-1000,1000]", "models/model.flowrun.safetensors")
 	const made = "models/model.flowrun.safetensors"
 	says(t, p.must("inspect", made).stdout, "import", "[2 1 3 3 3]", "image_discriminator", "verified")
 	model := []string{"model.hidden=2", "model.downsample=[4,2,1]", "model.embedding=3", "model.codes=10", "model.norm=group", "model.groups=2", "model.decoder=full"}

@@ -11,11 +11,13 @@ import (
 // own latents: one batch is one corner of a scan, and the encoder still moves fast.
 const initSteps = 10
 
-// codebook is the host's half of the quantiser: counts and sums come from the engine once per optimiser step, vectors go
+// codebook is the host's half of a quantiser with one: counts and sums come from the engine once per optimiser step, vectors go
 // back. Codes follow their latents by running means (van den Oord et al., 2017, appendix A), as in TATS:
 //
 //	N ← d·N + (1-d)·counts      z ← d·z + (1-d)·sums
 //	e = z / w,  w = (N + 1e-7) / (ΣN + K·1e-7) · ΣN
+//
+// With unit, latents have length 1 and so have codes: e = z/‖z‖.
 //
 // A code with N below a threshold restarts, in e, z and N, at a latent of the reservoir, drawn in proportion to its squared
 // distance from its code (as k-means++ does; Arthur and Vassilvitskii, 2007), and no two codes nearly at the same place: much
@@ -27,6 +29,7 @@ const initSteps = 10
 // step, so that it holds several batches and none that the encoder has long left.
 type codebook struct {
 	codes, dim int
+	unit       bool
 	vectors    []float32 // e [codes, dim]
 	n          []float32 // N [codes]
 	sum        []float32 // z [codes, dim]
@@ -156,6 +159,9 @@ func (b *codebook) draw() {
 		for j := range b.dim {
 			b.vectors[k*b.dim+j] += float32(r.NormFloat64() / apart.per[j])
 		}
+		if b.unit {
+			project(b.vectors[k*b.dim:][:b.dim], b.vectors[k*b.dim:][:b.dim])
+		}
 		b.anchor(k)
 	}
 }
@@ -266,15 +272,31 @@ func (b *codebook) step(counts, sums []float32) (restarted int) {
 		w := (float64(b.n[k]) + 1e-7) / (total + float64(b.codes)*1e-7) * total
 		for i := k * b.dim; i < (k+1)*b.dim; i++ {
 			b.sum[i] = float32(d*float64(b.sum[i]) + (1-d)*float64(sums[i]))
-			if w > 0 {
+			if w > 0 && !b.unit {
 				b.vectors[i] = float32(float64(b.sum[i]) / w)
 			}
+		}
+		if b.unit {
+			project(b.vectors[k*b.dim:][:b.dim], b.sum[k*b.dim:][:b.dim])
 		}
 	}
 	if b.threshold == 0 || b.filled == 0 {
 		return 0
 	}
 	return b.restart()
+}
+
+// project writes x/‖x‖ to y; it leaves y as it is where x has no direction. y may be x.
+func project(y, x []float32) {
+	sum := 0.0
+	for _, v := range x {
+		sum += float64(v) * float64(v)
+	}
+	if n := math.Sqrt(sum); n > 1e-12 {
+		for i, v := range x {
+			y[i] = float32(float64(v) / n)
+		}
+	}
 }
 
 // perplexity is exp of the entropy of the codes' shares; used is how many were used.

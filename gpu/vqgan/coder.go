@@ -25,17 +25,19 @@ type Coder struct {
 	c Config
 	o CoderOptions
 
-	params         nn.Params
-	layout         nn.Layout
-	weights, codes *nn.Block
-	vectors        []float32 // the codebook [codes, embedding]
-	fingerprint    string
+	params      nn.Params
+	layout      nn.Layout
+	weights     *nn.Block
+	books       []nn.Codebook
+	vectors     [][]float32 // of the codebooks [codes, embedding]
+	fingerprint string
 
 	many, single   *program // Reconstruct; nil where o.Batch is 0
 	encode, decode *program // of a whole patch
 	recent         []*half  // of other sizes, the last used first
 	packed         *program // whose packed weights are in place
 	quantised      []float32
+	grid           []int32 // codes of one level
 }
 
 // half is an encoder or a decoder at one size.
@@ -83,7 +85,9 @@ func OpenCoder(e gpu.Engine, c Config, weights []Array, ema bool, o CoderOptions
 	}
 	s.params.Weights = s.weights.At
 	e.Write(s.weights.At, host)
-	e.Write(s.codes.At, s.vectors)
+	for i, v := range s.vectors {
+		e.Write(s.books[i].Codes.At, v)
+	}
 	if err := e.Sync(); err != nil {
 		return nil, fmt.Errorf("weights: %w", err)
 	}
@@ -92,7 +96,7 @@ func OpenCoder(e gpu.Engine, c Config, weights []Array, ema bool, o CoderOptions
 
 // designCoder builds everything but the arena. With a *MemoryError it returns the coder too.
 func designCoder(e gpu.Engine, c Config, o CoderOptions) (*Coder, error) {
-	if err := c.Check(); err != nil {
+	if err := c.complete(); err != nil {
 		return nil, fmt.Errorf("model: %w", err)
 	}
 	if err := c.checkSize("patch", o.Patch); err != nil {
@@ -124,14 +128,14 @@ func designCoder(e gpu.Engine, c Config, o CoderOptions) (*Coder, error) {
 
 func assembleCoder(e gpu.Engine, c Config, o CoderOptions) (*Coder, error) {
 	s := &Coder{e: e, c: c, o: o}
-	s.codes = s.layout.Add("codebook", nn.Codes, 4*int64(c.Codes)*int64(c.Embedding))
+	s.books = addBooks(&s.layout, &s.c)
 	var err error
 	if o.Batch > 0 {
-		if s.single, err = reconstruction(e, &s.params, &s.c, s.codebook(), 1, o.Patch); err != nil {
+		if s.single, err = reconstruction(e, &s.params, &s.c, s.books, 1, o.Patch); err != nil {
 			return nil, err
 		}
 		if s.many = s.single; o.Batch > 1 {
-			if s.many, err = reconstruction(e, &s.params, &s.c, s.codebook(), o.Batch, o.Patch); err != nil {
+			if s.many, err = reconstruction(e, &s.params, &s.c, s.books, o.Batch, o.Patch); err != nil {
 				return nil, err
 			}
 		}
@@ -156,17 +160,12 @@ func assembleCoder(e gpu.Engine, c Config, o CoderOptions) (*Coder, error) {
 	return s, nil
 }
 
-func (s *Coder) codebook() nn.Codebook {
-	return nn.Codebook{Quantizer: gpu.Quantizer{Codes: s.c.Codes, Dim: s.c.Embedding}, Codes: s.codes}
-}
-
 // encoding builds the program from voxels to codes.
 func (s *Coder) encoding(size [3]int) (*program, error) {
 	g := nn.NewGraph(&s.params)
 	p := &program{n: 1, input: g.Input("input", dims(1, size, 1))}
-	p.z = encoder(g, &s.c, p.input)
-	g.Keep(p.z)
-	p.quantized = g.Quantize("codebook", p.z, s.codebook(), 0)
+	p.quantised = quantise(g, &s.c, encoder(g, &s.c, p.input), s.books, 0)
+	g.Keep(p.quantised.z)
 	return p, s.compile(p, g, "encode", size)
 }
 
@@ -197,8 +196,11 @@ func (s *Coder) Patch() [3]int { return s.o.Patch }
 // Downsample is the voxels that a latent stands for along each axis.
 func (s *Coder) Downsample() [3]int { return s.c.Downsample }
 
-// Codes is the size of the codebook.
+// Codes is the size of a codebook, or how many codes the levels of fsq make.
 func (s *Coder) Codes() int { return s.c.Codes }
+
+// Depth is how many codes a latent has.
+func (s *Coder) Depth() int { return s.c.Depth() }
 
 // Channels is the length of a latent.
 func (s *Coder) Channels() int { return s.c.Embedding }
@@ -220,11 +222,11 @@ func (c *Config) halos() (encoder, decoder [3]int) {
 	return encoder, decoder
 }
 
-// Fingerprint is the hex SHA-256 of what codes and reconstructions depend on: the weights in use, the codebook and the shape of
+// Fingerprint is the hex SHA-256 of what codes and reconstructions depend on: the weights in use, the codebooks and the shape of
 // the model. Running means that another file holds as raw weights have the same.
 func (s *Coder) Fingerprint() string { return s.fingerprint }
 
-// load finds weights and codebook among arrays and takes their fingerprint. It returns the block of weights.
+// load finds weights and codebooks among arrays and takes their fingerprint. It returns the block of weights.
 func (s *Coder) load(arrays []Array, ema bool) ([]float32, error) {
 	in, err := index(arrays)
 	if err != nil {
@@ -242,6 +244,9 @@ func (s *Coder) load(arrays []Array, ema bool) ([]float32, error) {
 	if s.c.Norm == "group" {
 		fmt.Fprintf(h, "groups %d\n", s.c.Groups)
 	}
+	if k := s.c.quantizer(); k != EMA { // the first, and for a while the only one, has none
+		fmt.Fprintf(h, "quantizer %s %v\n", k, s.c.Levels)
+	}
 	host := make([]float32, s.params.Floats())
 	// By name: the layout's order depends on which program is built first.
 	for _, p := range slices.SortedFunc(slices.Values(all), func(a, b *nn.Param) int { return cmp.Compare(a.Name, b.Name) }) {
@@ -251,12 +256,21 @@ func (s *Coder) load(arrays []Array, ema bool) ([]float32, error) {
 		}
 	}
 	shape := []int{s.c.Codes, s.c.Embedding}
-	vectors := in.get(nameVectors, shape, &faults)
+	for i := range s.c.Books() {
+		name := nameBook(i) + suffixVectors
+		vectors := in.get(name, shape, &faults)
+		digest(h, name, shape, vectors)
+		s.vectors = append(s.vectors, slices.Clone(vectors))
+	}
 	if err := faulty("weights", faults); err != nil {
 		return nil, err
 	}
-	digest(h, nameVectors, shape, vectors)
-	s.vectors, s.fingerprint = slices.Clone(vectors), hex.EncodeToString(h.Sum(nil))
+	for i, v := range s.vectors {
+		if err := s.c.CheckVectors(nameBook(i), v); err != nil {
+			return nil, fmt.Errorf("weights: %w", err)
+		}
+	}
+	s.fingerprint = hex.EncodeToString(h.Sum(nil))
 	return host, nil
 }
 
@@ -309,10 +323,10 @@ func (s *Coder) at(decoder bool, size [3]int) (*program, error) {
 	return p, nil
 }
 
-// Reconstruct runs the model on n patches src [n, D, H, W] and writes dst, of the same shape, and codes [n, z, y, x] where it
+// Reconstruct runs the model on n patches src [n, D, H, W] and writes dst, of the same shape, and codes [n, z, y, x, depth] where it
 // isn't nil. dst may be src. A patch's result doesn't depend on its neighbours in the batch.
 func (s *Coder) Reconstruct(dst, src []float32, n int, codes []int32) error {
-	voxels, cells := product(s.o.Patch), product(s.c.Latents(s.o.Patch))
+	voxels, cells := product(s.o.Patch), product(s.c.Latents(s.o.Patch))*s.c.Depth()
 	switch {
 	case s.many == nil:
 		return errors.New("reconstruct: the coder was opened for codes alone (batch is 0)")
@@ -320,25 +334,26 @@ func (s *Coder) Reconstruct(dst, src []float32, n int, codes []int32) error {
 		return fmt.Errorf("reconstruct: %d patches, %d voxels to %d, %d codes (want %d voxels and %d codes a patch)", n, len(src),
 			len(dst), len(codes), voxels, cells)
 	}
-	reconstruct(s.e, s.many, s.single, s.use, dst, src, n, codes)
+	reconstruct(s.e, s.many, s.single, s.use, dst, src, n, codes, &s.grid)
 	if err := s.e.Sync(); err != nil {
 		return fmt.Errorf("reconstruct: %w", err)
 	}
 	return nil
 }
 
-// Encode finds the codes of src [D, H, W], of any size up to a patch that is a multiple of the downsampling: idx [z, y, x], and
-// latents before and after quantisation [z, y, x, channel] where those aren't nil.
+// Encode finds the codes of src [D, H, W], of any size up to a patch that is a multiple of the downsampling: idx [z, y, x, depth], and
+// latents before and after quantisation [z, y, x, channel] where those aren't nil. Those before are on the scale of those after, so that
+// Decode takes either: of length 1 with cosine, within fsq's bounds.
 func (s *Coder) Encode(idx []int32, latents, quantised, src []float32, size [3]int) error {
 	if err := s.checkSize(size); err != nil {
 		return fmt.Errorf("encode: %w", err)
 	}
 	cells := product(s.c.Latents(size))
 	floats := cells * s.c.Embedding
-	if len(src) != product(size) || len(idx) != cells || latents != nil && len(latents) != floats ||
+	if len(src) != product(size) || len(idx) != cells*s.c.Depth() || latents != nil && len(latents) != floats ||
 		quantised != nil && len(quantised) != floats {
 		return fmt.Errorf("encode: %d voxels to %d codes, %d and %d latents (want %d to %d, %d)", len(src), len(idx), len(latents),
-			len(quantised), product(size), cells, floats)
+			len(quantised), product(size), cells*s.c.Depth(), floats)
 	}
 	p, err := s.at(false, size)
 	if err != nil {
@@ -347,20 +362,23 @@ func (s *Coder) Encode(idx []int32, latents, quantised, src []float32, size [3]i
 	s.use(p)
 	p.Write(s.e, p.input, src)
 	p.Run(s.e, &nn.Call{})
-	p.Codes(s.e, p.quantized, idx)
+	p.codes(s.e, idx, &s.grid)
 	if latents != nil {
-		p.Read(s.e, p.z, latents)
+		p.Read(s.e, p.quantised.z, latents)
 	}
 	if err := s.e.Sync(); err != nil {
 		return fmt.Errorf("encode: %w", err)
 	}
+	if latents != nil {
+		s.c.bound(latents)
+	}
 	if quantised != nil {
-		return s.lookup(quantised, idx)
+		return s.c.lookup(quantised, idx, s.vectors)
 	}
 	return nil
 }
 
-// Decode writes dst [D, H, W], of any size up to a patch that is a multiple of the downsampling, from its codes idx [z, y, x]
+// Decode writes dst [D, H, W], of any size up to a patch that is a multiple of the downsampling, from its codes idx [z, y, x, depth]
 // or, where it isn't nil, from quantised [z, y, x, channel], which needn't be vectors of the codebook.
 func (s *Coder) Decode(dst []float32, idx []int32, quantised []float32, size [3]int) error {
 	if s.o.EncodeOnly {
@@ -371,14 +389,14 @@ func (s *Coder) Decode(dst []float32, idx []int32, quantised []float32, size [3]
 	}
 	cells := product(s.c.Latents(size))
 	floats := cells * s.c.Embedding
-	if len(dst) != product(size) || quantised == nil && len(idx) != cells || quantised != nil && len(quantised) != floats {
+	if len(dst) != product(size) || quantised == nil && len(idx) != cells*s.c.Depth() || quantised != nil && len(quantised) != floats {
 		return fmt.Errorf("decode: %d codes or %d latents to %d voxels (want %d or %d to %d)", len(idx), len(quantised), len(dst),
-			cells, floats, product(size))
+			cells*s.c.Depth(), floats, product(size))
 	}
 	if quantised == nil {
 		quantised = slices.Grow(s.quantised[:0], floats)[:floats]
 		s.quantised = quantised
-		if err := s.lookup(quantised, idx); err != nil {
+		if err := s.c.lookup(quantised, idx, s.vectors); err != nil {
 			return fmt.Errorf("decode: %w", err)
 		}
 	}
@@ -392,18 +410,6 @@ func (s *Coder) Decode(dst []float32, idx []int32, quantised []float32, size [3]
 	p.Read(s.e, p.y, dst)
 	if err := s.e.Sync(); err != nil {
 		return fmt.Errorf("decode: %w", err)
-	}
-	return nil
-}
-
-// lookup writes the vectors of codes.
-func (s *Coder) lookup(dst []float32, idx []int32) error {
-	dim := s.c.Embedding
-	for i, k := range idx {
-		if k < 0 || int(k) >= s.c.Codes {
-			return fmt.Errorf("code %d is %d (the codebook has %d)", i, k, s.c.Codes)
-		}
-		copy(dst[i*dim:(i+1)*dim], s.vectors[int(k)*dim:])
 	}
 	return nil
 }

@@ -62,7 +62,7 @@ func openCoder(t testing.TB, c Config, weights []Array, ema bool, o CoderOptions
 func encoded(t testing.TB, s *Coder, src []float32, size [3]int) (idx []int32, latents, quantised []float32) {
 	t.Helper()
 	n := product(s.c.Latents(size))
-	idx, latents, quantised = make([]int32, n), make([]float32, n*s.c.Embedding), make([]float32, n*s.c.Embedding)
+	idx, latents, quantised = make([]int32, n*s.c.Depth()), make([]float32, n*s.c.Embedding), make([]float32, n*s.c.Embedding)
 	if err := s.Encode(idx, latents, quantised, src, size); err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +125,7 @@ func TestLatentsGoToTheNearestCode(t *testing.T) {
 	s := openCoder(t, c, drawn(t, c, 1), false, CoderOptions{Patch: size})
 	idx, latents, quantised := encoded(t, s, smooth(size, 1, 3), size)
 	far := func(z []float32, k int) (sum float64) {
-		for i, v := range s.vectors[k*c.Embedding:][:c.Embedding] {
+		for i, v := range s.vectors[0][k*c.Embedding:][:c.Embedding] {
 			sum += (float64(z[i]) - float64(v)) * (float64(z[i]) - float64(v))
 		}
 		return sum
@@ -137,7 +137,7 @@ func TestLatentsGoToTheNearestCode(t *testing.T) {
 				t.Fatalf("latent %d: code %d at %g, but %d at %g", i, k, far(z, int(k)), other, far(z, other))
 			}
 		}
-		if !slices.Equal(quantised[i*c.Embedding:][:c.Embedding], s.vectors[int(k)*c.Embedding:][:c.Embedding]) {
+		if !slices.Equal(quantised[i*c.Embedding:][:c.Embedding], s.vectors[0][int(k)*c.Embedding:][:c.Embedding]) {
 			t.Fatalf("latent %d: quantised isn't the vector of code %d", i, k)
 		}
 	}

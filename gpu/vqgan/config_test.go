@@ -141,7 +141,7 @@ func TestConfigAsJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := ParseConfig(text)
-	if c.Preset = ""; err != nil || got != c {
+	if c.Preset, c.Quantizer = "", EMA; err != nil || !got.Equal(&c) || got.Preset != "" {
 		t.Errorf("%+v of %s: %v", got, text, err)
 	}
 	for _, bad := range []string{"", "{", `{"hidden":16,"downsample":[3,1,1]}`} {

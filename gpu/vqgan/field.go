@@ -6,7 +6,7 @@ func (c *Config) EncoderField() [3][2]int {
 	var out [3][2]int
 	for a, f := range c.Downsample {
 		low, high := 0, 0
-		for i := c.Levels() - 1; i >= 0; i-- {
+		for i := c.Halvings() - 1; i >= 0; i-- {
 			low, high = low-2, high+2 // res: two k3
 			if c.stride(i)[2-a] == 2 {
 				low, high = 2*low-1, 2*high+2
@@ -25,7 +25,7 @@ func (c *Config) DecoderField() [3][2]int {
 	var out [3][2]int
 	for a, f := range c.Downsample {
 		low, high := -1, f // conv_last
-		for i := c.Levels() - 1; i >= 0; i-- {
+		for i := c.Halvings() - 1; i >= 0; i-- {
 			low, high = low-4, high+4 // res1, res2
 			if c.stride(i)[2-a] == 2 {
 				low, high = (low-1)>>1, (high+1)>>1

@@ -10,7 +10,7 @@ import (
 // The network is medicaldiffusion's (after TATS), by name and shape:
 //
 //	encoder   conv_first k3 · per level: down k4, res · final_block (norm, SiLU)
-//	          pre_vq_conv k1 · codebook · post_vq_conv k1
+//	          pre_vq_conv k1 · quantiser · post_vq_conv k1
 //	decoder   final_block (norm, SiLU) · per level: up k4 transposed, res1, res2 · conv_last k3
 //	res       x + conv2(silu(norm2(conv1(silu(norm1(x))))))
 //
@@ -23,10 +23,10 @@ var (
 	unit = [3]int{1, 1, 1}
 )
 
-// encoder adds the layers from voxels [N, D, H, W, 1] to latents, before the codebook.
+// encoder adds the layers from voxels [N, D, H, W, 1] to latents, before the quantiser.
 func encoder(g *nn.Graph, c *Config, x *nn.Value) *nn.Value {
 	h := g.Conv("encoder.conv_first.conv", x, nn.Conv{Channels: c.Hidden, Kernel: k3, Stride: unit, Pad: c.pad()})
-	for i := range c.Levels() {
+	for i := range c.Halvings() {
 		block := fmt.Sprintf("encoder.conv_blocks.%d", i)
 		h = g.Conv(block+".down.conv", h, nn.Conv{Channels: c.Hidden << (i + 1), Kernel: k4, Stride: c.stride(i), Pad: c.pad()})
 		h = residual(g, c, block+".res", h)
@@ -39,7 +39,7 @@ func encoder(g *nn.Graph, c *Config, x *nn.Value) *nn.Value {
 
 // decoder adds the layers from quantised latents to voxels.
 func decoder(g *nn.Graph, c *Config, q *nn.Value) *nn.Value {
-	top := c.Levels()
+	top := c.Halvings()
 	h := g.Conv("post_vq_conv.conv", q, nn.Conv{Channels: c.Hidden << top, Kernel: k1, Stride: unit, Pad: c.pad()})
 	h = g.NormAct("decoder.final_block.0", h, c.norm())
 	for i := range top {
@@ -76,8 +76,8 @@ type program struct {
 	*nn.Program
 	n             int
 	input, target *nn.Value // target in training only
-	z, y          *nn.Value
-	quantized     nn.Quantized
+	quantised     quantised
+	y             *nn.Value
 	loss          *nn.Scalars
 	ssim          *nn.Scalars // nil without
 	lambda        *nn.Scalars // adaptive weight; nil without
@@ -91,10 +91,9 @@ func (s *Session) training(n int, ph phase, limit int64) (*program, error) {
 	g := nn.NewGraph(&s.params)
 	d := s.dims(n)
 	p := &program{n: n, input: g.Input("input", d), target: g.Input("target", d)}
-	p.z = encoder(g, &s.c, p.input)
-	g.Keep(p.z)
-	p.quantized = g.Quantize("codebook", p.z, s.codebook(), s.o.Loss.Commitment)
-	p.y = decoder(g, &s.c, p.quantized.Q)
+	p.quantised = quantise(g, &s.c, encoder(g, &s.c, p.input), s.codebooks(), s.o.Loss.Commitment)
+	p.quantised.keep(g)
+	p.y = decoder(g, &s.c, p.quantised.q)
 	s.heads(g, p, ph)
 	var err error
 	if p.Program, err = nn.Compile(g, s.e, nn.Options{Train: true, Recompute: s.o.recompute, MemoryLimit: limit}); err != nil {
@@ -106,16 +105,15 @@ func (s *Session) training(n int, ph phase, limit int64) (*program, error) {
 
 // inference builds the program that reconstructs n patches.
 func (s *Session) inference(n int) (*program, error) {
-	return reconstruction(s.e, &s.params, &s.c, s.codebook(), n, s.o.Patch)
+	return reconstruction(s.e, &s.params, &s.c, s.codebooks(), n, s.o.Patch)
 }
 
 // reconstruction builds the program from n patches to what the model makes of them.
-func reconstruction(e nn.Sizes, params *nn.Params, c *Config, k nn.Codebook, n int, patch [3]int) (*program, error) {
+func reconstruction(e nn.Sizes, params *nn.Params, c *Config, books []nn.Codebook, n int, patch [3]int) (*program, error) {
 	g := nn.NewGraph(params)
 	p := &program{n: n, input: g.Input("input", dims(n, patch, 1))}
-	p.z = encoder(g, c, p.input)
-	p.quantized = g.Quantize("codebook", p.z, k, 0)
-	p.y = decoder(g, c, p.quantized.Q)
+	p.quantised = quantise(g, c, encoder(g, c, p.input), books, 0)
+	p.y = decoder(g, c, p.quantised.q)
 	g.Keep(p.y)
 	var err error
 	if p.Program, err = nn.Compile(g, e, nn.Options{}); err != nil {
@@ -133,8 +131,4 @@ func (s *Session) dims(n int) gpu.Dims { return dims(n, s.o.Patch, 1) }
 
 func title(what string, n int, patch [3]int) string {
 	return fmt.Sprintf("%s %d patches of %d×%d×%d", what, n, patch[0], patch[1], patch[2])
-}
-
-func (s *Session) codebook() nn.Codebook {
-	return nn.Codebook{Quantizer: gpu.Quantizer{Codes: s.c.Codes, Dim: s.c.Embedding}, Codes: s.codes, Counts: s.counts, Sums: s.sums}
 }

@@ -14,7 +14,7 @@ type Loss struct {
 	L1         float64 `key:"l1" default:"1" min:"0" doc:"Weight of the mean absolute error, with intensities in [-1, 1]. The predecessor used 4."`
 	L2         float64 `key:"l2" default:"0" min:"0" doc:"Weight of the mean squared error."`
 	SSIM       float64 `key:"ssim" default:"0" min:"0" example:"0.5" doc:"Weight of 1 - multi-scale SSIM in 3D, over the whole window. The patch must be at least 11 voxels along each axis."`
-	Commitment float64 `key:"commitment" default:"0.25" min:"0" doc:"Weight of the mean squared distance between latents and their codes."`
+	Commitment float64 `key:"commitment" default:"0.25" min:"0" doc:"Weight of the mean squared distance between latents and their codes, of both codebooks with model.quantizer: residual. fsq has none."`
 }
 
 // window is SSIM's, voxels; scaleWeights are MS-SSIM's exponents (Wang, Simoncelli and Bovik, 2003), from full resolution on.
@@ -44,7 +44,7 @@ func (l *Loss) Check() error {
 	return nil
 }
 
-// CodebookOptions say how codes follow the latents.
+// CodebookOptions say how codes follow the latents, where there are codebooks.
 type CodebookOptions struct {
 	Decay   float64 `key:"decay" default:"0.99" min:"0" max:"0.99999" doc:"Share of a code's running mean that one optimiser step keeps."`
 	Restart float64 `key:"restart" default:"1" min:"0" doc:"A code whose running count of latents per optimiser step falls below this moves to a latent of a recent batch. Where a step has fewer than 4 latents per code the bound shrinks with them, so that no code is moved before it could be used. 0 is off."`
@@ -75,7 +75,7 @@ type Options struct {
 
 // check fills defaults in and says whether options and model fit.
 func (o *Options) check(c *Config) error {
-	if err := c.Check(); err != nil {
+	if err := c.complete(); err != nil {
 		return fmt.Errorf("model: %w", err)
 	}
 	if o.MicroBatch == 0 {

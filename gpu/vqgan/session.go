@@ -1,9 +1,10 @@
-// Package vqgan is the 3D VQ-GAN's autoencoder: encoder, codebook and decoder of medicaldiffusion (after TATS), its training step
+// Package vqgan is the 3D VQ-GAN's autoencoder: encoder, quantiser and decoder of medicaldiffusion (after TATS), its training step
 // and its state. A Session holds a model on one engine: Step trains on a batch, Reconstruct runs it, State and SetState
 // move everything that a run needs to go on with the same bits.
 //
-// Reading order: config.go, model.go (the network), codebook.go (how codes follow latents), session.go, state.go (names and
-// layouts in files), coder.go (inference alone: the two halves of the model at any size).
+// Reading order: config.go, model.go (the network), quantiser.go (how latents become codes), codebook.go (how codes follow latents),
+// levels.go (what a session keeps of each codebook), session.go, state.go (names and layouts in files), coder.go (inference alone: the two
+// halves of the model at any size).
 package vqgan
 
 import (
@@ -22,13 +23,14 @@ type Session struct {
 	c Config
 	o Options
 
-	params                          nn.Params
-	layout                          nn.Layout
-	weights, grads, first, second   *nn.Block
-	average                         *nn.Block // nil without EMA
-	codes, counts, sums, norm, work *nn.Block
-	judges                          judges
-	lpips                           lpips
+	params                        nn.Params
+	layout                        nn.Layout
+	weights, grads, first, second *nn.Block
+	average                       *nn.Block // nil without EMA
+	norm, work                    *nn.Block
+	levels                        []*level
+	judges                        judges
+	lpips                         lpips
 
 	train  [phases][]*program // by patches - 1; nil where a phase never comes
 	infer  *program
@@ -38,29 +40,18 @@ type Session struct {
 
 	packedOf *nn.Block
 
-	book *codebook
 	step int // optimiser steps taken
 
 	// Host memory that every step uses again.
 	latents []float32 // of a micro-batch
-	nearest []int32   // its codes
-	used    []float32 // counts
-	totals  []float32 // sums
+	nearest []int32   // its codes of one level
+	grid    []int32   // likewise, of a pass of Reconstruct
 	scalars [4]float32
 	where   []float32 // slices of a micro-batch
 
-	at      func(plane string, patch int) []float32 // where tests cut them, from a patch of the batch on
-	ramp    nn.Factor                               // of the adversarial weights
-	call    nn.Call
-	harvest harvest
-}
-
-// harvest is what the reservoir will take of a step's latents, if the step is taken.
-type harvest struct {
-	picks   []pick
-	vectors []float32 // of the picks so far
-	far     []float32 // their squared distances from their codes
-	next    int       // the first pick that is still to come
+	at   func(plane string, patch int) []float32 // where tests cut them, from a patch of the batch on
+	ramp nn.Factor                               // of the adversarial weights
+	call nn.Call
 }
 
 // PlanFor says what Open would reserve. It allocates nothing on the engine. With a *MemoryError it returns the plan too.
@@ -81,9 +72,13 @@ func Open(e gpu.Engine, c Config, o Options) (*Session, error) {
 	if err := e.Reserve(s.layout.Bytes()); err != nil {
 		return nil, err
 	}
-	s.latents, s.nearest = make([]float32, s.o.MicroBatch*s.latentLen()), make([]int32, s.o.MicroBatch*s.codesLen())
+	s.latents, s.nearest = make([]float32, s.o.MicroBatch*s.latentLen()), make([]int32, s.o.MicroBatch*s.cells())
 	s.where = make([]float32, s.o.MicroBatch*s.o.GAN.Slices)
-	s.used, s.totals = make([]float32, c.Codes), make([]float32, c.Codes*c.Embedding)
+	for _, l := range s.levels {
+		if l.used = make([]float32, s.c.Codes); l.book != nil {
+			l.totals = make([]float32, s.c.Codes*s.c.Embedding)
+		}
+	}
 	if err := s.fillPerceptual(); err != nil {
 		return nil, err
 	}
@@ -118,10 +113,7 @@ func design(e gpu.Engine, c Config, o Options) (*Session, error) {
 
 func assemble(e gpu.Engine, c Config, o Options) (*Session, error) {
 	s := &Session{e: e, c: c, o: o}
-	floats := 4 * int64(c.Codes)
-	s.codes = s.layout.Add("codebook", nn.Codes, floats*int64(c.Embedding))
-	s.counts = s.layout.Add("codebook counts", nn.Codes, floats)
-	s.sums = s.layout.Add("codebook sums", nn.Codes, floats*int64(c.Embedding))
+	s.addLevels()
 
 	// The smallest program of all names the parameters, so that the blocks' sizes are known before the limit is divided.
 	var err error
@@ -181,7 +173,7 @@ func assemble(e gpu.Engine, c Config, o Options) (*Session, error) {
 	if s.single != s.infer {
 		s.layout.Bind(s.single.Program)
 	}
-	s.book = newCodebook(c.Codes, c.Embedding, o.Codebook, o.Batch*s.latentLen()/c.Embedding, o.Seed)
+	s.newBooks()
 	return s, nil
 }
 
@@ -203,13 +195,12 @@ func (s *Session) Latents() [3]int { return s.c.Latents(s.o.Patch) }
 
 func (s *Session) voxels() int { return s.o.Patch[0] * s.o.Patch[1] * s.o.Patch[2] }
 
-// codesLen is the number of codes of a patch, latentLen of floats before the codebook.
-func (s *Session) codesLen() int {
-	l := s.Latents()
-	return l[0] * l[1] * l[2]
-}
+// cells is the number of latents of a patch, codesLen of their codes, latentLen of their floats.
+func (s *Session) cells() int { return product(s.Latents()) }
 
-func (s *Session) latentLen() int { return s.codesLen() * s.c.Embedding }
+func (s *Session) codesLen() int { return s.cells() * s.c.Depth() }
+
+func (s *Session) latentLen() int { return s.cells() * s.c.Embedding }
 
 // Stats is what one optimiser step has to say. Means are over all voxels (or latents) of the batch.
 type Stats struct {
@@ -217,13 +208,13 @@ type Stats struct {
 	Clipped      float64 // mean squared error of both clipped to [-1, 1]
 	SSIM         float64 // 1 - multi-scale SSIM, unweighted; 0 where it isn't a loss
 	Perceptual   float64 // mean LPIPS of the slices that were compared, unweighted; 0 where it isn't a loss
-	Commitment   float64 // mean squared distance of latents to their codes, unweighted
+	Commitment   float64 // mean squared distance of latents to their codes, unweighted; of two codebooks the sum, 0 with fsq
 	Total        float64 // what was minimised
 	GradNorm     float64 // before clipping
 	ClipFactor   float64
 	AverageDecay float64 // of the weights' running mean, this step
-	Perplexity   float64 // of the codes in this step
-	Used         int     // codes
+	Perplexity   float64 // of the codes in this step; of two codebooks the geometric mean
+	Used         int     // codes, of both codebooks
 	Restarted    int     // codes
 	Voxels       int
 	GAN          GANStats
@@ -244,7 +235,7 @@ func (s *Session) Step(input, target []float32, n int, lr float64) (Stats, error
 	}
 	var ph phase
 	ph, s.ramp.Value = s.phaseOf(s.step + 1)
-	fresh := s.book.steps == 0
+	fresh := s.unborn()
 	if fresh {
 		if err := s.firstCodes(input, n); err != nil {
 			return Stats{}, err
@@ -255,35 +246,12 @@ func (s *Session) Step(input, target []float32, n int, lr float64) (Stats, error
 	if err != nil {
 		undo()
 		if fresh {
-			s.book.clear()
-			s.e.Write(s.codes.At, s.book.vectors)
+			s.clearBooks()
 		}
 		return stats, err
 	}
 	err = s.update(&stats, n, lr)
 	return stats, err
-}
-
-// firstCodes draws the codes that the very first step quantises with, from its own latents.
-func (s *Session) firstCodes(input []float32, n int) error {
-	s.reap(n)
-	s.passes(n, plain, func(p *program, at int) {
-		p.Write(s.e, p.input, input[at*s.voxels():(at+p.n)*s.voxels()])
-		p.RunTo(s.e, &s.call, p.z)
-		s.gather(p, at, false)
-	})
-	if err := s.e.Sync(); err != nil {
-		return fmt.Errorf("step 1: %w", err)
-	}
-	for _, x := range s.harvest.vectors {
-		if !finite(float64(x)) {
-			return &NonFiniteError{Step: s.step + 1, What: "a latent"}
-		}
-	}
-	s.book.take(s.harvest.picks, s.harvest.vectors, s.harvest.far, n*s.codesLen())
-	s.book.draw()
-	s.e.Write(s.codes.At, s.book.vectors)
-	return nil
 }
 
 // accumulate sums gradients, counts and statistics over the micro-batches and clips. It changes nothing of the state.
@@ -293,11 +261,7 @@ func (s *Session) accumulate(input, target []float32, n int, ph phase, fresh boo
 		s.packed = nil // the weights over their singular values changed
 	}
 	s.e.Fill(s.grads.At, s.params.Floats(), 0)
-	s.e.Fill(s.counts.At, s.c.Codes, 0)
-	s.e.Fill(s.sums.At, s.c.Codes*s.c.Embedding, 0)
-	if s.harvest = (harvest{vectors: s.harvest.vectors[:0], far: s.harvest.far[:0]}); !fresh { // a fresh reservoir has this step's latents already
-		s.reap(n)
-	}
+	s.count(n, fresh)
 	stats := Stats{Voxels: n * s.voxels()}
 	wrong := 0.0
 	s.passes(n, ph, func(p *program, at int) {
@@ -314,15 +278,23 @@ func (s *Session) accumulate(input, target []float32, n int, ph phase, fresh boo
 		stats.L2 += share * float64(s.scalars[1])
 		stats.Clipped += share * float64(s.scalars[2])
 		wrong += float64(s.scalars[3])
-		p.Scalars(s.e, p.quantized.Loss, s.scalars[:])
-		stats.Commitment += share * float64(s.scalars[0])
+		for _, k := range p.quantised.each {
+			if k.Loss != nil {
+				p.Scalars(s.e, k.Loss, s.scalars[:])
+				stats.Commitment += share * float64(s.scalars[0])
+			}
+		}
 		if p.ssim != nil {
 			p.Scalars(s.e, p.ssim, s.scalars[:])
 			stats.SSIM += share * float64(s.scalars[0])
 		}
 		stats.Perceptual += share * s.distances(p)
 		s.hear(p, share, &stats.GAN)
-		s.gather(p, at, true)
+		for i, l := range s.levels {
+			if l.book != nil {
+				s.gather(p, i, at, true)
+			}
+		}
 	})
 	s.e.SumSquares(s.grads.At, s.params.Floats(), s.norm.At, s.work.At)
 	s.e.Read(s.scalars[:1], s.norm.At)
@@ -330,8 +302,7 @@ func (s *Session) accumulate(input, target []float32, n int, ph phase, fresh boo
 		s.judges.measure(s.e)
 		s.e.Read(s.scalars[1:2], s.judges.norm.At)
 	}
-	s.e.Read(s.used, s.counts.At)
-	s.e.Read(s.totals, s.sums.At)
+	s.counted()
 	if err := s.e.Sync(); err != nil {
 		return stats, fmt.Errorf("step %d: %w", s.step+1, err)
 	}
@@ -343,7 +314,7 @@ func (s *Session) accumulate(input, target []float32, n int, ph phase, fresh boo
 		stats.Total += s.o.GAN.Weight * s.ramp.Value * stats.GAN.Weight * (stats.GAN.Generator + s.o.GAN.Features*stats.GAN.Features)
 	}
 	stats.ClipFactor, stats.GradNorm = optim.ClipFactor(float64(s.scalars[0]), s.o.Clip)
-	stats.Perplexity, stats.Used = perplexity(s.used)
+	stats.Perplexity, stats.Used = s.usage()
 	switch {
 	case wrong > 0:
 		return stats, &NonFiniteError{Step: s.step + 1, What: fmt.Sprintf("the reconstruction (%.0f of %d voxels)", wrong, stats.Voxels)}
@@ -373,11 +344,7 @@ func (s *Session) update(stats *Stats, n int, lr float64) error {
 		s.judges.update(s.e, &s.o.GAN, lr, stats.GAN.clip)
 	}
 	s.packed = nil
-	if len(s.harvest.picks) > 0 {
-		s.book.take(s.harvest.picks, s.harvest.vectors, s.harvest.far, n*s.codesLen())
-	}
-	stats.Restarted = s.book.step(s.used, s.totals)
-	s.e.Write(s.codes.At, s.book.vectors)
+	stats.Restarted = s.follow(n)
 	if err := s.e.Sync(); err != nil {
 		return fmt.Errorf("step %d: %w", s.step, err)
 	}
@@ -407,32 +374,6 @@ func (s *Session) use(p *program, weights *nn.Block) {
 	}
 }
 
-// reap chooses what the reservoir takes of a step of n patches.
-func (s *Session) reap(n int) {
-	s.harvest = harvest{picks: s.book.picks(n * s.codesLen()), vectors: s.harvest.vectors[:0], far: s.harvest.far[:0]}
-}
-
-// gather reads the chosen latents of a micro-batch that ran, and how far from their codes they are if they were quantised.
-func (s *Session) gather(p *program, at int, quantized bool) {
-	h := &s.harvest
-	first, end, dim := at*s.codesLen(), (at+p.n)*s.codesLen(), s.c.Embedding
-	if h.next == len(h.picks) || h.picks[h.next].latent >= end {
-		return
-	}
-	p.Read(s.e, p.z, s.latents[:p.n*s.latentLen()])
-	if quantized {
-		p.Codes(s.e, p.quantized, s.nearest[:p.n*s.codesLen()])
-	}
-	for ; h.next < len(h.picks) && h.picks[h.next].latent < end; h.next++ {
-		i := h.picks[h.next].latent - first
-		z, far := s.latents[i*dim:][:dim], float32(1)
-		if quantized {
-			far = s.book.distance(z, s.nearest[i])
-		}
-		h.vectors, h.far = append(h.vectors, z...), append(h.far, far)
-	}
-}
-
 // Profile times the ops of one micro-batch of n patches, 1 to Options.MicroBatch: forward and backward, by kind, longest
 // first. It changes nothing of the state.
 func (s *Session) Profile(input, target []float32, n int) ([]nn.Timing, error) {
@@ -459,8 +400,8 @@ func (s *Session) last() phase {
 
 func finite(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
 
-// Reconstruct runs the model on n patches src [n, D, H, W] and writes dst, of the same shape, and codes [n, z, y, x] where it
-// isn't nil. With ema it uses the running means of the weights. Both go with the live codebook. Nothing of the state changes,
+// Reconstruct runs the model on n patches src [n, D, H, W] and writes dst, of the same shape, and codes [n, z, y, x, depth] where it
+// isn't nil. With ema it uses the running means of the weights. Both go with the live codebooks. Nothing of the state changes,
 // and a patch's result doesn't depend on its neighbours in the batch.
 func (s *Session) Reconstruct(dst, src []float32, n int, ema bool, codes []int32) error {
 	switch {
@@ -474,7 +415,7 @@ func (s *Session) Reconstruct(dst, src []float32, n int, ema bool, codes []int32
 	if ema {
 		weights = s.average
 	}
-	reconstruct(s.e, s.infer, s.single, func(p *program) { s.use(p, weights) }, dst, src, n, codes)
+	reconstruct(s.e, s.infer, s.single, func(p *program) { s.use(p, weights) }, dst, src, n, codes, &s.grid)
 	if err := s.e.Sync(); err != nil {
 		return fmt.Errorf("reconstruct: %w", err)
 	}
@@ -482,8 +423,9 @@ func (s *Session) Reconstruct(dst, src []float32, n int, ema bool, codes []int32
 }
 
 // reconstruct runs n patches: through many as long as there are enough for it, then through single. use makes a program ready.
-func reconstruct(e gpu.Engine, many, single *program, use func(*program), dst, src []float32, n int, codes []int32) {
-	voxels, cells := len(src)/n, len(codes)/n
+// scratch is room for codes of one level, if there are several.
+func reconstruct(e gpu.Engine, many, single *program, use func(*program), dst, src []float32, n int, codes []int32, scratch *[]int32) {
+	voxels, each := len(src)/n, len(codes)/n
 	for at := 0; at < n; {
 		p := many
 		if n-at < p.n {
@@ -494,7 +436,7 @@ func reconstruct(e gpu.Engine, many, single *program, use func(*program), dst, s
 		p.Run(e, &nn.Call{})
 		p.Read(e, p.y, dst[at*voxels:(at+p.n)*voxels])
 		if codes != nil {
-			p.Codes(e, p.quantized, codes[at*cells:(at+p.n)*cells])
+			p.codes(e, codes[at*each:(at+p.n)*each], scratch)
 		}
 		at += p.n
 	}

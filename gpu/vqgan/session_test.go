@@ -150,7 +150,7 @@ func TestThreadsChangeNoBit(t *testing.T) {
 // gradient is that of a batch, by parameter.
 func gradient(t *testing.T, s *Session, x []float32, n int) (map[string][]float32, Stats) {
 	t.Helper()
-	if s.book.steps == 0 {
+	if s.levels[0].book.steps == 0 {
 		if err := s.firstCodes(x, n); err != nil {
 			t.Fatal(err)
 		}
@@ -236,7 +236,7 @@ func TestGradientIsThatOfTheLoss(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i, k := range codes {
-			copy(q0[i*c.Embedding:][:c.Embedding], s.book.vectors[int(k)*c.Embedding:])
+			copy(q0[i*c.Embedding:][:c.Embedding], s.levels[0].book.vectors[int(k)*c.Embedding:])
 		}
 		half := newHalves(t, s)
 		half.encode(x, z0)

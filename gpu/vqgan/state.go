@@ -25,12 +25,12 @@ const (
 	prefixFirst   = "adam.m."
 	prefixSecond  = "adam.v."
 
-	nameVectors  = "codebook.embeddings"
-	nameN        = "codebook.N"
-	nameSum      = "codebook.z_avg"
-	namePool     = "codebook.reservoir"
-	nameFar      = "codebook.reservoir_distance"
-	nameCounters = "session.counters"
+	suffixVectors = ".embeddings" // of a codebook's name
+	suffixN       = ".N"
+	suffixSum     = ".z_avg"
+	suffixPool    = ".reservoir"
+	suffixFar     = ".reservoir_distance"
+	nameCounters  = "session.counters"
 )
 
 // Init starts over at step 0: weights as PyTorch's layers start, U(±1/√fan_in), norms at 1 and 0, each tensor drawn by its
@@ -40,8 +40,7 @@ func (s *Session) Init() error {
 	s.e.Fill(s.grads.At, s.params.Floats(), 0)
 	s.restart()
 	s.initJudges()
-	s.book.clear()
-	s.e.Write(s.codes.At, s.book.vectors)
+	s.clearBooks()
 	if err := s.e.Sync(); err != nil {
 		return fmt.Errorf("init: %w", err)
 	}
@@ -118,8 +117,8 @@ func (s *Session) blocks() []struct {
 	return append(rows, row{prefixFirst, s.first}, row{prefixSecond, s.second})
 }
 
-// State copies to the host all that a run needs to go on with the same bits: weights, running means, moments, codebook,
-// reservoir and counters.
+// State copies to the host all that a run needs to go on with the same bits: weights, running means, moments, codebooks,
+// reservoirs and counters.
 func (s *Session) State() ([]Array, error) {
 	var out []Array
 	host := make([]float32, s.params.Floats())
@@ -138,15 +137,19 @@ func (s *Session) State() ([]Array, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := s.book
-	return append(append(out, judges...),
-		Array{nameVectors, []int{b.codes, b.dim}, slices.Clone(b.vectors)},
-		Array{nameN, []int{b.codes}, slices.Clone(b.n)},
-		Array{nameSum, []int{b.codes, b.dim}, slices.Clone(b.sum)},
-		Array{namePool, []int{b.slots(), b.dim}, slices.Clone(b.pool)},
-		Array{nameFar, []int{b.slots()}, slices.Clone(b.far)},
-		Array{nameCounters, []int{4, 3}, limbs(int64(s.step), int64(b.steps), int64(b.filled), b.seen)},
-	), nil
+	out = append(out, judges...)
+	counters := []int64{int64(s.step)}
+	for i, b := range s.books() {
+		name := nameBook(i)
+		out = append(out,
+			Array{name + suffixVectors, []int{b.codes, b.dim}, slices.Clone(b.vectors)},
+			Array{name + suffixN, []int{b.codes}, slices.Clone(b.n)},
+			Array{name + suffixSum, []int{b.codes, b.dim}, slices.Clone(b.sum)},
+			Array{name + suffixPool, []int{b.slots(), b.dim}, slices.Clone(b.pool)},
+			Array{name + suffixFar, []int{b.slots()}, slices.Clone(b.far)})
+		counters = append(counters, int64(b.steps), int64(b.filled), b.seen)
+	}
+	return append(out, Array{nameCounters, []int{len(counters), 3}, limbs(counters...)}), nil
 }
 
 // StateBytes is the host memory of a State.
@@ -154,8 +157,8 @@ func (s *Session) StateBytes() int64 { return StateBytes(s.c, s.params.Count()*l
 
 // StateBytes is the host memory of a State of the model, with so many elements in parameters, moments and running means.
 func StateBytes(c Config, elements int) int64 {
-	const counters = 12
-	return 4 * int64(elements+c.Codes*(2*c.Embedding+1)+reservoir(c.Codes)*(c.Embedding+1)+counters)
+	const step, counters = 3, 9
+	return 4 * int64(elements+step+c.Books()*(c.Codes*(2*c.Embedding+1)+reservoir(c.Codes)*(c.Embedding+1)+counters))
 }
 
 // SetState goes on from a State. Nothing changes unless all of it fits. With strict every array must be there and be known;
@@ -166,7 +169,6 @@ func (s *Session) SetState(arrays []Array, strict bool) error {
 		return err
 	}
 	var faults []string
-	b := s.book
 	want := func(name string, shape ...int) []float32 { return in.get(name, shape, &faults) }
 
 	type load struct {
@@ -187,8 +189,14 @@ func (s *Session) SetState(arrays []Array, strict bool) error {
 		}
 		loads = append(loads, load{row.block, host})
 	}
-	vectors, n, sum := want(nameVectors, b.codes, b.dim), want(nameN, b.codes), want(nameSum, b.codes, b.dim)
-	pool, far, counters := want(namePool, b.slots(), b.dim), want(nameFar, b.slots()), want(nameCounters, 4, 3)
+	type shelf struct{ vectors, n, sum, pool, far []float32 }
+	var shelves []shelf
+	for i, b := range s.books() {
+		name := nameBook(i)
+		shelves = append(shelves, shelf{want(name+suffixVectors, b.codes, b.dim), want(name+suffixN, b.codes), want(name+suffixSum, b.codes, b.dim),
+			want(name+suffixPool, b.slots(), b.dim), want(name+suffixFar, b.slots())})
+	}
+	counters := want(nameCounters, 1+3*len(shelves), 3)
 	putJudges := s.loadJudges(in, true, &faults)
 	if strict {
 		for _, name := range slices.Sorted(maps.Keys(in)) {
@@ -204,20 +212,25 @@ func (s *Session) SetState(arrays []Array, strict bool) error {
 	if err != nil {
 		return err
 	}
-	if c[2] > int64(b.slots()) {
-		return fmt.Errorf("state: %s: %d of %d slots of the reservoir are filled", nameCounters, c[2], b.slots())
+	for i, b := range s.books() {
+		if filled := c[3*i+2]; filled > int64(b.slots()) {
+			return fmt.Errorf("state: %s: %d of %d slots of the reservoir are filled", nameCounters, filled, b.slots())
+		}
 	}
 	for _, l := range loads {
 		s.e.Write(l.block.At, l.host)
 	}
 	putJudges()
-	s.step, b.steps, b.filled, b.seen = int(c[0]), int(c[1]), int(c[2]), c[3]
-	copy(b.vectors, vectors)
-	copy(b.n, n)
-	copy(b.sum, sum)
-	copy(b.pool, pool)
-	copy(b.far, far)
-	s.e.Write(s.codes.At, b.vectors)
+	s.step = int(c[0])
+	for i, b := range s.books() {
+		b.steps, b.filled, b.seen = int(c[3*i+1]), int(c[3*i+2]), c[3*i+3]
+		copy(b.vectors, shelves[i].vectors)
+		copy(b.n, shelves[i].n)
+		copy(b.sum, shelves[i].sum)
+		copy(b.pool, shelves[i].pool)
+		copy(b.far, shelves[i].far)
+	}
+	s.writeBooks()
 	s.packed = nil
 	if err := s.e.Sync(); err != nil {
 		return fmt.Errorf("state: %w", err)
@@ -225,7 +238,7 @@ func (s *Session) SetState(arrays []Array, strict bool) error {
 	return nil
 }
 
-// LoadWeights starts a new run at step 0 from another's weights and codebook; with ema from its running means. Other arrays
+// LoadWeights starts a new run at step 0 from another's weights and codebooks; with ema from its running means. Other arrays
 // are passed over. Nothing changes unless all of it fits.
 func (s *Session) LoadWeights(arrays []Array, ema bool) error {
 	in, err := index(arrays)
@@ -243,31 +256,42 @@ func (s *Session) LoadWeights(arrays []Array, ema bool) error {
 			fromFile(p, host[p.Off/4:], data)
 		}
 	}
-	b := s.book
-	vectors := in.get(nameVectors, []int{b.codes, b.dim}, &faults)
-	var n, sum []float32
-	if in.has(nameN) || in.has(nameSum) {
-		n, sum = in.get(nameN, []int{b.codes}, &faults), in.get(nameSum, []int{b.codes, b.dim}, &faults)
+	type shelf struct{ vectors, n, sum []float32 }
+	var shelves []shelf
+	for i, b := range s.books() {
+		name := nameBook(i)
+		shelf := shelf{vectors: in.get(name+suffixVectors, []int{b.codes, b.dim}, &faults)}
+		if in.has(name+suffixN) || in.has(name+suffixSum) {
+			shelf.n, shelf.sum = in.get(name+suffixN, []int{b.codes}, &faults), in.get(name+suffixSum, []int{b.codes, b.dim}, &faults)
+		}
+		shelves = append(shelves, shelf)
 	}
 	putJudges := s.loadJudges(in, false, &faults)
 	if err := faulty("weights", faults); err != nil {
 		return err
 	}
+	for i, shelf := range shelves {
+		if err := s.c.CheckVectors(nameBook(i), shelf.vectors); err != nil {
+			return fmt.Errorf("weights: %w", err)
+		}
+	}
 	s.e.Write(s.weights.At, host)
 	s.restart()
 	putJudges()
-	b.clear()
-	b.steps = initSteps // the codes are there
-	copy(b.vectors, vectors)
-	copy(b.n, n)
-	copy(b.sum, sum)
-	for k := range b.codes {
-		// A count of another batch size must not restart the code at once.
-		if n == nil || b.threshold > 0 && float64(b.n[k]) < b.fresh() {
-			b.anchor(k)
+	for i, b := range s.books() {
+		b.clear()
+		b.steps = initSteps // the codes are there
+		copy(b.vectors, shelves[i].vectors)
+		copy(b.n, shelves[i].n)
+		copy(b.sum, shelves[i].sum)
+		for k := range b.codes {
+			// A count of another batch size must not restart the code at once.
+			if shelves[i].n == nil || b.threshold > 0 && float64(b.n[k]) < b.fresh() {
+				b.anchor(k)
+			}
 		}
 	}
-	s.e.Write(s.codes.At, b.vectors)
+	s.writeBooks()
 	if err := s.e.Sync(); err != nil {
 		return fmt.Errorf("weights: %w", err)
 	}

@@ -108,8 +108,8 @@ func TestLoadWeightsStartsANewRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	counts := slices.IndexFunc(from, func(a Array) bool { return a.Name == nameN })
-	if !slices.Equal(kept.book.n, from[counts].Data) {
-		t.Errorf("counts %v, want %v", kept.book.n, from[counts].Data)
+	if !slices.Equal(kept.levels[0].book.n, from[counts].Data) {
+		t.Errorf("counts %v, want %v", kept.levels[0].book.n, from[counts].Data)
 	}
 	c.Codes = 32
 	if err := open(t, c, o, 1).LoadWeights(from, false); err == nil || err.Error() != "weights: another model's: codebook.embeddings is [16 4] (want [32 4]), "+

@@ -26,7 +26,7 @@ func shapesOf(t testing.TB, c *Config) map[string][]int {
 }
 
 func TestStateDictIsThatOfASession(t *testing.T) {
-	for _, name := range []string{"full", "lean"} {
+	for _, name := range generators() {
 		f := readFixture(t, name)
 		shapes := shapesOf(t, &f.model)
 		if len(shapes) != len(f.weights) {
@@ -58,7 +58,7 @@ func TestOutline(t *testing.T) {
 			shapes[e.Name] = e.Shape
 		}
 		got, err := ReadOutline(shapes)
-		want := Outline{c.Hidden, c.Embedding, c.Codes, bits.Len(uint(max(c.Downsample[0], c.Downsample[1], c.Downsample[2]))) - 1, c.Decoder}
+		want := Outline{c.Hidden, c.Embedding, 1, c.Codes, bits.Len(uint(max(c.Downsample[0], c.Downsample[1], c.Downsample[2]))) - 1, c.Decoder}
 		if err != nil || got != want {
 			t.Fatalf("%+v, %v (want %+v)", got, err, want)
 		}
@@ -129,7 +129,7 @@ func TestAnyShapes(t *testing.T) {
 		if err != nil {
 			return
 		}
-		n := 1 << o.Levels
+		n := 1 << o.Halvings
 		guess := Config{Hidden: o.Hidden, Downsample: [3]int{n, n, n}, Embedding: o.Embedding, Codes: o.Codes, Norm: "channel", Padding: "zero", Decoder: o.Decoder}
 		if err := guess.Match(shapes); err == nil && !maps.EqualFunc(shapes, whole, slices.Equal) {
 			t.Fatalf("%v is a model", shapes)

@@ -276,6 +276,10 @@ def change(new, old):
 # Fixtures.
 
 
+def codebooks(model):
+    return {name: t.clone() for name, t in model.state_dict().items() if name.startswith("codebook")}
+
+
 def beginning(c, batch):
     """PyTorch's layers as they start, norms and codebook not as plain as that; all of it exact in float16."""
     model = Generator(c).double()
@@ -321,7 +325,7 @@ def fixture(c, patch, seed):
             "losses": said["losses"], "output": said["output"].squeeze(1), "codes": said["codes"],
             "gradient": probes(said["gradient"]), "first": probes(run.moments("exp_avg")), "second": probes(run.moments("exp_avg_sq")),
             "change": probes(change(run.weights(), weights)), "average": probes(change(run.average, average)),
-            **{"codebook." + name: v for name, v in run.model.codebook.state_dict().items()},
+            **codebooks(run.model),
         })
     for key in rows[0]:
         tensors["forced." + key] = np.stack([r[key] for r in rows])
@@ -331,8 +335,8 @@ def fixture(c, patch, seed):
     losses = [run.step(inputs[i % len(STEPS)], targets[i % len(STEPS)])["losses"] for i in range(FREE)]
     tensors["free.losses"] = np.stack(losses)
     tensors["free.change"], tensors["free.average"] = probes(change(run.weights(), weights)), probes(change(run.average, weights))
-    for name, v in run.model.codebook.state_dict().items():
-        tensors["free.codebook." + name] = v.numpy()
+    for name, v in codebooks(run.model).items():
+        tensors["free." + name] = v.numpy()
     return tensors
 
 

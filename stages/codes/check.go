@@ -14,6 +14,7 @@ const (
 	maxSize     = 1 << 20 // voxels along an axis
 	maxFactor   = 1 << 8
 	maxChannels = 1 << 16
+	maxDepth    = 1 << 4
 	maxTiles    = 1 << 20
 	maxText     = 1 << 12
 	maxHeader   = 1 << 20 // bytes of a scan's header
@@ -34,6 +35,8 @@ func check(c *volume.Codes) error {
 		return fmt.Errorf("window_hu: %v isn't a window (want low < high)", c.Window)
 	case c.Count < 1 || c.Count > math.MaxInt32:
 		return fmt.Errorf("codebook: %d codes (want 1 to %d)", c.Count, math.MaxInt32)
+	case c.Depth < 1 || c.Depth > maxDepth:
+		return fmt.Errorf("depth: %d codes of a cell (want 1 to %d)", c.Depth, maxDepth)
 	case c.Channels < 0 || c.Channels > maxChannels:
 		return fmt.Errorf("channels: %d (want 0 to %d)", c.Channels, maxChannels)
 	case len(c.Tiles) < 1 || len(c.Tiles) > maxTiles:

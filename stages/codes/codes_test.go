@@ -2,6 +2,8 @@ package codes
 
 import (
 	"bytes"
+	"encoding/json"
+	"fmt"
 	"io"
 	"math"
 	"os"
@@ -35,7 +37,7 @@ func small() *volume.Codes {
 		},
 		Window: [2]float64{-1000, 1000},
 		Dims:   [3]int{5, 4, 6}, Padded: [3]int{6, 4, 6}, Factor: [3]int{2, 2, 3}, Tile: [3]int{6, 4, 6}, Tiles: [][3]int{{0, 0, 0}},
-		Model: strings.Repeat("0f", 32), Count: 12, Channels: 2,
+		Model: strings.Repeat("0f", 32), Count: 12, Depth: 1, Channels: 2,
 	}
 	for i := range 12 {
 		c.Index = append(c.Index, int32(i))
@@ -160,15 +162,16 @@ func gen(t *rapid.T) *volume.Codes {
 	c.Window[1] = c.Window[0] + positive.Draw(t, "width")
 	c.Model = rapid.StringN(0, 8, -1).Draw(t, "model")
 	c.Count = rapid.SampledFrom([]int{1, 2, 16384, 65535, 65536, 65537, math.MaxInt32}).Draw(t, "count")
+	c.Depth = rapid.IntRange(1, 3).Draw(t, "depth")
 	c.Channels = rapid.IntRange(0, 3).Draw(t, "channels")
 	n := c.Cells()
 	cells := len(c.Tiles) * n[0] * n[1] * n[2]
 	r := volume.Rand(rapid.Uint64().Draw(t, "seed"))
-	c.Index = make([]int32, cells)
+	c.Index = make([]int32, cells*c.Depth)
 	for i := range c.Index {
 		c.Index[i] = int32(r.IntN(c.Count))
 	}
-	c.Index[0], c.Index[cells-1] = 0, int32(c.Count-1)
+	c.Index[0], c.Index[len(c.Index)-1] = 0, int32(c.Count-1)
 	if c.Channels > 0 {
 		fill := func() []float32 {
 			data := make([]float32, cells*c.Channels)
@@ -229,6 +232,23 @@ func TestWhatIsSavedIsLoaded(t *testing.T) {
 			t.Fatal("saved twice, other bytes")
 		}
 	})
+}
+
+// With one code of a cell files are as they were before there could be more.
+func TestDepth(t *testing.T) {
+	for depth, want := range map[int]string{1: "1 <nil> [2 2 3]", 2: "2 2 [2 2 3 2]"} {
+		c := small()
+		c.Depth = depth
+		c.Index = slices.Repeat(c.Index, depth)
+		path := save1(t, c, SaveOptions{})
+		h, err := safetensors.Peek(path)
+		check1(t, err)
+		var said map[string]any
+		check1(t, json.Unmarshal([]byte(h.Meta[infoKey]), &said))
+		if got := fmt.Sprint(said["version"], said["depth"], h.Tensors[0].Shape); got != want {
+			t.Errorf("depth %d: %s (want %s)", depth, got, want)
+		}
+	}
 }
 
 // 512×512×604 at a factor of 4: 2 bytes a code and a header that doesn't count.

@@ -3,7 +3,8 @@
 //
 // A file NAME.codes.safetensors holds the tensors
 //
-//	codes                  U16 (I32 where the codebook has more than 65536) [z, y, x], or [tile, z, y, x] of several tiles
+//	codes                  U16 (I32 where the codebook has more than 65536) [z, y, x], or [tile, z, y, x] of several tiles; with one axis
+//	                       more, depth, of a residual quantiser
 //	latents, quantised     F32 […, z, y, x, channel], before and after quantisation; where they were asked for
 //	latents.mean, .std     F32 [channel], over all cells; likewise of quantised
 //

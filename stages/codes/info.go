@@ -11,8 +11,8 @@ import (
 // infoKey is the metadata entry that makes a safetensors file one of codes.
 const infoKey = "flowrun.codes"
 
-// version of the layout. A file with a higher one is refused.
-const version = 1
+// version of the layout: codes with one of a cell are written as version 1, which has no depth. A file with a higher one is refused.
+const version = 2
 
 // info is what a file says of its codes, in JSON. Everything of three is x, y, z.
 type info struct {
@@ -26,6 +26,7 @@ type info struct {
 	Window   []float64 `json:"window_hu"`
 	Model    string    `json:"model"`
 	Count    int       `json:"codebook"`
+	Depth    int       `json:"depth,omitempty"`
 	Channels int       `json:"channels"`
 	Geometry geometry  `json:"geometry"`
 }
@@ -50,12 +51,15 @@ type geometry struct {
 func encodeInfo(c *volume.Codes) (string, error) {
 	g := &c.Geometry
 	i := info{
-		Version: version,
+		Version: 1,
 		Scan:    scan{c.Scan.ID, c.Scan.Spacing[:], c.Scan.Digest},
 		Dims:    c.Dims[:], Padded: c.Padded[:], Factor: c.Factor[:], Tile: c.Tile[:],
 		Window: c.Window[:], Model: c.Model, Count: c.Count, Channels: c.Channels,
 		Geometry: geometry{Affine: rows(&g.Affine), Source: rows(&g.Source), Dims: g.Dims[:], Axes: g.Axes[:], Flip: g.Flip[:],
 			Spacing: g.Spacing[:], Resample: g.Resample, Header: g.Header},
+	}
+	if c.Depth > 1 {
+		i.Version, i.Depth = version, c.Depth
 	}
 	for t := range c.Tiles {
 		i.Tiles = append(i.Tiles, c.Tiles[t][:])
@@ -94,7 +98,10 @@ func decodeInfo(meta map[string]string) (*volume.Codes, error) {
 }
 
 func (i *info) codes() (*volume.Codes, error) {
-	c := &volume.Codes{Scan: &volume.Scan{ID: i.Scan.ID, Digest: i.Scan.Digest}, Model: i.Model, Count: i.Count, Channels: i.Channels}
+	c := &volume.Codes{Scan: &volume.Scan{ID: i.Scan.ID, Digest: i.Scan.Digest}, Model: i.Model, Count: i.Count, Depth: i.Depth, Channels: i.Channels}
+	if i.Version < version {
+		c.Depth = 1
+	}
 	g := &i.Geometry
 	c.Geometry.Resample, c.Geometry.Header = g.Resample, g.Header
 	err := errors.Join(

@@ -116,6 +116,7 @@ func layout(h *safetensors.Header) (*volume.Codes, error) {
 		want := cells
 		switch t.Name {
 		case codesName:
+			want = indexShape(c)
 		case latentsName, quantisedName:
 			if c.Channels < 1 {
 				return nil, fmt.Errorf("tensor %q: the metadata says 0 channels", t.Name)

@@ -83,7 +83,9 @@ func TestLoadRefuses(t *testing.T) {
 			head["__metadata__"].(map[string]any)["sha256"] = strings.Repeat("0", 64)
 		}},
 		{"leave sha256 out", func(_, head map[string]any) { head["__metadata__"].(map[string]any)["sha256"] = "" }},
-		{"codes of layout 2 (this flowrun reads up to 1)", func(info, _ map[string]any) { info["version"], info["dims"] = 2, "new" }},
+		{"codes of layout 3 (this flowrun reads up to 2)", func(info, _ map[string]any) { info["version"], info["dims"] = 3, "new" }},
+		{"metadata flowrun.codes: depth: 0 codes of a cell (want 1 to 16)", func(info, _ map[string]any) { info["version"] = 2 }},
+		{`tensor "codes": shape [2 2 3] (want [2 2 3 2])`, func(info, _ map[string]any) { info["version"], info["depth"] = 2, 2 }},
 		{"metadata flowrun.codes: version: 0", set("version", 0)},
 		{"cannot unmarshal", set("dims", "5x4x6")},
 		{"dims: 2 values (want 3)", set("dims", []int{5, 4})},

@@ -138,8 +138,8 @@ func save(disk safetensors.Disk, dir string, c *volume.Codes, o SaveOptions) (st
 func tensors(c *volume.Codes, latents bool) ([]safetensors.Array, error) {
 	shape := shapeOf(c)
 	n := int64(len(c.Tiles)) * volumeOf(c.Cells())
-	if int64(len(c.Index)) != n {
-		return nil, fmt.Errorf("%d codes for cells %v", len(c.Index), shape)
+	if int64(len(c.Index)) != n*int64(c.Depth) {
+		return nil, fmt.Errorf("%d codes for cells %v", len(c.Index), indexShape(c))
 	}
 	if err := checkCover(c); err != nil {
 		return nil, err
@@ -173,16 +173,24 @@ func tensors(c *volume.Codes, latents bool) ([]safetensors.Array, error) {
 		}
 	}
 	if c.Count > math.MaxUint16+1 {
-		return append(arrays, safetensors.Array{Name: codesName, Shape: shape, Values: safetensors.I32(c.Index)}), nil
+		return append(arrays, safetensors.Array{Name: codesName, Shape: indexShape(c), Values: safetensors.I32(c.Index)}), nil
 	}
 	small := make(safetensors.U16, len(c.Index))
 	for i, code := range c.Index {
 		small[i] = uint16(code)
 	}
-	return append(arrays, safetensors.Array{Name: codesName, Shape: shape, Values: small}), nil
+	return append(arrays, safetensors.Array{Name: codesName, Shape: indexShape(c), Values: small}), nil
 }
 
-// shapeOf is the shape of the codes: [z, y, x] of one tile, else [tile, z, y, x].
+// indexShape is the shape of the codes: that of the cells, and depth where a cell has several.
+func indexShape(c *volume.Codes) []int {
+	if c.Depth == 1 {
+		return shapeOf(c)
+	}
+	return append(shapeOf(c), c.Depth)
+}
+
+// shapeOf is the shape of the cells: [z, y, x] of one tile, else [tile, z, y, x].
 func shapeOf(c *volume.Codes) []int {
 	n := c.Cells()
 	if len(c.Tiles) == 1 {

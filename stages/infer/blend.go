@@ -20,7 +20,7 @@ func Blend(ctx context.Context, in iter.Seq[*volume.Batch], m Reconstructor,
 	used func(t volume.Tag, codes []int32) error) iter.Seq2[*volume.Output, error] {
 	return func(yield func(*volume.Output, error) bool) {
 		var codes []int32
-		each := product(cells(m.Patch(), m.Downsample()))
+		each := product(cells(m.Patch(), m.Downsample())) * m.Depth()
 		for b := range in {
 			if ctx.Err() != nil {
 				b.Release()

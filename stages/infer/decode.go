@@ -60,6 +60,8 @@ func check(c *volume.Codes, m Model, o Tiling) error {
 		return fmt.Errorf("codes: %v voxels a code (the model has %v)", c.Factor, m.Downsample())
 	case c.Count > m.Codes():
 		return fmt.Errorf("codes: of a codebook of %d (the model's has %d)", c.Count, m.Codes())
+	case c.Depth != m.Depth():
+		return fmt.Errorf("codes: %d of each latent (the model's have %d)", c.Depth, m.Depth())
 	case len(c.Tiles) == 0:
 		return errors.New("codes: there are no tiles")
 	}
@@ -74,8 +76,8 @@ func check(c *volume.Codes, m Model, o Tiling) error {
 		return fmt.Errorf("codes: latents of %d channels (the model has %d)", c.Channels, m.Channels())
 	case o.Quantised && len(c.Quantised) != n*c.Channels:
 		return fmt.Errorf("codes: %d floats of quantised latents (want %d)", len(c.Quantised), n*c.Channels)
-	case !o.Quantised && len(c.Index) != n:
-		return fmt.Errorf("codes: there are %d (want %d for %d tiles of %v voxels)", len(c.Index), n, len(c.Tiles), c.Tile)
+	case !o.Quantised && len(c.Index) != n*c.Depth:
+		return fmt.Errorf("codes: there are %d (want %d for %d tiles of %v voxels)", len(c.Index), n*c.Depth, len(c.Tiles), c.Tile)
 	}
 	return nil
 }
@@ -146,7 +148,7 @@ func newTaker(c *volume.Codes, g *Grid, latents bool) *taker {
 	case latents:
 		t.quantised = make([]float32, n*c.Channels)
 	default:
-		t.idx = make([]int32, n)
+		t.idx = make([]int32, n*c.Depth)
 	}
 	return t
 }
@@ -159,11 +161,11 @@ func (t *taker) take(i int) (idx []int32, quantised []float32) {
 	case t.apart && t.latents:
 		return nil, c.Quantised[i*n*c.Channels : (i+1)*n*c.Channels]
 	case t.apart:
-		return c.Index[i*n : (i+1)*n], nil
+		return c.Index[i*n*c.Depth : (i+1)*n*c.Depth], nil
 	case t.latents:
 		paste(t.quantised, t.size, [3]int{}, c.Quantised, c.Cells(), from, t.size, c.Channels)
 	default:
-		paste(t.idx, t.size, [3]int{}, c.Index, c.Cells(), from, t.size, 1)
+		paste(t.idx, t.size, [3]int{}, c.Index, c.Cells(), from, t.size, c.Depth)
 	}
 	return t.idx, t.quantised
 }

@@ -19,7 +19,7 @@ func Encode(ctx context.Context, v *volume.Volume, m Model, o Tiling, cut func(d
 		return nil, fmt.Errorf("scan %s: %w", v.Scan.ID, err)
 	}
 	c := &volume.Codes{Scan: v.Scan, Geometry: v.Geometry, Window: v.Window, Dims: v.Dims, Padded: g.Padded, Factor: m.Downsample(),
-		Model: m.Fingerprint(), Count: m.Codes(), Channels: m.Channels()}
+		Model: m.Fingerprint(), Count: m.Codes(), Depth: m.Depth(), Channels: m.Channels()}
 	if c.Tile = g.Patch; m.Tileable() {
 		c.Tile = g.Padded
 		c.Tiles = [][3]int{{}}
@@ -29,14 +29,14 @@ func Encode(ctx context.Context, v *volume.Volume, m Model, o Tiling, cut func(d
 		}
 	}
 	n := len(c.Tiles) * product(c.Cells())
-	c.Index = make([]int32, n)
+	c.Index = make([]int32, n*c.Depth)
 	if o.Latents {
 		c.Latents, c.Quantised = make([]float32, n*c.Channels), make([]float32, n*c.Channels)
 	}
 
 	size := cells(g.Patch, c.Factor)
 	each := product(size)
-	voxels, idx := make([]float32, product(g.Patch)), make([]int32, each)
+	voxels, idx := make([]float32, product(g.Patch)), make([]int32, each*c.Depth)
 	var latents, quantised []float32
 	if o.Latents {
 		latents, quantised = make([]float32, each*c.Channels), make([]float32, each*c.Channels)
@@ -63,7 +63,7 @@ func Encode(ctx context.Context, v *volume.Volume, m Model, o Tiling, cut func(d
 				from[a], to[a], n[a] = lo, g.Origins[a][k]/c.Factor[a]+lo, hi-lo
 			}
 		}
-		paste(c.Index, whole, to, idx, size, from, n, 1)
+		paste(c.Index, whole, to, idx, size, from, n, c.Depth)
 		if o.Latents {
 			paste(c.Latents, whole, to, latents, size, from, n, c.Channels)
 			paste(c.Quantised, whole, to, quantised, size, from, n, c.Channels)

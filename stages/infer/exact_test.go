@@ -22,22 +22,22 @@ func TestExactTilingIsTheWhole(t *testing.T) {
 	}{
 		{vqgan.Config{Hidden: 4, Downsample: [3]int{2, 2, 2}, Padding: "replicate", Decoder: "lean"},
 			[3]int{33, 22, 29}, [][3]int{{16, 16, 18}, {14, 22, 24}, {34, 40, 14}}},
-		{vqgan.Config{Hidden: 3, Downsample: [3]int{2, 1, 2}, Padding: "zero", Decoder: "full"},
+		{vqgan.Config{Hidden: 3, Downsample: [3]int{2, 1, 2}, Padding: "zero", Decoder: "full", Quantizer: vqgan.Residual},
 			[3]int{21, 19, 5}, [][3]int{{16, 15, 16}, {20, 17, 14}}},
-		{vqgan.Config{Hidden: 2, Downsample: [3]int{4, 2, 1}, Padding: "replicate", Decoder: "full"},
+		{vqgan.Config{Hidden: 2, Downsample: [3]int{4, 2, 1}, Padding: "replicate", Decoder: "full", Quantizer: vqgan.FSQ, Levels: []int{4, 4, 3}},
 			[3]int{51, 23, 6}, [][3]int{{40, 32, 32}, {36, 64, 32}}},
-		{vqgan.Config{Hidden: 2, Downsample: [3]int{1, 1, 4}, Padding: "zero", Decoder: "lean"},
+		{vqgan.Config{Hidden: 2, Downsample: [3]int{1, 1, 4}, Padding: "zero", Decoder: "lean", Quantizer: vqgan.Cosine},
 			[3]int{3, 31, 45}, [][3]int{{28, 28, 40}, {4, 30, 36}}},
 	} {
 		c := row.config
 		c.Norm, c.Embedding, c.Codes = "channel", 3, 48
-		t.Run(fmt.Sprint(c.Downsample, c.Padding, c.Decoder), func(t *testing.T) {
+		t.Run(fmt.Sprint(c.Downsample, c.Padding, c.Decoder, c.Quantizer), func(t *testing.T) {
 			v, _ := scan(t, row.dims, 4)
 			w := weights(t, c, 11)
 			src, size := padded(t, v, c.Downsample)
 			whole := coder(t, c, w, size, 0)
 			n := product(cells(size, c.Downsample))
-			idx, latents, voxels := make([]int32, n), make([]float32, 3*n), make([]float32, len(src))
+			idx, latents, voxels := make([]int32, n*c.Depth()), make([]float32, 3*n), make([]float32, len(src))
 			if err := whole.Encode(idx, latents, nil, src, size); err != nil {
 				t.Fatal(err)
 			}

@@ -73,18 +73,34 @@ func weights(t testing.TB, c vqgan.Config, seed uint64) []vqgan.Array {
 	}
 	size := [3]int{16, 16, 16}
 	first := coder(t, c, arrays, size, 0)
-	idx, src := make([]int32, product(cells(size, c.Downsample))), make([]float32, product(size))
+	n := product(cells(size, c.Downsample))
+	idx, src := make([]int32, n*c.Depth()), make([]float32, product(size))
 	r := rand.New(rand.NewPCG(seed, 9))
 	for i := range src {
 		src[i] = float32(2*r.Float64() - 1)
 	}
-	latents := make([]float32, len(idx)*c.Embedding)
+	latents := make([]float32, n*c.Embedding)
+	if c.Quantizer == vqgan.FSQ {
+		for _, a := range arrays {
+			if a.Name == "pre_vq_conv.conv.weight" {
+				for i := range a.Data {
+					a.Data[i] *= 8 // so that all levels are used
+				}
+			}
+		}
+		return arrays
+	}
 	if err := first.Encode(idx, latents, nil, src, size); err != nil {
 		t.Fatal(err)
 	}
 	for _, a := range arrays {
 		if a.Name == "codebook.embeddings" {
 			copy(a.Data, latents)
+		}
+		if a.Name == "codebook2.embeddings" {
+			for i := range a.Data {
+				a.Data[i] = float32(0.03 * r.NormFloat64())
+			}
 		}
 	}
 	return arrays

@@ -23,6 +23,9 @@ func (*Identity) Downsample() [3]int { return [3]int{1, 1, 1} }
 // Codes is the number of levels.
 func (*Identity) Codes() int { return levels }
 
+// Depth is 1.
+func (*Identity) Depth() int { return 1 }
+
 // Channels is 1.
 func (*Identity) Channels() int { return 1 }
 

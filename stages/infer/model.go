@@ -1,11 +1,12 @@
 package infer
 
 // Reconstructor is what Blend runs patches through. Sizes are x, y, z in voxels; voxels are [D, H, W] in [-1, 1] of the window,
-// codes lie on a grid of one for Downsample voxels. It is not for concurrent use.
+// latents lie on a grid of one for Downsample voxels and have Depth codes each. It is not for concurrent use.
 type Reconstructor interface {
 	Patch() [3]int
 	Downsample() [3]int
-	// Reconstruct runs n patches; dst may be src. codes [n, z, y, x] may be nil. A patch's result doesn't depend on the others.
+	Depth() int
+	// Reconstruct runs n patches; dst may be src. codes [n, z, y, x, depth] may be nil. A patch's result doesn't depend on the others.
 	Reconstruct(dst, src []float32, n int, codes []int32) error
 }
 
@@ -21,7 +22,7 @@ type Model interface {
 	Tileable() bool
 	Fields() (encoder, decoder [3]int)
 
-	// Encode gives the codes of any size up to Patch and, where those aren't nil, latents [z, y, x, channel] before and after
+	// Encode gives the codes [z, y, x, depth] of any size up to Patch and, where those aren't nil, latents [z, y, x, channel] before and after
 	// quantisation.
 	Encode(idx []int32, latents, quantised, src []float32, size [3]int) error
 	// Decode goes back from idx or, where it isn't nil, from quantised.

@@ -32,6 +32,7 @@ type Study struct {
 	Workers  int    // of SSIM; one if 0. No result depends on it
 	Factor   [3]int // of the trilinear baseline: the model's downsampling
 	Codebook int    // codes in the model's codebook; 0 where there is none
+	Depth    int    // codes of a latent, of as many codebooks; one if 0
 
 	// Borders says where the tiles of a volume met, see the function Borders. Without it there is no seam index.
 	Borders func(*volume.Volume) [3][]int
@@ -65,7 +66,7 @@ func (s *Study) Codes(scan string, codes []int32) error {
 		if s.codes == nil {
 			s.codes = map[string]*Usage{}
 		}
-		u = NewUsage(s.Codebook)
+		u = NewUsage(s.Codebook, max(1, s.Depth))
 		s.codes[scan] = u
 	}
 	if err := u.Add(codes); err != nil {
@@ -193,7 +194,7 @@ func (s *Study) close(a account) Row {
 		delete(s.codes, a.id)
 		a.code = codeMeasures(u, a.voxels())
 		if s.used == nil {
-			s.used = NewUsage(s.Codebook)
+			s.used = NewUsage(s.Codebook, max(1, s.Depth))
 		}
 		s.used.Join(u)
 	}

@@ -312,6 +312,18 @@ func TestAScanMayComeAgain(t *testing.T) {
 	}
 }
 
+func TestBitsOfTwoCodebooks(t *testing.T) {
+	held := 0
+	size := [3]int{2, 2, 2}
+	s := &Study{Codebook: 16, Depth: 2}
+	check(t, s.Codes("a", []int32{1, 2, 3, 2})) // two latents
+	_, err := drain(slabs(made("a", size, make([]int16, 8), wide, &held), make([]float32, 8), 2), s)
+	check(t, err)
+	if c := s.Summary().Pooled.Code; c.Bits != 2*8.0/8 || c.Entropy != 2*1.0/8 || c.Share != 3.0/32 {
+		t.Errorf("%+v", c)
+	}
+}
+
 func TestBytesBoundWhatMeasureAllocates(t *testing.T) {
 	held := 0
 	size, factor := [3]int{96, 80, 40}, [3]int{4, 4, 4}

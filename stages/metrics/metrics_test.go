@@ -233,7 +233,7 @@ func TestMeterRefuses(t *testing.T) {
 }
 
 func TestUsage(t *testing.T) {
-	u := NewUsage(8)
+	u := NewUsage(8, 1)
 	if u.Perplexity() != 0 || u.Share() != 0 {
 		t.Error("unused codebook")
 	}
@@ -242,7 +242,7 @@ func TestUsage(t *testing.T) {
 	near(t, "share", u.Share(), 0.25, 0)
 	check(t, u.Add([]int32{7, 7, 7, 7}))
 	near(t, "¼ ¼ ½", u.Perplexity(), math.Pow(2, 1.5), 1e-12)
-	once := NewUsage(4)
+	once := NewUsage(4, 1)
 	check(t, once.Add([]int32{2}))
 	near(t, "one code once", once.Share(), 0.25, 0)
 	near(t, "one code once", once.Perplexity(), 1, 0)
@@ -251,6 +251,21 @@ func TestUsage(t *testing.T) {
 	if u.Total() != 8 {
 		t.Errorf("total %d", u.Total())
 	}
+}
+
+func TestUsageOfTwoCodebooks(t *testing.T) {
+	u := NewUsage(8, 2)
+	check(t, u.Add([]int32{0, 5, 0, 6, 3, 5, 3, 6})) // 0 and 3 of the first, 5 and 6 of the second
+	check(t, u.Add([]int32{0, 7, 0, 7, 3, 7, 3, 7}))
+	near(t, "latents", float64(u.Total()), 8, 0)
+	near(t, "bits", u.Bits(), 6, 0)
+	near(t, "entropy", u.Entropy(), 1+1.5, 1e-12)
+	near(t, "perplexity", u.Perplexity(), math.Sqrt(2*math.Pow(2, 1.5)), 1e-12)
+	near(t, "share", u.Share(), 5.0/16, 0)
+	if !slices.Equal(u.Counts(), []int64{4, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 4}) {
+		t.Errorf("counts %v", u.Counts())
+	}
+	refuse(t, "want 0..7", u.Add([]int32{1, 8}))
 }
 
 func check(t *testing.T, err error) {

@@ -27,15 +27,15 @@ func (a *account) row(window [2]float64) Row {
 // CodeMeasures says what the codes that a reconstruction is made of cost, and how they are used. All are NaN where no
 // codes were counted.
 type CodeMeasures struct {
-	Bits       float64 // bits a voxel of the scan: codes · log2(codebook) / voxels
-	Entropy    float64 // the same at the entropy of the codes' own histogram: codes · Usage.Entropy / voxels
+	Bits       float64 // bits a voxel of the scan: latents · Usage.Bits / voxels
+	Entropy    float64 // the same at the entropy of the codes' own histogram: latents · Usage.Entropy / voxels
 	Perplexity float64 // see Usage
-	Share      float64 // of the codebook that was used, see Usage
+	Share      float64 // of the codes that were used, see Usage
 }
 
 func codeMeasures(u *Usage, voxels int64) CodeMeasures {
 	each := float64(u.Total()) / float64(voxels)
-	return CodeMeasures{each * math.Log2(float64(len(u.counts))), each * u.Entropy(), u.Perplexity(), u.Share()}
+	return CodeMeasures{each * u.Bits(), each * u.Entropy(), u.Perplexity(), u.Share()}
 }
 
 func noCodes() CodeMeasures {

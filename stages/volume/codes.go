@@ -1,7 +1,7 @@
 package volume
 
-// Codes is a scan after the encoder: one code for each cell of the latent grid, and the latents where they were asked
-// for. Arrays are [z, y, x] (and channel), x (or the channel) fastest.
+// Codes is a scan after the encoder: a code for each cell of the latent grid, or several (Depth), and the latents where they were asked
+// for. Arrays are [z, y, x] (and depth, or channel), the last fastest.
 //
 // A model whose norm doesn't look beyond its receptive field gives one grid for the whole scan: Tiles is then one tile at the
 // origin, of the size of Padded. Other models are encoded tile by tile, and the grids lie one after the other in the order of
@@ -17,6 +17,7 @@ type Codes struct {
 	Tile     [3]int     // size of a tile, voxels
 	Model    string     // hex SHA-256 of the weights and the codebook
 	Count    int        // codes in the codebook
+	Depth    int        // codes of a cell: 2 of a residual quantiser
 
 	Index     []int32   // the codes
 	Channels  int       // of a latent
