@@ -112,11 +112,16 @@ func (j *Job) onHost(arena int64) int64 {
 	return arena
 }
 
-// arenaLimit is the bytes that an engine's arena may take, at most memory where that isn't 0; 0 is no limit, of a card that isn't here.
+// usualCard is what a card of 24 GB leaves an arena: what a plan assumes of a card that isn't here.
+const usualCard = 22 << 30
+
+// arenaLimit is the bytes that an engine's arena may take, at most memory where that isn't 0.
 func (j *Job) arenaLimit(memory int64) int64 {
 	limit := j.hostLimit() - j.reserved
 	if j.card != nil {
-		limit = j.card.Free()
+		if limit = j.card.Free(); limit == 0 && memory == 0 {
+			return usualCard
+		}
 	}
 	if memory == 0 || limit > 0 && limit < memory {
 		return limit

@@ -136,7 +136,7 @@ func (p *planner) trained(w io.Writer, m modelKeys) error {
 	if plan == nil {
 		return configErrorf("%s: %w", p.path, err)
 	}
-	p.engineLine(e, missing)
+	p.engineLine(e, m.Memory, missing)
 	p.line("  model\t%s: %.3g million parameters, %d bits for each %s voxels", m.Checkpoint, float64(plan.Parameters)/1e6, p.Job.model.Depth()*bits(p.Job.model.Codes), list(p.Job.model.Downsample))
 	if err := errors.Join(p.w.Flush(), plan.Write(w)); err != nil {
 		return err
@@ -167,7 +167,7 @@ func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch
 	if n == 0 {
 		n = int64(options.Batch)
 	}
-	p.engineLine(e, missing)
+	p.engineLine(e, o.Memory, missing)
 	p.line("  model\t%.3g million parameters, %d bits for each %s voxels", float64(plan.Parameters)/1e6, p.Job.model.Depth()*bits(p.Job.model.Codes), list(p.Job.model.Downsample))
 	p.line("  work\t%.4g TFLOP a patch forward, %.4g forward and backward", float64(plan.Forward/n)/1e12, float64(plan.Step/n)/1e12)
 	p.perceptual(e, plan, o, patch, n)
@@ -197,14 +197,15 @@ func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch
 	return p.time(ctx, o, patch)
 }
 
-// engineLine names the engine, and says why it can't be opened here.
-func (p *planner) engineLine(e gpu.Engine, missing error) {
+// engineLine names the engine, and says why it can't be opened here and for how much memory it is planned instead.
+func (p *planner) engineLine(e gpu.Engine, memory int64, missing error) {
 	p.line("engine\t%s", e.Name())
 	if p.card != nil {
 		p.line("  beside the arena\t%s for copies and tables, and the driver's context (a few hundred MiB)", size(cuda.Overhead))
 	}
 	if missing != nil {
 		p.line("  not here\t%v", missing)
+		p.line("  planned for\t%s", size(p.arenaLimit(memory)))
 	}
 }
 
