@@ -86,7 +86,7 @@ func (j *Job) reserve(e gpu.Engine, d *data, o train.Options, patch [3]int) {
 	if plan == nil || m == nil || j.card != nil {
 		return
 	}
-	parts, _ := j.divide(d, 0, stateBytes(plan.Parameters, o.EMA > 0, j.model), m.Bytes())
+	parts, _ := j.divide(d, 0, plan.State, m.Bytes())
 	j.reserved = parts.limit - parts.scans + parts.least
 	if _, err := j.plan(e, o, patch); err != nil {
 		j.reserved = 0

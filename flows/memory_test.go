@@ -112,7 +112,7 @@ flow: [read: {scans: [x]}, tile: {patch: [32, 32, 32]}, batch, train: {device: c
 		if err != nil {
 			return 0, err
 		}
-		_, err = j.divide(d, p.Total, stateBytes(p.Parameters, o.EMA > 0, j.model), j.maker(patch).Bytes())
+		_, err = j.divide(d, p.Total, p.State, j.maker(patch).Bytes())
 		return p.Total, err
 	}
 	free, err := plan(1 << 30)

@@ -177,18 +177,17 @@ func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch
 	if err != nil {
 		return err
 	}
-	state := stateBytes(plan.Parameters, o.EMA > 0, p.Job.model)
 	batches := int64(0)
 	if m := p.maker(patch); m != nil {
 		batches = m.Bytes()
 	}
-	parts, err := p.divide(p.data, p.onHost(plan.Total), state, batches)
+	parts, err := p.divide(p.data, p.onHost(plan.Total), plan.State, batches)
 	p.line("host memory\t%s", parts)
 	if err != nil {
 		return err
 	}
 	if c, ok := option[checkpoint.Options](p.Job); ok {
-		p.line("disk\t%s a checkpoint, %s at most for all that are kept", size(state), size(c.Disk(state, o.Guard.Tries > 0)))
+		p.line("disk\t%s a checkpoint, %s at most for all that are kept", size(plan.State), size(c.Disk(plan.State, o.Guard.Tries > 0)))
 	}
 	if missing != nil {
 		p.line("time\tnot measured, the device isn't here")
@@ -207,15 +206,6 @@ func (p *planner) engineLine(e gpu.Engine, memory int64, missing error) {
 		p.line("  not here\t%v", missing)
 		p.line("  planned for\t%s", size(p.arenaLimit(memory)))
 	}
-}
-
-// stateBytes is the size of a checkpoint's arrays: weights, two moments and maybe running means; the codebook.
-func stateBytes(parameters int, ema bool, c vqgan.Config) int64 {
-	blocks := 3
-	if ema {
-		blocks++
-	}
-	return vqgan.StateBytes(c, blocks*parameters)
 }
 
 // bits is what it takes to tell so many codes apart.

@@ -54,6 +54,13 @@ func TestGANGoesOnFromItsState(t *testing.T) {
 				}
 			}
 			same(t, norm, state(t, one), state(t, two))
+			var bytes int64
+			for _, a := range state(t, one) {
+				bytes += 4 * int64(len(a.Data))
+			}
+			if bytes != one.StateBytes() {
+				t.Errorf("%s: a state of %d bytes, said %d", norm, bytes, one.StateBytes())
+			}
 		}
 	}
 }

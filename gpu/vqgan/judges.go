@@ -252,6 +252,24 @@ func (s *Session) judgeState() ([]Array, error) {
 		Array{nameJudgement, []int{2, 3}, limbs(int64(j.steps), int64(j.delay))}), s.e.Sync()
 }
 
+// stateLen is the elements of a judgeState.
+func (j *judges) stateLen() int {
+	n := 3 * j.params.Count()
+	for _, k := range j.spectral {
+		n += k.columns
+	}
+	for _, net := range j.networks() {
+		n += 2 // anchors
+		for _, b := range net.buffers {
+			n += 2*len(b.mean) + 3
+		}
+	}
+	if n > 0 {
+		n += 6 // counters
+	}
+	return n
+}
+
 // judgesIn reports whether a state has discriminators.
 func judgesIn(in dict) bool {
 	for name := range maps.Keys(in) {

@@ -180,7 +180,7 @@ func assemble(e gpu.Engine, c Config, o Options) (*Session, error) {
 // Plan says what the arena's bytes are for. Its first program is that of a whole micro-batch.
 func (s *Session) Plan() *nn.Plan {
 	p := s.layout.Plan()
-	p.Parameters = s.params.Count()
+	p.Parameters, p.State = s.params.Count(), s.StateBytes()
 	return p
 }
 

@@ -153,12 +153,10 @@ func (s *Session) State() ([]Array, error) {
 }
 
 // StateBytes is the host memory of a State.
-func (s *Session) StateBytes() int64 { return StateBytes(s.c, s.params.Count()*len(s.blocks())) }
-
-// StateBytes is the host memory of a State of the model, with so many elements in parameters, moments and running means.
-func StateBytes(c Config, elements int) int64 {
+func (s *Session) StateBytes() int64 {
 	const step, counters = 3, 9
-	return 4 * int64(elements+step+c.Books()*(c.Codes*(2*c.Embedding+1)+reservoir(c.Codes)*(c.Embedding+1)+counters))
+	elements := s.params.Count()*len(s.blocks()) + s.judges.stateLen()
+	return 4 * int64(elements+step+s.c.Books()*(s.c.Codes*(2*s.c.Embedding+1)+reservoir(s.c.Codes)*(s.c.Embedding+1)+counters))
 }
 
 // SetState goes on from a State. Nothing changes unless all of it fits. With strict every array must be there and be known;
