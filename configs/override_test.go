@@ -111,9 +111,12 @@ func TestPresets(t *testing.T) {
 			t.Errorf("%s: no comment ahead (%v)", name, err)
 		}
 		want.Hidden, want.Codes = 128, 1024
-		_, b, err = load("model: {hidden: 128, preset: "+name+"}\nflow: [train]\n", "model.codes=1024")
+		f, b, err := load("model: {hidden: 128, preset: "+name+"}\nflow: [train]\n", "model.codes=1024")
 		if err != nil {
 			t.Fatal(err)
+		}
+		if !f.Given("model.preset") || !f.Given("model.hidden") || !f.Given("model.codes") || f.Given("model.embedding") {
+			t.Error("Given doesn't tell the file's keys from the preset's")
 		}
 		if got := b.Top["model"].(*modelOptions); *got != want {
 			t.Errorf("%s with hidden 128, codes 1024: %+v", name, got)

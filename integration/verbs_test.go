@@ -104,7 +104,7 @@ func TestHelpKnowsEveryKey(t *testing.T) {
 	p := newPlace(t)
 	// The names that scripts rely on.
 	for block, keys := range map[string]string{
-		"run": "dir seed memory resume workers hours", "model": "preset hidden downsample embedding codes groups norm padding decoder",
+		"run": "dir seed memory resume workers hours", "model": "preset hidden downsample embedding codes quantizer levels groups norm padding decoder",
 		"read": "scans window_hu cache ahead frame channel_dim max_bytes bad_share spacing", "tile": "mode patch stride",
 		"augment": "flip rotate90 scale shift_hu noise_hu", "shuffle": "volumes", "batch": "size",
 		"train":      "device memory epochs max_steps micro_batch lr warmup schedule clip ema init loss.l1 loss.l2 loss.commitment codebook.decay codebook.restart validate.share validate.scans validate.group validate.every",

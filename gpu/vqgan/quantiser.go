@@ -143,6 +143,7 @@ func quantise(g *nn.Graph, c *Config, z *nn.Value, books []nn.Codebook, commitme
 		x.each, x.inputs = append(x.each, one), append(x.inputs, rest)
 		if x.q = one.Q; i > 0 {
 			x.q = g.Add("quantised", x.each[i-1].Q, one.Q)
+			g.Wide(x.q)
 		}
 	}
 	return x
