@@ -83,6 +83,14 @@ func planFile(ctx context.Context, path string, overrides []string, w io.Writer)
 	return job.Plan(ctx, w)
 }
 
+func benchFile(ctx context.Context, path string, overrides []string, steps int, w io.Writer) error {
+	data, err := readFile(path)
+	if err != nil {
+		return &flows.ConfigError{Err: err}
+	}
+	return flows.Bench(ctx, path, data, overrides, steps, w)
+}
+
 func demo(ctx context.Context, soft <-chan struct{}, dir string, overrides []string, ui flows.UI) error {
 	return flows.Demo(ctx, soft, dir, overrides, ui)
 }

@@ -58,7 +58,7 @@ func rootCommand() *cobra.Command {
 		},
 	}
 	root.Flags().BoolVarP(&quiet, "quiet", "q", false, "say only what is wrong")
-	root.AddCommand(planCommand(), devicesCommand(), demoCommand(), phantomCommand(), inspectCommand(), exportCommand(), importCommand(),
+	root.AddCommand(planCommand(), benchCommand(), devicesCommand(), demoCommand(), phantomCommand(), inspectCommand(), exportCommand(), importCommand(),
 		publishCommand(), queueCommand(), deadCommand(), versionCommand())
 	root.SetHelpCommand(helpCommand())
 	root.InitDefaultCompletionCmd()
