@@ -33,6 +33,9 @@ func TestPatchesComeBack(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if head := m.Size() - len(m.Data) - len(m.Subject); p.Void == "" && head%2 != 0 {
+			t.Fatalf("samples at %d", head)
+		}
 		if p.Void != "" {
 			p.Void = "a.nii: ends early"
 		}

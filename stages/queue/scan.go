@@ -11,17 +11,17 @@ import (
 
 // Headers of messages.
 const (
-	schemaHeader  = "Fr-Schema"
-	idHeader      = "Fr-Id"
-	digestHeader  = "Fr-Digest"
-	dtypeHeader   = "Fr-Dtype"
-	shapeHeader   = "Fr-Shape"  // z,y,x
-	scansHeader   = "Fr-Scans"  // scans of the epoch; 0: nobody knows yet
-	tilesHeader   = "Fr-Tiles"  // patches of the scan in the epoch
-	patchHeader   = "Fr-Patch"  // JSON of the rest
-	sourceHeader  = "Fr-Source" // JSON of the Scan that the patch was cut from
-	attemptHeader = "Fr-Attempt"
-	reasonHeader  = "Fr-Reason"
+	schemaHeader = "Fr-Schema"
+	idHeader     = "Fr-Id"
+	digestHeader = "Fr-Digest"
+	dtypeHeader  = "Fr-Dtype"
+	shapeHeader  = "Fr-Shape"  // z,y,x
+	scansHeader  = "Fr-Scans"  // scans of the epoch; 0: nobody knows yet
+	tilesHeader  = "Fr-Tiles"  // patches of the scan in the epoch
+	patchHeader  = "Fr-Patch"  // JSON of the rest
+	sourceHeader = "Fr-Source" // JSON of the Scan that the patch was cut from
+	reasonHeader = "Fr-Reason"
+	padHeader    = "Fr-Pad"
 )
 
 // Schemas of messages.
