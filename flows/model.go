@@ -37,11 +37,8 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options) error {
 		return err
 	}
 	b, _ := option[batch.Options](j)
-	total := r.data.steps(o.Epochs, b.Size)
+	total := lastStep(r.data.steps(o.Epochs, b.Size), o.MaxSteps)
 	r.epochs = o.Epochs
-	if o.MaxSteps > 0 && (total == 0 || o.MaxSteps < total) {
-		total = o.MaxSteps
-	}
 	if j.run.Hours > 0 {
 		total, r.epochs = 0, math.MaxInt
 		if snap != nil {
@@ -50,6 +47,9 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options) error {
 	}
 	if total > 0 && o.Warmup > total {
 		r.log.Warn().Int("warmup", o.Warmup).Int("steps", total).Msg("train.warmup is longer than the run: the learning rate never gets to train.lr")
+	}
+	if total > 0 && o.GAN.Weight > 0 && o.GAN.Start >= total {
+		r.log.Warn().Int("start", o.GAN.Start).Int("steps", total).Msg("train.gan.start is not before the end of the run: the discriminators never begin")
 	}
 	r.validator = j.newValidator(session, r.data, validateOptions{patch: patch, limit: o.Validate.Patches, whole: o.Validate.Whole, ema: o.EMA > 0,
 		workers: j.workers(), setAside: r.setAside, status: r.status, alive: func() { r.watch.pulse.Add(1) }})

@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"strconv"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/flowrun/flowrun/gpu"
 	"github.com/flowrun/flowrun/gpu/cuda"
@@ -171,6 +169,7 @@ func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch
 	p.line("  model\t%.3g million parameters, %d bits for each %s voxels", float64(plan.Parameters)/1e6, p.Job.model.Depth()*bits(p.Job.model.Codes), list(p.Job.model.Downsample))
 	p.line("  work\t%.4g TFLOP a patch forward, %.4g forward and backward", float64(plan.Forward/n)/1e12, float64(plan.Step/n)/1e12)
 	p.perceptual(e, plan, o, patch, n)
+	p.discriminators(e, plan, o, patch, n)
 	if err := errors.Join(p.w.Flush(), plan.Write(w)); err != nil {
 		return err
 	}
@@ -215,83 +214,6 @@ func bits(codes int) int {
 		n++
 	}
 	return n
-}
-
-// affordable is the work of a step that plan times, in FLOPs; of a larger one it times a smaller patch and scales.
-const affordable = 2e11
-
-// time takes a few steps on noise and says how long the run will be.
-func (p *planner) time(ctx context.Context, o train.Options, patch [3]int) error {
-	e, err := p.engine(o.Device)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = e.Close() }()
-	timed := patch
-	plan, err := p.plan(e, o, timed)
-	if err != nil {
-		return err
-	}
-	for float64(plan.Step) >= affordable {
-		a, less := 0, timed
-		for i := range timed {
-			if timed[i] > timed[a] {
-				a = i
-			}
-		}
-		if timed[a]%(2*p.multiple()[a]) != 0 {
-			break
-		}
-		less[a] /= 2
-		small, err := p.plan(e, o, less)
-		if err != nil { // too small for a loss
-			break
-		}
-		plan, timed = small, less
-	}
-	options := p.sessionOptions(o, timed)
-	s, err := vqgan.Open(e, p.Job.model, options)
-	if err != nil {
-		return err
-	}
-	n := timed[0] * timed[1] * timed[2] * options.Batch
-	noise := make([]float32, n)
-	r := rand.New(rand.NewPCG(1, 2))
-	for i := range noise {
-		noise[i] = r.Float32()*2 - 1
-	}
-	const untimed, steps = 2, 3
-	var start time.Time
-	for i := range untimed + steps {
-		if i == untimed {
-			start = time.Now()
-		}
-		if err := ctx.Err(); err != nil {
-			return context.Cause(ctx)
-		}
-		if _, err := s.Step(noise, noise, options.Batch, 1e-6); err != nil {
-			return err
-		}
-	}
-	scale := float64(patch[0]*patch[1]*patch[2]*options.Batch) / float64(n)
-	step := time.Since(start).Seconds() / steps * scale
-	note := ""
-	if timed != patch {
-		note = fmt.Sprintf(" (estimated from patches of %s)", list(timed))
-	}
-	p.line("time\t%s s a step, %s steps and %s patches an hour, without reading and validation%s",
-		figure(step), figure(3600/step), figure(3600/step*float64(options.Batch)), note)
-	total := p.data.steps(o.Epochs, options.Batch)
-	switch {
-	case p.run.Hours > 0:
-		fit := int(p.run.Hours * 3600 / step)
-		p.line("  run.hours\t%g hours are about %d steps, %s epochs", p.run.Hours, fit, figure(float64(fit)/float64(max(1, p.data.steps(1, options.Batch)))))
-	case o.MaxSteps > 0 && o.MaxSteps < total:
-		p.line("  to finish\t%d steps (train.max_steps): %s", o.MaxSteps, hours(float64(o.MaxSteps)*step))
-	default:
-		p.line("  to finish\t%d steps of %d epochs: %s", total, o.Epochs, hours(float64(total)*step))
-	}
-	return nil
 }
 
 // figure says a number to three places, or whole where it has more, without an exponent where it is large.

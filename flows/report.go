@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/flowrun/flowrun/gpu/vqgan"
+	"github.com/flowrun/flowrun/stages/checkpoint"
 	"github.com/flowrun/flowrun/stages/observe"
 	"github.com/flowrun/flowrun/stages/pipe"
 	"github.com/flowrun/flowrun/stages/train"
@@ -119,6 +120,9 @@ func (r *run) validate(ctx context.Context, step int) (map[string]float64, error
 	if values == nil {
 		r.log.Warn().Msg("every held-out scan is in quarantine: nothing is validated")
 		return nil, nil
+	}
+	if r.session.Adversarial() == 1 {
+		values[checkpoint.Adversarial] = 1
 	}
 	v := observe.Val{Step: step, Epoch: r.loop.Cursor.Epoch, Metrics: values}
 	r.wrote(r.metrics.Validation(v))

@@ -86,6 +86,7 @@ type Plan struct {
 	Forward    int64  // FLOPs of the first program's convolutions, forward
 	Step       int64  // FLOPs of one whole run of the first program, with what is recomputed
 	Parameters int    // elements
+	Judges     int    // elements of discriminators
 	State      int64  // bytes of the copy that a checkpoint holds; 0 where nothing is trained
 }
 

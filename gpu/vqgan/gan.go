@@ -201,6 +201,12 @@ func (s *Session) phaseOf(step int) (phase, float64) {
 	return adversarial, ramp
 }
 
+// Adversarial is how far the ramp of the adversarial weights is with the steps taken, from 0 to 1.
+func (s *Session) Adversarial() float64 {
+	_, ramp := s.phaseOf(s.step)
+	return ramp
+}
+
 // cut draws where a micro-batch's slices are cut and writes it.
 func (s *Session) cut(p *program, at int) {
 	for _, c := range p.planes {

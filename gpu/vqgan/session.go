@@ -181,6 +181,7 @@ func assemble(e gpu.Engine, c Config, o Options) (*Session, error) {
 func (s *Session) Plan() *nn.Plan {
 	p := s.layout.Plan()
 	p.Parameters, p.State = s.params.Count(), s.StateBytes()
+	p.Judges = s.judges.params.Count()
 	return p
 }
 

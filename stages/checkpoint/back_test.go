@@ -35,7 +35,7 @@ func TestRetainKeepsWhatTroubleGoesBackTo(t *testing.T) {
 		}
 		for step := 1; step <= 60; step++ {
 			if step%every == 0 {
-				r := ranked{step, float64(rapid.IntRange(0, 3).Draw(t, "score")), rapid.Bool().Draw(t, "valid"), false}
+				r := ranked{step, float64(rapid.IntRange(0, 3).Draw(t, "score")), rapid.Bool().Draw(t, "valid"), false, rapid.Bool().Draw(t, "late")}
 				whole, stopped = add(whole, r), add(stopped, r)
 			} else if rapid.IntRange(0, 4).Draw(t, "stop") == 0 {
 				stopped = add(stopped, ranked{step: step, stopped: true})

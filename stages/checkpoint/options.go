@@ -6,8 +6,11 @@ import "math"
 type Options struct {
 	Every int    `key:"every" default:"500" unit:"steps" min:"1" doc:"Optimiser steps between checkpoints. A validation, a stop and the end of the run write one too."`
 	Keep  int    `key:"keep" default:"3" unit:"checkpoints" min:"1" doc:"How many of the best checkpoints are kept, beside the last one and the one before it."`
-	Best  string `key:"best" default:"psnr" oneof:"psnr ssim mae_hu" doc:"The validation metric that ranks checkpoints: that of the EMA weights where there are any, else that of the raw ones. mae_hu is better when lower."`
+	Best  string `key:"best" default:"psnr" oneof:"psnr ssim mae_hu" doc:"The validation metric that ranks checkpoints: that of the EMA weights where there are any, else that of the raw ones. mae_hu is better when lower. Once discriminators are in full (train.gan), checkpoints from before rank no more: theirs is another aim."`
 }
+
+// Adversarial is a metric above 0 where the weights were trained with discriminators at their full weight.
+const Adversarial = "val/adversarial"
 
 // Disk is the most that checkpoints of the given size take at once, in bytes: those kept, and the one being written. With a
 // probation (Store) there are one of a stop, two that may be gone back to, and a suspect more.

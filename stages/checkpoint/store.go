@@ -138,6 +138,7 @@ type ranked struct {
 	score   float64 // higher is better
 	valid   bool    // it has a score
 	stopped bool    // it is there because the run was stopped
+	late    bool    // discriminators were in full
 }
 
 // Tidy does what a Save that was killed had still to do for the links and the files that aren't kept.
@@ -159,7 +160,7 @@ func (s *Store) tidy() {
 			continue // Latest will say what is wrong with it
 		}
 		score, ok := s.options.score(info.Metrics)
-		list = append(list, ranked{step, score, ok, info.Reason == stop})
+		list = append(list, ranked{step, score, ok, info.Reason == stop, info.Metrics[Adversarial] > 0})
 	}
 	keep, best := retain(list, s.saved, s.options.Keep, s.Probation)
 	switch {
@@ -177,7 +178,7 @@ func (s *Store) tidy() {
 }
 
 // retain says which of list, ascending by step, are kept: the last two, the one just saved, and the n with the highest
-// scores, the earlier of two equals. best is the first of those, or -1. With a probation it is the last one, and of those that
+// scores, the earlier of two equals; where some of those are late, of the late ones. best is the first of those, or -1. With a probation it is the last one, and of those that
 // no stop made the last two, the last one that has passed it, and the first that hasn't.
 func retain(list []ranked, saved, n, probation int) (keep map[int]bool, best int) {
 	keep, best = map[int]bool{saved: true}, -1
@@ -199,6 +200,9 @@ func retain(list []ranked, saved, n, probation int) (keep map[int]bool, best int
 		}
 	}
 	scored := slices.DeleteFunc(slices.Clone(list), func(r ranked) bool { return !r.valid })
+	if slices.ContainsFunc(scored, func(r ranked) bool { return r.late }) {
+		scored = slices.DeleteFunc(scored, func(r ranked) bool { return !r.late })
+	}
 	slices.SortStableFunc(scored, func(a, b ranked) int {
 		switch {
 		case a.score > b.score:

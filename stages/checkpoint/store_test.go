@@ -276,7 +276,7 @@ func TestRetain(t *testing.T) {
 		slices.Sort(steps)
 		var all []ranked
 		for _, s := range steps {
-			all = append(all, ranked{s, float64(rapid.IntRange(0, 5).Draw(t, "score")), rapid.Bool().Draw(t, "valid"), false})
+			all = append(all, ranked{s, float64(rapid.IntRange(0, 5).Draw(t, "score")), rapid.Bool().Draw(t, "valid"), false, false})
 		}
 		n := rapid.IntRange(1, 5).Draw(t, "n")
 		saved := rapid.SampledFrom(steps).Draw(t, "saved")
@@ -520,4 +520,23 @@ func FuzzMeta(f *testing.F) {
 			t.Fatalf("got %+v, %v\nwant %+v", got, err, s)
 		}
 	})
+}
+
+func TestRankingBeginsAnewWithDiscriminators(t *testing.T) {
+	list := []ranked{{step: 10, score: 30, valid: true}, {step: 20, score: 31, valid: true}}
+	for _, c := range []struct {
+		more []ranked
+		best int
+		keep []int
+	}{
+		{nil, 20, []int{10, 20}},
+		{[]ranked{{step: 30, late: true}}, 20, []int{10, 20, 30}}, // not measured
+		{[]ranked{{step: 30, late: true}, {step: 40, score: 28, valid: true, late: true}}, 40, []int{30, 40}},
+		{[]ranked{{step: 30, score: 29, valid: true, late: true}, {step: 40, score: 28, valid: true, late: true}, {step: 50, score: 27, valid: true, late: true}}, 30, []int{30, 40, 50}},
+	} {
+		keep, best := retain(append(slices.Clone(list), c.more...), 10+10*(1+len(c.more)), 2, 0)
+		if got := slices.Sorted(maps.Keys(keep)); best != c.best || !slices.Equal(got, c.keep) {
+			t.Errorf("%v: best %d of %v (want %d of %v)", c.more, best, got, c.best, c.keep)
+		}
+	}
 }
