@@ -73,12 +73,14 @@ func Stream(ctx context.Context, scan *volume.Scan, epoch int, o Options, slices
 	l := s.loader
 	v := &volume.Volume{Scan: scan, Epoch: epoch, Dims: scan.Dims, Window: o.WindowHU, Geometry: l.p.geometry, Slope: l.slope, Inter: l.inter,
 		Warnings: l.p.warnings}
-	s.want(-1)
+	s.window.Lock()
+	defer s.window.Unlock()
+	s.start()
 	return v.Own(s, free), nil
 }
 
-// stream is Samples of a file that is read forwards, behind which the last slices are kept. Slices are decoded by a goroutine
-// that runs while there is room ahead of what was asked for, and by whoever asks for more.
+// stream is Samples of a file that is read forwards, behind which the last slices are kept. All is decoded by one goroutine at a
+// time, which never waits for who asks: it runs while there is room ahead, and is started anew when there is some again.
 type stream struct {
 	ctx    context.Context
 	scan   *volume.Scan
@@ -87,23 +89,26 @@ type stream struct {
 	burst  int // the most slices that decoding gives at a time
 	warn   func([]string)
 
-	decoding   sync.Mutex // held by whoever decodes; guards what follows
-	loader     *loader    // nil once the file is read to its end
+	// The goroutine's; nobody else's while it runs.
+	loader     *loader // nil once the file is read to its end
 	resampling *resampling
 	spare      []int16 // the slice being decoded
-	panicked   error   // ahead of who asks
 
-	window    sync.RWMutex // guards what follows; low, high and ring change with both locks held
+	window    sync.RWMutex // guards what follows
+	news      *sync.Cond   // of low and high, and of err
 	ring      [][]int16    // slice z is at z%len(ring)
 	low, high int          // low ≤ z < high are there
 	top       int          // one above the highest that was asked for, in this reading
+	again     bool         // a slice below low was asked for
 	err       error        // for good
-	running   bool         // a goroutine decodes ahead
-	ahead     sync.WaitGroup
+	panicked  bool         // with err
+	running   bool         // the goroutine
+	decoding  sync.WaitGroup
 }
 
 func newStream(ctx context.Context, scan *volume.Scan, o Options, slices int, warn func([]string)) (*stream, error) {
 	s := &stream{ctx: ctx, scan: scan, o: o, slices: max(slices, 1), burst: 1, warn: warn}
+	s.news = sync.NewCond(&s.window)
 	if err := s.begin(); err != nil {
 		return nil, err
 	}
@@ -134,46 +139,69 @@ func (s *stream) Rows(z, y0, y1 int, buf []int16) ([]int16, error) {
 	}
 	w := s.scan.Dims[0]
 	buf = buf[:(y1-y0)*w]
-	for s.want(z); !s.kept(z, y0*w, buf); s.want(z) {
-		if err := s.reach(z); err != nil {
+	for !s.kept(z, y0*w, buf) {
+		if err := s.await(z); err != nil {
 			return nil, err
 		}
 	}
 	return buf, nil
 }
 
-// want says that slice z is asked for (-1: none as yet); those above it are decoded ahead.
-func (s *stream) want(z int) {
+// kept copies from a slice, if it is there and doesn't make room for more ahead.
+func (s *stream) kept(z, at int, buf []int16) bool {
 	s.window.RLock()
-	known := z < s.top && z >= 0
-	s.window.RUnlock()
-	if known {
-		return
+	defer s.window.RUnlock()
+	if !s.has(z) || z >= s.top {
+		return false
 	}
+	copy(buf, s.ring[z%len(s.ring)][at:])
+	return true
+}
+
+func (s *stream) has(z int) bool { return s.low <= z && z < s.high }
+
+// await asks for slice z and waits until it is there, for now.
+func (s *stream) await(z int) error {
 	s.window.Lock()
 	defer s.window.Unlock()
-	s.top = max(s.top, z+1)
-	if !s.running && s.due() {
-		s.running = true
-		s.ahead.Go(func() {
-			for s.further() {
-			}
-		})
+	for {
+		s.top = max(s.top, z+1)
+		s.again = s.again || z < s.low
+		s.start()
+		switch {
+		case s.has(z):
+			return nil
+		case s.panicked:
+			panic(s.err)
+		case s.err != nil:
+			return s.err
+		}
+		s.news.Wait()
 	}
 }
 
-// due says that there is room for more slices than were asked for. It wants the window locked.
-func (s *stream) due() bool {
-	all := s.scan.Dims[2]
-	return s.err == nil && s.high < all && min(s.high+s.burst, all) <= len(s.ring)+max(s.top-s.slices, 0)
+// start has slices decoded as far as there is room. It wants the window locked.
+func (s *stream) start() {
+	if s.running || !s.due() {
+		return
+	}
+	s.running = true
+	s.decoding.Go(func() {
+		for s.next() {
+		}
+	})
 }
 
-// further decodes ahead, if there is room and no error. Where it panics, so does who asks for what isn't there.
-func (s *stream) further() (more bool) {
-	s.decoding.Lock()
-	defer s.decoding.Unlock()
+// due says that there is something to decode and room for it. It wants the window locked.
+func (s *stream) due() bool {
+	all := s.scan.Dims[2]
+	return s.err == nil && (s.again || s.high < all && min(s.high+s.burst, all) <= len(s.ring)+max(s.top-s.slices, 0))
+}
+
+// next decodes, if that is due. Where it panics, so does who asks for what isn't there.
+func (s *stream) next() (more bool) {
 	s.window.Lock()
-	due := s.due()
+	due, again := s.due(), s.again
 	s.running = due
 	s.window.Unlock()
 	if !due {
@@ -181,61 +209,36 @@ func (s *stream) further() (more bool) {
 	}
 	defer func() {
 		if p := recover(); p != nil {
-			s.panicked = fmt.Errorf("%v\n%s", p, debug.Stack())
-			_ = s.fail(s.panicked)
+			s.fail(fmt.Errorf("%v\n%s", p, debug.Stack()), true)
 		}
 		more = true
 	}()
-	_ = s.fail(s.decode())
+	step := s.decode
+	if again {
+		step = s.rewind
+	}
+	if err := step(); err != nil {
+		s.fail(err, false)
+	}
 	return true
 }
 
-// fail keeps the first error, if err is one, and returns it.
-func (s *stream) fail(err error) error {
+// fail keeps the first error.
+func (s *stream) fail(err error, panicked bool) {
 	s.window.Lock()
 	defer s.window.Unlock()
 	if s.err == nil {
-		s.err = err
+		s.err, s.panicked = err, panicked
 	}
-	return s.err
-}
-
-// kept copies from a slice, if it is there.
-func (s *stream) kept(z, at int, buf []int16) bool {
-	s.window.RLock()
-	defer s.window.RUnlock()
-	if z < s.low || z >= s.high {
-		return false
-	}
-	copy(buf, s.ring[z%len(s.ring)][at:])
-	return true
-}
-
-// reach decodes up to slice z, from the beginning if it is no longer there.
-func (s *stream) reach(z int) error {
-	s.decoding.Lock()
-	defer s.decoding.Unlock()
-	err := s.fail(nil)
-	if err == nil && z < s.low {
-		err = s.fail(s.rewind())
-	}
-	for err == nil && z >= s.high {
-		err = s.fail(s.decode())
-	}
-	switch {
-	case z >= s.low && z < s.high:
-		return nil
-	case s.panicked != nil:
-		panic(s.panicked)
-	}
-	return err
+	s.news.Broadcast()
 }
 
 // rewind makes the file's first slice the next one.
 func (s *stream) rewind() error {
 	_ = s.shut()
 	s.window.Lock()
-	s.low, s.high, s.top = 0, 0, 0
+	s.low, s.high, s.top, s.again = 0, 0, 0, false
+	s.news.Broadcast() // who waits asks again
 	s.window.Unlock()
 	return s.begin()
 }
@@ -282,6 +285,7 @@ func (s *stream) keep() error {
 	s.ring[at], s.spare = s.spare, s.ring[at]
 	s.high++
 	s.low = max(s.low, s.high-len(s.ring))
+	s.news.Broadcast()
 	return nil
 }
 
@@ -311,10 +315,8 @@ func (s *stream) Bytes() int64 { return held(s.scan, len(s.ring)) }
 
 // Close ends decoding and drops the slices.
 func (s *stream) Close() error {
-	_ = s.fail(errors.New("read after it was released"))
-	s.ahead.Wait()
-	s.decoding.Lock()
-	defer s.decoding.Unlock()
+	s.fail(errors.New("read after it was released"), false)
+	s.decoding.Wait()
 	s.window.Lock()
 	defer s.window.Unlock()
 	clear(s.ring)

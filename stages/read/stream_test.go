@@ -110,6 +110,8 @@ func TestStreamGivesWhatLoadDoes(t *testing.T) {
 			check(r.IntN(nz), y0, y0+r.IntN(ny-y0)+1)
 		}
 		check(0, 0, ny)
+		_ = reading(s) // which may take slice 0 away, where one above it was asked for
+		check(0, 0, ny)
 		opened := reading(s)
 		for z := range nz { // what is said to be kept is, without another reading
 			check(z, 0, ny)
@@ -124,10 +126,16 @@ func TestStreamGivesWhatLoadDoes(t *testing.T) {
 	})
 }
 
-// reading is what s reads with; nil once it is at its end.
+// begin has s decode as far as it does before it is asked for anything.
+func begin(s *stream) {
+	s.window.Lock()
+	defer s.window.Unlock()
+	s.start()
+}
+
+// reading is what s reads with once it has decoded all that there is room for; nil at the file's end.
 func reading(s *stream) *loader {
-	s.decoding.Lock()
-	defer s.decoding.Unlock()
+	s.decoding.Wait()
 	return s.loader
 }
 
@@ -305,8 +313,10 @@ func TestStreamDecodesAhead(t *testing.T) {
 			s := must(newStream(t.Context(), scan, o, slices, nil))
 			buf := make([]int16, 3)
 			for _, z := range []int{-1, 0, 3, 10, 11, 2, 3, scan.Dims[2] / 2, scan.Dims[2] - 3, scan.Dims[2] - 1} {
-				if s.want(z); z >= 0 {
+				if z >= 0 {
 					must(s.Rows(z, 0, 1, buf))
+				} else {
+					begin(s)
 				}
 				synctest.Wait() // the goroutine has ended
 				low, high := max(s.top-slices, 0), min(max(s.top, slices)+aheadSlices, scan.Dims[2])
@@ -314,8 +324,8 @@ func TestStreamDecodesAhead(t *testing.T) {
 					t.Errorf("%v mm, slice %d: %d to %d are there, want %d to %d", mm, z, s.low, s.high, low, high)
 				}
 			}
-			_ = s.fail(errors.New("found ahead")) // meanwhile
-			if err := s.reach(scan.Dims[2] - 1); err != nil {
+			s.fail(errors.New("found ahead"), false) // meanwhile
+			if err := s.await(scan.Dims[2] - 1); err != nil {
 				t.Error(err)
 			}
 			if err := s.Close(); err != nil || s.loader != nil || s.running {
@@ -375,7 +385,7 @@ func TestStreamPanicsForWhoAsks(t *testing.T) {
 	scan := one(t, path, o)
 	synctest.Test(t, func(t *testing.T) {
 		s := must(newStream(t.Context(), scan, o, 3, func([]string) { panic("odd") }))
-		s.want(-1)
+		begin(s)
 		synctest.Wait()
 		buf := make([]int16, 2)
 		for z := range 8 {
@@ -391,6 +401,27 @@ func TestStreamPanicsForWhoAsks(t *testing.T) {
 		}()
 		_, err := s.Rows(8, 0, 1, buf)
 		t.Error(err)
+	})
+}
+
+// Memory is given back when nobody decodes into it any more.
+func TestStreamIsFreeOnceDecodingHasEnded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.nii")
+	put(t, path, [3]int{2, 2, 9}, identity, func(i, j, k int) int16 { return 0 })
+	o := defaults()
+	scan := one(t, path, o)
+	synctest.Test(t, func(t *testing.T) {
+		odd, freed := make(chan bool), false
+		v := must(Stream(t.Context(), scan, 0, o, 3, func([]string) { <-odd }, func() { freed = true }))
+		synctest.Wait() // the last slice is being decoded
+		go v.Release()
+		if synctest.Wait(); freed {
+			t.Error("free while a slice is decoded")
+		}
+		close(odd)
+		if synctest.Wait(); !freed {
+			t.Error("not free")
+		}
 	})
 }
 
