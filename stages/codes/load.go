@@ -113,7 +113,7 @@ func layout(h *safetensors.Header) (*volume.Codes, error) {
 	}
 	cells, found := shapeOf(c), false
 	for _, t := range h.Tensors {
-		want := cells
+		var want []int
 		switch t.Name {
 		case codesName:
 			want = indexShape(c)
