@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/flowrun/flowrun/configs"
 	"github.com/flowrun/flowrun/stages/checkpoint"
+	"github.com/flowrun/flowrun/stages/observe"
 	"github.com/flowrun/flowrun/stages/queue"
 	"github.com/flowrun/flowrun/stages/read"
 	"github.com/flowrun/flowrun/stages/train"
@@ -27,6 +30,9 @@ type queues struct {
 	intake  *queue.Intake
 	takes   atomic.Pointer[queue.Intake] // the same, for those who ask who is connected
 	list    *published
+	patches atomic.Pointer[queue.Stream] // what the server last said
+	looking sync.WaitGroup
+	stop    func()
 	known   queue.Digests
 }
 
@@ -137,7 +143,13 @@ func (r *run) openTrainer(ctx context.Context, snap *volume.Snapshot) error {
 	if err != nil {
 		return err
 	}
-	return r.openIntake(snap, spent)
+	if err := r.openIntake(snap, spent); err != nil {
+		return err
+	}
+	looks, stop := context.WithCancel(context.WithoutCancel(ctx)) // close ends it
+	r.queues.stop = stop
+	r.queues.looking.Go(func() { r.queues.look(looks) })
+	return nil
 }
 
 // openIntake begins to take patches: with the ledger of the checkpoint that the run goes on from. spent is what later
@@ -248,8 +260,51 @@ func (r *run) ledgered(s *volume.Snapshot) (*volume.Snapshot, error) {
 	return &with, nil
 }
 
+// look keeps what the server says of the patches, for metrics, until ctx ends.
+func (q *queues) look(ctx context.Context) {
+	tick := time.NewTicker(lookAtQueue)
+	defer tick.Stop()
+	for {
+		if s, err := q.trainer.Patches(ctx); err == nil { // else the last that was known
+			q.patches.Store(&s)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+const lookAtQueue = 5 * time.Second
+
+// reading is what metrics say of the queue.
+func (q *queues) reading() *observe.Queue {
+	if q == nil {
+		return nil
+	}
+	r := &observe.Queue{Held: map[string]int{}}
+	for _, c := range q.open {
+		r.Waiting = r.Waiting || c.Waiting() != ""
+	}
+	if in := q.takes.Load(); in != nil {
+		r.Held[queue.Trainer] = in.Held()
+	}
+	if q.work != nil {
+		r.Held[queue.Worker] = q.work.Held()
+	}
+	if s := q.patches.Load(); s != nil {
+		r.Known, r.Patches, r.Given, r.Bytes, r.Limit = true, int(s.Waiting), s.Given, int64(s.Bytes), s.MaxBytes
+	}
+	return r
+}
+
 // close gives back what is held, and ends the server.
 func (q *queues) close() {
+	if q.stop != nil {
+		q.stop()
+	}
+	q.looking.Wait()
 	if q.intake != nil {
 		q.intake.Close()
 	}

@@ -151,6 +151,7 @@ func (w *watch) reading() observe.Reading {
 	}
 	r.Stages, r.Limit, r.InUse = w.stats(), w.run.budget.Limit(), w.run.budget.InUse()
 	r.Quarantined = w.run.quarantine.Len()
+	r.Queue = w.run.queues.reading()
 	if free, ok := observe.FreeSpace(w.run.job.run.Dir); ok {
 		r.Free = free
 	}

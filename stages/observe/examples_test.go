@@ -17,7 +17,7 @@ import (
 
 // The examples and the documentation name metrics that there are.
 func TestExamplesNameMetricsThatThereAre(t *testing.T) {
-	r := Reading{States: []string{"running"}, Stages: []pipe.Stat{{Stage: "read"}}, Step: Step{Step: 1}, Total: 2,
+	r := Reading{States: []string{"running"}, Stages: []pipe.Stat{{Stage: "read"}}, Step: Step{Step: 1}, Total: 2, Queue: &Queue{Held: map[string]int{"worker": 1}, Known: true},
 		Validation: map[string]float64{"val/psnr": 1, "val/ssim": 1, "val/mae_hu": 1, "val/codebook_usage": 1}}
 	values, _ := scraped(t, NewExporter(func() Reading { return r }))
 	var names []string

@@ -28,6 +28,18 @@ type Reading struct {
 	Quarantined  int
 	Saved        int     // the step of the newest checkpoint; 0: none
 	Progress     float64 // when something last moved, in seconds since 1970
+	Queue        *Queue  // nil for a run without
+}
+
+// Queue is what a run knows of its queue: of its own ends, and where it trains of the patches on the server.
+type Queue struct {
+	Held    map[string]int // messages in hand, by role
+	Waiting bool           // what it sends has to wait: the queue is full, or the server away
+	Known   bool           // the rest is
+	Patches int            // not given out
+	Given   int            // given out and not yet in a durable checkpoint
+	Bytes   int64          // on the server's disk
+	Limit   int64
 }
 
 // Exporter tells Prometheus of a run. Names and units follow its conventions: base units, the unit at the end of the
@@ -119,6 +131,22 @@ func (c readings) Collect(to chan<- prometheus.Metric) {
 		count(s.BlockedOut.Seconds(), seconds, secondsHelp, "doing", "waiting_for_output")
 		gauge(float64(s.Bytes), "flowrun_stage_bytes", "Bytes of the elements inside a stage.", "stage", s.Stage)
 		gauge(float64(s.Workers), "flowrun_stage_workers", "Workers of a stage.", "stage", s.Stage)
+	}
+	if q := r.Queue; q != nil {
+		for role, n := range q.Held {
+			gauge(float64(n), "flowrun_queue_held_messages", "Messages of the queue that this process has in hand.", "role", role)
+		}
+		waiting := 0.0
+		if q.Waiting {
+			waiting = 1
+		}
+		gauge(waiting, "flowrun_queue_blocked", "1 while what is sent has to wait: the queue is full, or the server away.")
+		if q.Known {
+			gauge(float64(q.Patches), "flowrun_queue_waiting_patches", "Patches on the server that the trainer hasn't taken.")
+			gauge(float64(q.Given), "flowrun_queue_unacknowledged_patches", "Patches that the trainer took and no checkpoint holds yet.")
+			gauge(float64(q.Bytes), "flowrun_queue_patches_bytes", "Bytes of patches on the server's disk.")
+			gauge(float64(q.Limit), "flowrun_queue_limit_bytes", "The most that patches may take there.")
+		}
 	}
 	if r.Total > 0 {
 		gauge(float64(r.Total), "flowrun_train_planned_steps", "The optimiser step at which the run will be done.")

@@ -108,7 +108,7 @@ func scraped(t *testing.T, e *Exporter) (values map[string]float64, text string)
 // A scrape reads as Prometheus reads it, says what is so, and its names are those that Prometheus asks for.
 func TestExporter(t *testing.T) {
 	r := Reading{Dir: "runs/\"a\"\n\xff", Version: "v1", State: "running", States: []string{"running", "done"}, Limit: 100, InUse: 40, Free: 1 << 30, Quarantined: 2, Saved: 8,
-		Progress: 1.5e9, Stages: []pipe.Stat{
+		Progress: 1.5e9, Queue: &Queue{Held: map[string]int{"trainer": 3}, Waiting: true, Known: true, Patches: 4, Given: 5, Bytes: 6, Limit: 7}, Stages: []pipe.Stat{
 			{Stage: "read", In: 3, Out: 2, Busy: 1500 * time.Millisecond, BlockedIn: time.Second, BlockedOut: 2 * time.Second, Bytes: 77, Workers: 4},
 			{Stage: "augment[1]", In: 1}},
 	}
@@ -128,6 +128,7 @@ func TestExporter(t *testing.T) {
 	r.Validation = map[string]float64{"val/psnr": 30, "val/ema_psnr": 31, "val/psnr_trilinear": 28, "val/mae_hu": 12, "val/codebook_usage": 0.5, "val/psnr_body": 27, "val/psnr_window_hu": 2000, "odd": 1}
 	values, text := scraped(t, e)
 	for name, want := range map[string]float64{
+		`flowrun_queue_held_messages{role=trainer}`: 3, `flowrun_queue_blocked`: 1, `flowrun_queue_waiting_patches`: 4, `flowrun_queue_unacknowledged_patches`: 5,
 		"flowrun_train_step": 10, "flowrun_train_steps_total": 2, "flowrun_train_voxels_total": 4000, "flowrun_train_planned_steps": 20,
 		"flowrun_train_step_duration_seconds count": 2, "flowrun_train_step_duration_seconds sum": 4, "flowrun_train_loss": 0.5,
 		"flowrun_train_recon_loss": 0.4, "flowrun_train_psnr_decibels": 21, "flowrun_train_learning_rate": 1e-4, "flowrun_train_epoch": 1,

@@ -51,6 +51,17 @@ func (q *Queue) Status(ctx context.Context) (*Status, error) {
 	return s, err
 }
 
+// Patches is the state of the patches alone: a trainer may ask for no more.
+func (q *Queue) Patches(ctx context.Context) (Stream, error) {
+	ctx, cancel := q.bind(ctx)
+	defer cancel()
+	var s Stream
+	if err := q.look(ctx, &s, q.names.patchStream(), trainName); err != nil {
+		return Stream{}, q.explain(ctx, "stream "+q.names.patchStream(), err)
+	}
+	return s, nil
+}
+
 func (q *Queue) look(ctx context.Context, to *Stream, stream, consumer string) error {
 	s, err := q.js.Stream(ctx, stream)
 	if err != nil {
@@ -117,30 +128,4 @@ func (s *Status) rate(before *Status, of func(*Status) *Stream) string {
 		return ""
 	}
 	return fmt.Sprintf("; %.3g a second come, %.3g are done with", float64(now.Last-then.Last)/passed, float64(now.Settled-then.Settled)/passed)
-}
-
-// WriteMetrics says it to Prometheus.
-func (s *Status) WriteMetrics(w io.Writer) error {
-	var err error
-	metric := func(name, help string, scan, patch, dead any) {
-		_, e := fmt.Fprintf(w, "# HELP flowrun_queue_%[1]s %[2]s\n# TYPE flowrun_queue_%[1]s gauge\nflowrun_queue_%[1]s{run=%[3]q,stream=\"scans\"} %[4]v\nflowrun_queue_%[1]s{run=%[3]q,stream=\"patches\"} %[5]v\nflowrun_queue_%[1]s{run=%[3]q,stream=\"dead\"} %[6]v\n",
-			name, help, s.Run, scan, patch, dead)
-		err = errors.Join(err, e)
-	}
-	metric("messages", "Messages stored.", s.Scans.Messages, s.Patches.Messages, s.Dead.Messages)
-	metric("bytes", "Bytes stored.", s.Scans.Bytes, s.Patches.Bytes, s.Dead.Bytes)
-	metric("stored_total", "Messages ever stored.", s.Scans.Last, s.Patches.Last, s.Dead.Last)
-	metric("held", "Messages given out and not acknowledged.", s.Scans.Given, s.Patches.Given, 0)
-	metric("waiting", "Messages not given out.", s.Scans.Waiting, s.Patches.Waiting, 0)
-	here := map[string]int{Publisher: 0, Worker: 0, Trainer: 0}
-	for _, h := range s.Here {
-		here[h.Role]++
-	}
-	_, e := fmt.Fprint(w, "# HELP flowrun_queue_connected Processes that answer.\n# TYPE flowrun_queue_connected gauge\n")
-	err = errors.Join(err, e)
-	for _, role := range []string{Publisher, Worker, Trainer} {
-		_, e := fmt.Fprintf(w, "flowrun_queue_connected{run=%q,role=%q} %d\n", s.Run, role, here[role])
-		err = errors.Join(err, e)
-	}
-	return err
 }
