@@ -277,7 +277,7 @@ func (w *watch) facts(now time.Time) []report.Fact {
 		add("Memory, most", report.Bytes(w.peak), "", note)
 	}
 	if n := w.run.quarantine; n != nil && n.Len() > 0 {
-		add("Quarantine", strconv.Itoa(n.Len()), "scans", "")
+		add("Scans left out", strconv.Itoa(n.Len()), "", "in quarantine")
 	}
 	return facts
 }

@@ -172,7 +172,7 @@ func (c *Chart) SVG() template.HTML {
 		at := y.at(v)
 		fmt.Fprintf(&b, `<path d="M%d %.1fH%d"/><text x="%d" y="%.1f" class="y">%s</text>`, left, at, chartW-right, left-6, at+3.5, figure(v))
 	}
-	for _, v := range x.ticks(4) {
+	for _, v := range x.ticks(5) {
 		at := x.at(v)
 		fmt.Fprintf(&b, `<path d="M%.1f %dv4"/><text x="%.1f" y="%d" class="x">%s</text>`, at, base, at, base+15, figure(v))
 	}
