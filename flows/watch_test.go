@@ -73,12 +73,21 @@ func TestStalls(t *testing.T) {
 	if w.state != report.Running || !strings.Contains(log.String(), `"event":"moving"`) {
 		t.Errorf("%s: %s", w.state, log)
 	}
-	stats[1].Out++
-	look(time.Second)
-	w.pulse.Add(1) // a validation is at work
-	look(30 * time.Second)
-	if w.state != report.Running {
-		t.Error("a validation's signs of life don't count")
+}
+
+// A validation gives signs of life, though no element moves.
+func TestSignsOfLife(t *testing.T) {
+	r, log := watched(t, []pipe.Stat{{Stage: "train", State: pipe.Working}}, observe.Options{Stall: 1})
+	now := time.Now()
+	for i := range 300 {
+		now = now.Add(time.Second)
+		if i%50 == 0 {
+			r.status("validating")
+		}
+		r.watch.stalls(now)
+	}
+	if r.watch.state != report.Running || log.Len() > 0 {
+		t.Errorf("%s: %s", r.watch.state, log)
 	}
 }
 
@@ -156,7 +165,7 @@ func TestCommandLine(t *testing.T) {
 	}{
 		{nil, []string{"train.lr=1"}, ""},
 		{[]string{"flowrun", "a b.yaml", "augment[1].flip=[x]", "run.dir="}, nil, `flowrun 'a b.yaml' 'augment[1].flip=[x]' run.dir=`},
-		{[]string{"flowrun", "a.yaml", "train.lr=1", "train.lr_x=2", "run.dir=it's"}, []string{"train.lr=0.5"}, `flowrun a.yaml train.lr_x=2 'run.dir=it'\''s' train.lr=0.5`},
+		{[]string{"flowrun", "a.yaml", "train.lr=1", "train.l=2", "run.dir=it's"}, []string{"train.lr=0.5"}, `flowrun a.yaml train.l=2 'run.dir=it'\''s' train.lr=0.5`},
 		{[]string{"flowrun", "$(x)", ""}, nil, `flowrun '$(x)' ''`},
 	} {
 		if got := commandLine(c.words, c.more...); got != c.want {
