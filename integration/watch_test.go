@@ -3,6 +3,7 @@ package integration
 import (
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
@@ -199,6 +201,43 @@ func TestWatchedLive(t *testing.T) {
 	}
 	p.refused(2, []string{"train.yaml", "run.dir=other", "observe.http=" + strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/")}, "observe.http", "in use")
 	r.signal(syscall.SIGTERM)
+	if o := r.wait(); o.code != 75 {
+		t.Errorf("exit %d", o.code)
+	}
+}
+
+// A service manager hears that the run has started, is alive, how far it is, and that it stops.
+func TestServiceManager(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	dir, err := os.MkdirTemp("", "notify") // a socket's path must be short
+	p.check(err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "s")
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Skip("no such sockets here: ", err)
+	}
+	defer func() { _ = c.Close() }()
+	r := p.exec("sh", "-c", "NOTIFY_SOCKET="+socket+" WATCHDOG_USEC=3000000 exec "+flowrun()+" train.yaml train.epochs=100000 train.max_steps=0")
+	p.check(c.SetReadDeadline(time.Now().Add(limit)))
+	hears := func(want string) {
+		t.Helper()
+		for {
+			var b [512]byte
+			n, err := c.Read(b[:])
+			p.check(err)
+			if strings.HasPrefix(string(b[:n]), want) {
+				return
+			}
+		}
+	}
+	hears("READY=1")
+	hears("STATUS=Step ")
+	hears("WATCHDOG=1")
+	hears("WATCHDOG=1")
+	r.signal(syscall.SIGTERM)
+	hears("STOPPING=1")
 	if o := r.wait(); o.code != 75 {
 		t.Errorf("exit %d", o.code)
 	}
