@@ -41,7 +41,12 @@ func (r *run) wire(g *pipe.Graph) {
 	for _, p := range r.job.pieces {
 		p.wire(w, p)
 	}
-	switch r.job.pieces[len(r.job.pieces)-1].out {
+	w.discard(r.job.pieces[len(r.job.pieces)-1].out)
+}
+
+// discard takes what the last stage gives.
+func (w *wiring) discard(out string) {
+	switch out {
 	case volumes:
 		pipe.Discard(w.volumes, endStage)
 	case patches:

@@ -35,7 +35,6 @@ type Job struct {
 	pieces   []*piece
 	reserved int64     // host memory that isn't the engine's; 0 until it is known
 	card     cuda.Card // the GPU that the model is on, or planned for; nil on the CPU
-	meter    *meter    // stands before the model where a bench measures; else nil
 	resolved []byte    // the file with every default written out
 }
 

@@ -83,9 +83,6 @@ func (r *run) fill(snap *volume.Snapshot, o train.Options) error {
 func (r *run) newLoop(snap *volume.Snapshot, o train.Options, total int, guard *train.Guard) *train.Loop {
 	l := &train.Loop{Model: r.session, Guard: guard, MaxSteps: o.MaxSteps, Every: r.job.snapshotsEvery(), EveryVal: o.Validate.Every,
 		Report: r.report, Meta: r.meta, Schedule: optim.Schedule{LR: o.LR, Warmup: o.Warmup, Steps: total, Cosine: o.Schedule == "cosine"}}
-	if m := r.job.meter; m != nil {
-		m.model, l.Model = r.session, m
-	}
 	if hours := r.job.run.Hours; hours > 0 {
 		l.Hours = max(1, time.Duration(hours*float64(time.Hour))-time.Since(r.began))
 	}

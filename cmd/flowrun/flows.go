@@ -83,12 +83,12 @@ func planFile(ctx context.Context, path string, overrides []string, w io.Writer)
 	return job.Plan(ctx, w)
 }
 
-func benchFile(ctx context.Context, path string, overrides []string, steps int, w io.Writer) error {
-	data, err := readFile(path)
+func benchFile(ctx context.Context, path string, overrides []string, ui flows.UI, o flows.BenchOptions) error {
+	job, err := load(path, overrides)
 	if err != nil {
-		return &flows.ConfigError{Err: err}
+		return err
 	}
-	return flows.Bench(ctx, path, data, overrides, steps, w)
+	return job.Bench(ctx, ui, o)
 }
 
 func demo(ctx context.Context, soft <-chan struct{}, dir string, overrides []string, ui flows.UI) error {

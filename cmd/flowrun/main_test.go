@@ -109,6 +109,7 @@ flowrun: many.yaml: 2 problems, listed above; flowrun help STAGE documents the k
 		{"--quite good.yaml", "flowrun: unknown flag: --quite; see flowrun --help"},
 		{"plan", "flowrun: want a file, as in flowrun plan train.yaml; see flowrun plan --help"},
 		{"plan typo.yaml lr", "flowrun: lr: want key=value words behind the file, such as train.lr=3e-4; see flowrun plan --help"},
+		{"bench good.yaml --steps 0", "flowrun: --steps and --seconds want more than 0; see flowrun bench --help"},
 		{"demo a b", "flowrun: b: want key=value words behind the file, such as train.lr=3e-4; see flowrun demo --help"},
 		{"phantom", "flowrun: want one folder, as in flowrun phantom scans; see flowrun phantom --help"},
 		{"phantom a --size 3", "flowrun: --size and --spacing want three numbers, as in 128,128,96; see flowrun phantom --help"},

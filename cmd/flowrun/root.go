@@ -18,6 +18,7 @@ into one training stage, and keeps what it learns in checkpoints.
 Start here:
   flowrun demo              five minutes on a CPU with made-up scans
   flowrun plan train.yaml   what a run takes: bytes, steps, hours
+  flowrun bench train.yaml  how fast it is, and what bounds it
   flowrun train.yaml        the run; Ctrl-C stops it with a checkpoint, and the
                             same command goes on from there
   flowrun reconstruct.yaml  whole scans through the model and back, measured;

@@ -341,6 +341,20 @@ func (s *Coder) Reconstruct(dst, src []float32, n int, codes []int32) error {
 	return nil
 }
 
+// Profile times the ops of one pass of Reconstruct over src, n patches: 1, or CoderOptions.Batch. By kind, longest first.
+func (s *Coder) Profile(src []float32, n int) ([]nn.Timing, error) {
+	p := s.many
+	if n == 1 {
+		p = s.single
+	}
+	if p == nil || n != p.n || len(src) != n*product(s.o.Patch) {
+		return nil, fmt.Errorf("profile: %d patches, %d voxels (want 1 or %d patches of %d)", n, len(src), s.o.Batch, product(s.o.Patch))
+	}
+	s.use(p)
+	p.Write(s.e, p.input, src)
+	return p.Profile(s.e, nn.Call{})
+}
+
 // Encode finds the codes of src [D, H, W], of any size up to a patch that is a multiple of the downsampling: idx [z, y, x, depth], and
 // latents before and after quantisation [z, y, x, channel] where those aren't nil. Those before are on the scale of those after, so that
 // Decode takes either: of length 1 with cosine, within fsq's bounds.

@@ -70,6 +70,9 @@ func (m *Maker) workers() int {
 
 func (m *Maker) voxels() int { return m.patch[0] * m.patch[1] * m.patch[2] }
 
+// Size is the patches of a batch.
+func (m *Maker) Size() int { return m.size }
+
 // Bytes is the most host memory that the maker will ever hold.
 func (m *Maker) Bytes() int64 {
 	each := int64(m.size) * int64(m.voxels()) * 4
