@@ -10,7 +10,7 @@ CUDA = CGO_ENABLED=1 CGO_CFLAGS="-O2 -I$(CURDIR)/gpu/cuda/include" CGO_LDFLAGS="
 TAGS = -tags cuda
 endif
 
-.PHONY: build demo test race lint fuzz chaos bench generate generated kernels fixtures clean
+.PHONY: build demo test race lint fuzz chaos bench generate generated gpu-programs test-gpu kernels fixtures clean
 
 build: ## the program, in bin/
 	$(CUDA) $(GO) build $(TAGS) -trimpath -o bin/flowrun ./cmd/flowrun
@@ -49,6 +49,12 @@ generate: ## the assembly kernels, from their avo generator
 
 generated: generate ## fails where a generated file is stale
 	git diff --exit-code -- gpu/cpu
+
+gpu-programs: build ## what make test-gpu runs, for a machine with a card and no compiler
+	$(CUDA) $(GO) test $(TAGS) -trimpath -c -o bin/gpu.test ./gpu/cuda
+
+test-gpu: gpu-programs ## on a machine with a card: right, the same twice, killed and gone on with, memory, speed; an hour or so
+	integration/gpu.sh bin runs/gpu
 
 kernels: ## the CUDA kernels' PTX; needs clang++-19
 	cd gpu/cuda && $(GO) run ./internal/compile
