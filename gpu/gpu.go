@@ -323,3 +323,10 @@ type Engine interface {
 	// AdamStep updates n parameters, their moments and their running mean; ema may be -1 for none.
 	AdamStep(a Adam, p, grad, m, v, ema Ptr, n int)
 }
+
+// Recorder is an Engine that can make calls again for less, as one CUDA graph.
+type Recorder interface {
+	// Replay makes the calls of f, which are ops alone. Those that it made under this key before, to the last operand, may be
+	// made from a recording.
+	Replay(key any, f func())
+}

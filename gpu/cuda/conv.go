@@ -30,33 +30,31 @@ type convPlan struct {
 	count, tiles int
 }
 
-// plan finds or writes a plan. It runs on the owner.
-func (e *Engine) plan(key planKey) (*convPlan, error) {
+// plan finds a plan, or makes it and has it written.
+func (e *Engine) plan(key planKey) *convPlan {
 	if p := e.tables.plans[key]; p != nil {
-		return p, nil
+		return p
 	}
 	bs, taps, tiles := boxes(key.c, key.forward, key.samples, key.halo, key.per)
-	p := &convPlan{count: len(bs), tiles: tiles}
-	var err error
-	if p.boxes, err = put(&e.tables, bs); err != nil {
-		return nil, err
-	}
-	if p.taps, err = put(&e.tables, taps); err != nil {
-		return nil, err
-	}
+	p := &convPlan{boxes: put(e, bs), taps: put(e, taps), count: len(bs), tiles: tiles}
 	e.tables.plans[key] = p
-	return p, nil
+	return p
 }
 
-// put copies v to the table.
-func put[T any](t *table, v []T) (uint64, error) {
+// put has v written to the table.
+func put[T any](e *Engine, v []T) uint64 {
+	t := &e.tables
 	bytes := int64(len(v)) * int64(unsafe.Sizeof(v[0]))
-	if aligned(bytes) > t.left {
-		return 0, fmt.Errorf("cuda: the table of convolutions is full (%d MiB)", tableBytes>>20)
-	}
 	at := t.at
-	t.at, t.left = at+uint64(aligned(bytes)), t.left-aligned(bytes)
-	return at, failed("cuMemcpyHtoD", cu.MemcpyHtoD(cu.DevicePtr(at), unsafe.Pointer(&v[0]), bytes))
+	if t.left -= aligned(bytes); t.left < 0 {
+		e.o.do(func() error { return fmt.Errorf("cuda: the table of convolutions is full (%d MiB)", tableBytes>>20) })
+		return at
+	}
+	t.at += uint64(aligned(bytes))
+	e.o.do(func() error {
+		return failed("cuMemcpyHtoD", cu.MemcpyHtoD(cu.DevicePtr(at), unsafe.Pointer(&v[0]), bytes))
+	})
+	return at
 }
 
 // convArgs is kernels/conv.cu's ConvArgs.
@@ -132,14 +130,9 @@ func (e *Engine) convolve(c gpu.Conv, src gpu.Tensor, packed, bias gpu.Ptr, add 
 	if c.Type != gpu.BFloat16 || src.Type != gpu.BFloat16 {
 		kernel, threads, columns, key.per = "convDirect", 256, 1, directTargets
 	}
-	e.o.do(func() error {
-		p, err := e.plan(key)
-		if err != nil {
-			return err
-		}
-		a.Boxes, a.Taps, a.Count = p.boxes, p.taps, int32(p.count)
-		return launch(e, kernel, [3]int{p.tiles, columns, 1}, threads, &a)
-	})
+	p := e.plan(key)
+	a.Boxes, a.Taps, a.Count = p.boxes, p.taps, int32(p.count)
+	run(e, kernel, [3]int{p.tiles, columns, 1}, threads, a)
 }
 
 // weightArgs is kernels/weight.cu's WeightArgs.

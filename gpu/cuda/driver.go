@@ -148,5 +148,8 @@ func failed(call string, err error) error {
 
 // launchKernel launches f with the struct at args.
 func launchKernel(f C.CUfunction, grid [3]int, threads, shared int, s cu.Stream, args unsafe.Pointer) C.CUresult {
-	return C.launch(f, C.uint(grid[0]), C.uint(grid[1]), C.uint(grid[2]), C.uint(threads), C.uint(shared), *(*C.CUstream)(unsafe.Pointer(&s)), args)
+	return C.launch(f, C.uint(grid[0]), C.uint(grid[1]), C.uint(grid[2]), C.uint(threads), C.uint(shared), stream(s), args)
 }
+
+// stream is the driver's own value: cu.Stream holds nothing else.
+func stream(s cu.Stream) C.CUstream { return *(*C.CUstream)(unsafe.Pointer(&s)) }

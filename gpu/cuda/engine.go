@@ -27,6 +27,10 @@ type Engine struct {
 	tables  table
 	staging staging
 
+	taping     bool // calls go to the tape
+	tape       []call
+	recordings map[any]*recording
+
 	// The owner's.
 	compute, copies cu.Stream
 	modules         []cu.Module
@@ -56,7 +60,7 @@ func Open(ordinal int) (Card, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{device: ds[ordinal], o: o, kernels: map[string]cu.Function{}}
+	e := &Engine{device: ds[ordinal], o: o, kernels: map[string]cu.Function{}, recordings: map[any]*recording{}}
 	if err := o.wait(e.load); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
@@ -141,7 +145,13 @@ func (e *Engine) Reserve(bytes int64) error {
 }
 
 // Sync waits until everything that was called has happened, and reports what failed.
-func (e *Engine) Sync() error { return e.o.wait(e.settle) }
+func (e *Engine) Sync() error { return e.wait(e.settle) }
+
+// wait does f behind all calls.
+func (e *Engine) wait(f func() error) error {
+	e.flush()
+	return e.o.wait(f)
+}
 
 // settle waits for the device.
 func (e *Engine) settle() error { return failed("cuStreamSynchronize", e.compute.Synchronize()) }
@@ -152,6 +162,9 @@ func (e *Engine) Close() error {
 	e.o.do(func() error {
 		var errs []error
 		errs = append(errs, e.settle(), e.staging.close())
+		for _, r := range e.recordings {
+			errs = append(errs, destroyGraph(r.graph))
+		}
 		for _, p := range e.memory {
 			errs = append(errs, failed("cuMemFree", cu.MemFree(p)))
 		}
@@ -176,7 +189,7 @@ func (e *Engine) at(p gpu.Ptr) uint64 {
 
 // run launches a kernel on the compute stream.
 func run[T any](e *Engine, kernel string, grid [3]int, threads int, args T) {
-	e.o.do(func() error { return launch(e, kernel, grid, threads, &args) })
+	e.post(call{kernel, grid, bytesOf(&args), func() error { return launch(e, kernel, grid, threads, &args) }})
 }
 
 // launch is run, on the owner.

@@ -136,7 +136,7 @@ func (e *Engine) receive(dst []float32, per int, make func(s *slot, at, n int) (
 
 // Write copies src into the arena. It returns when src may change; the device may have it later.
 func (e *Engine) Write(dst gpu.Ptr, src []float32) {
-	_ = e.o.wait(func() error { // Sync says what failed
+	_ = e.wait(func() error { // Sync says what failed
 		return e.send(src, stagingBytes/4, func(s *slot, at, n int) error {
 			to := cu.DevicePtr(e.at(dst) + uint64(4*at))
 			return failed("cuMemcpyDtoDAsync", cu.MemcpyDtoDAsync(to, cu.DevicePtr(s.device), int64(4*n), e.compute))
@@ -146,7 +146,7 @@ func (e *Engine) Write(dst gpu.Ptr, src []float32) {
 
 // Read copies from the arena.
 func (e *Engine) Read(dst []float32, src gpu.Ptr) {
-	_ = e.o.wait(func() error {
+	_ = e.wait(func() error {
 		return e.receive(dst, stagingBytes/4, func(_ *slot, at, _ int) (uint64, error) { return e.at(src) + uint64(4*at), nil })
 	})
 }
@@ -164,9 +164,14 @@ func (e *Engine) Fill(dst gpu.Ptr, n int, value float32) {
 		return
 	}
 	bits := uint(math.Float32bits(value))
-	e.o.do(func() error {
-		return failed("cuMemsetD32Async", cu.MemsetD32Async(cu.DevicePtr(e.at(dst)), bits, int64(n), e.compute))
-	})
+	args := struct {
+		at   uint64
+		n    int
+		bits uint
+	}{e.at(dst), n, bits}
+	e.post(call{"fill", [3]int{}, bytesOf(&args), func() error {
+		return failed("cuMemsetD32Async", cu.MemsetD32Async(cu.DevicePtr(args.at), bits, int64(n), e.compute))
+	}})
 }
 
 // copyArgs is kernels/elementwise.cu's CopyArgs.
@@ -191,7 +196,7 @@ func (e *Engine) rowsAt(t gpu.Tensor) (per int, args func(s *slot, at, n int) *c
 // WriteTensor stores src [N, D, H, W, C] and fills the halo.
 func (e *Engine) WriteTensor(dst gpu.Tensor, src []float32) {
 	per, args := e.rowsAt(dst)
-	_ = e.o.wait(func() error {
+	_ = e.wait(func() error {
 		return e.send(src, per, func(s *slot, at, n int) error {
 			return launch(e, "storeTensor", blocks(n, 256), 256, args(s, at, n))
 		})
@@ -201,7 +206,7 @@ func (e *Engine) WriteTensor(dst gpu.Tensor, src []float32) {
 // ReadTensor gives a tensor as [N, D, H, W, C].
 func (e *Engine) ReadTensor(dst []float32, src gpu.Tensor) {
 	per, args := e.rowsAt(src)
-	_ = e.o.wait(func() error {
+	_ = e.wait(func() error {
 		return e.receive(dst, per, func(s *slot, at, n int) (uint64, error) {
 			return s.device, launch(e, "fetchTensor", blocks(n, 256), 256, args(s, at, n))
 		})

@@ -200,6 +200,20 @@ func (p *Program) RunTo(e gpu.Engine, c *Call, v *Value) {
 
 func (p *Program) run(e gpu.Engine, c *Call, n int) {
 	p.give(e, c)
+	if r, ok := e.(gpu.Recorder); ok && c.After == nil {
+		r.Replay(recordingKey{p, n}, func() { p.ops(e, c, n) })
+		return
+	}
+	p.ops(e, c, n)
+}
+
+// recordingKey tells an engine which calls may be those of the last time: the first n ops of a program.
+type recordingKey struct {
+	p *Program
+	n int
+}
+
+func (p *Program) ops(e gpu.Engine, c *Call, n int) {
 	for i := range n {
 		p.ins[i].run(e, c)
 		if c.After != nil {

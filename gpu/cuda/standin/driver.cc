@@ -239,9 +239,9 @@ API(cuStreamBeginCapture)(CUstream, CUstreamCaptureMode) {
 	return CUDA_SUCCESS;
 }
 API(cuStreamEndCapture)(CUstream, CUgraph *g) {
-	INSIDE(cuStreamEndCapture);
 	*g = (CUgraph)recording;
 	recording = nullptr;
+	if (CUresult rc = fault("cuStreamEndCapture")) return rc;
 	return *g ? CUDA_SUCCESS : CUDA_ERROR_ILLEGAL_STATE;
 }
 API(cuGraphInstantiateWithFlags)(CUgraphExec *e, CUgraph g, unsigned long long) {
