@@ -293,8 +293,10 @@ func TestShipped(t *testing.T) {
 	if _, err := Load("demo.yaml", configs.Demo, nil); err != nil {
 		t.Error(err)
 	}
-	if _, err := Load("../configs/train.yaml", nil, nil); err != nil {
-		t.Error(err)
+	for _, name := range []string{"train", "gan"} {
+		if _, err := Load("../configs/"+name+".yaml", nil, nil); err != nil {
+			t.Error(err)
+		}
 	}
 	for _, name := range configs.Presets() {
 		j, err := Load("train.yaml", []byte("flow: [read: {scans: [x]}, tile, batch, train]"), []string{"model.preset=" + name})

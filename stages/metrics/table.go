@@ -22,7 +22,7 @@ func columns() []column {
 		{"body", "dB", 5, 2, func(r *Row) float64 { return r.PSNRBody }},
 		{"SSIM", "", 6, 4, func(r *Row) float64 { return r.SSIM }},
 		{"HFEN", "", 4, 2, func(r *Row) float64 { return r.HFEN }},
-		{"HF", "rat.", 4, 2, func(r *Row) float64 { return r.HFRatio }},
+		{"HF", "ratio", 5, 2, func(r *Row) float64 { return r.HFRatio }},
 		{"MAE", "HU", 5, 1, func(r *Row) float64 { return r.MAEHU }},
 	}
 	for i, name := range [Tissues]string{"air", "lung", "soft", "bone"} {
@@ -94,7 +94,7 @@ func (s Summary) Table(w io.Writer) error {
 		switch c.top + c.unit {
 		case "HFEN":
 			b.WriteString("HFEN: fine structure (Laplacian of a Gaussian, 1.5 voxels) of the error over the original's, norms\n")
-		case "HFrat.":
+		case "HFratio":
 			b.WriteString("HF ratio: energy of the reconstruction's fine structure over the original's; below 1 is smooth\n")
 		case "seam":
 			b.WriteString("seam: mean absolute error next to tile borders over that of the rest\n")
