@@ -26,7 +26,6 @@ func browser(t *testing.T) string {
 // A real browser shows the page: as wide as a phone and a desk, it needs no scrolling sideways, no text of it runs, its
 // script does, and a finger on a chart says what is there.
 func TestPageInABrowser(t *testing.T) {
-	chromium := browser(t)
 	page := full(Done)
 	mux := http.NewServeMux()
 	mux.HandleFunc("/report.html", func(w http.ResponseWriter, _ *http.Request) {
@@ -51,17 +50,7 @@ onload = () => {
 };
 </script>`)
 	})
-	server := httptest.NewServer(mux)
-	defer server.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	dom, err := exec.CommandContext(ctx, chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--user-data-dir="+t.TempDir(),
-		"--virtual-time-budget=3000", "--dump-dom", server.URL).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, said, _ := strings.Cut(string(dom), `id="said">`)
-	said, _, _ = strings.Cut(said, "</pre>")
+	said := browse(t, mux)
 	for _, id := range []string{"a", "b"} {
 		if !strings.Contains(said, id+" over=0 owned=false tip=true says=") || !strings.Contains(said, "letters=true images=1") {
 			t.Errorf("%s: %s", id, said)
@@ -70,4 +59,63 @@ onload = () => {
 	if !strings.Contains(said, `17.99\n`) || !strings.Contains(said, "19.56") { // 20 + sin(18/5)
 		t.Errorf("the finger is on another point: %s", said)
 	}
+}
+
+// The live page asks its server for what has changed, and keeps open what was opened; the report of a run that was killed says
+// that it is old.
+func TestPagesThatChange(t *testing.T) {
+	live, late := full(Running), full(Running)
+	live.Live = true
+	mux := http.NewServeMux()
+	mux.HandleFunc("/live.html", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Security-Policy", Policy())
+		if err := live.Write(w); err != nil {
+			t.Error(err)
+		}
+	})
+	mux.HandleFunc("/live", func(w http.ResponseWriter, _ *http.Request) {
+		fresh := full(Running)
+		fresh.Outcome = "fresh"
+		if err := fresh.WriteBody(w); err != nil {
+			t.Error(err)
+		}
+	})
+	mux.HandleFunc("/late.html", func(w http.ResponseWriter, _ *http.Request) {
+		if err := late.Write(w); err != nil {
+			t.Error(err)
+		}
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = fmt.Fprint(w, `<!doctype html><iframe id="a" src="/live.html"></iframe><iframe id="b" src="/late.html"></iframe><pre id="said"></pre><script>
+onload = () => {
+	const live = document.getElementById("a").contentDocument, late = document.getElementById("b").contentDocument;
+	live.getElementById("config").open = true;
+	setTimeout(() => {
+		document.getElementById("said").textContent = "outcome=" + live.querySelector("h1").textContent + " open=" + live.getElementById("config").open +
+			" files=" + live.getElementById("files").open + " late=" + !late.querySelector(".late").hidden + " livelate=" + !live.querySelector(".late").hidden;
+	}, 4500);
+};
+</script>`)
+	})
+	if said := browse(t, mux); said != "outcome=fresh open=true files=false late=true livelate=false" {
+		t.Errorf("got %s", said)
+	}
+}
+
+// browse has Chromium open / and returns what the element said has in the end.
+func browse(t *testing.T, h http.Handler) string {
+	t.Helper()
+	chromium := browser(t)
+	server := httptest.NewServer(h)
+	defer server.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	dom, err := exec.CommandContext(ctx, chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--user-data-dir="+t.TempDir(),
+		"--virtual-time-budget=8000", "--dump-dom", server.URL).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, said, _ := strings.Cut(string(dom), `id="said">`)
+	said, _, _ = strings.Cut(said, "</pre>")
+	return said
 }
