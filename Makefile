@@ -3,6 +3,7 @@ GO ?= go
 PYTHON ?= python3
 FUZZTIME ?= 30s
 ROUNDS ?= 200
+SOAK ?= 1h
 
 # The CUDA engine wants a C compiler (and no CUDA toolkit); without one the program computes on the CPU alone.
 ifneq ($(shell command -v $(CC)),)
@@ -10,7 +11,7 @@ CUDA = CGO_ENABLED=1 CGO_CFLAGS="-O2 -I$(CURDIR)/gpu/cuda/include" CGO_LDFLAGS="
 TAGS = -tags cuda
 endif
 
-.PHONY: build demo test race lint fuzz chaos bench generate generated gpu-programs test-gpu kernels fixtures clean
+.PHONY: build demo test race lint fuzz chaos soak bench generate generated gpu-programs test-gpu kernels fixtures clean
 
 build: ## the program, in bin/
 	$(CUDA) $(GO) build $(TAGS) -trimpath -o bin/flowrun ./cmd/flowrun
@@ -40,6 +41,9 @@ fuzz: ## each fuzz target for FUZZTIME
 chaos: ## kill a run, and the parts of one over NATS, at random moments; ROUNDS runs of each
 	$(GO) test ./integration -run '^TestKilledAtRandomMoments$$' -count 1 -timeout 12h -v -rounds $(ROUNDS) -seed $$(date +%s)
 	$(GO) test ./integration -run '^TestQueueKilledAtRandomMoments$$' -count 1 -timeout 12h -v -rounds $$((2 * $(ROUNDS))) -seed $$(date +%s)
+
+soak: ## an hour of steps: memory, goroutines and open files must not grow; SOAK=8h for a night
+	$(GO) test ./integration -run '^TestSoak$$' -count 1 -timeout 0 -v -soak $(SOAK)
 
 bench: ## every benchmark, ten times, for benchstat
 	$(GO) test -run '^$$' -bench . -count 10 ./...

@@ -151,6 +151,12 @@ func (p *place) start(args ...string) *process {
 
 func (p *place) exec(name string, args ...string) *process {
 	p.Helper()
+	return p.execFor(limit, name, args...)
+}
+
+// execFor ends a command after so long.
+func (p *place) execFor(limit time.Duration, name string, args ...string) *process {
+	p.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	p.Cleanup(cancel)
 	r := &process{place: p, cmd: exec.CommandContext(ctx, name, args...), over: make(chan struct{})}
