@@ -148,7 +148,9 @@ func (r *run) restart(ctx context.Context, snap *volume.Snapshot, path string) e
 	if err := r.rewind(snap); err != nil {
 		return err
 	}
-	*r.loop = *r.newLoop(snap, *o, r.loop.Schedule.Steps, r.loop.Guard) // in place: others look at it
+	pace := r.loop.Pace
+	*r.loop = *r.newLoop(snap, *o, r.total(snap, *o, pace), r.loop.Guard) // in place: others look at it
+	r.loop.Pace = pace
 	var err error
 	if r.left, err = r.job.replay(r.data, r.quarantine, r.start); err != nil {
 		return err

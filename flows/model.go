@@ -5,11 +5,9 @@ import (
 	"fmt"
 	"math"
 	"strconv"
-	"time"
 
 	"github.com/flowrun/flowrun/gpu/optim"
 	"github.com/flowrun/flowrun/gpu/vqgan"
-	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/checkpoint"
 	"github.com/flowrun/flowrun/stages/train"
 	"github.com/flowrun/flowrun/stages/volume"
@@ -36,14 +34,17 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options) error {
 	if err != nil {
 		return err
 	}
-	b, _ := option[batch.Options](j)
-	total := lastStep(r.data.steps(o.Epochs, b.Size), o.MaxSteps)
-	r.epochs = o.Epochs
-	if j.run.Hours > 0 {
-		total, r.epochs = 0, math.MaxInt
-		if snap != nil {
-			total, _ = strconv.Atoi(snap.Meta["total"])
-		}
+	if r.epochs = o.Epochs; j.run.Hours > 0 {
+		r.epochs = math.MaxInt
+	}
+	was, err := clockOf(snap)
+	if err != nil {
+		return fmt.Errorf("%s: %w", r.last, err)
+	}
+	r.before = was.spent()
+	total := r.total(snap, o, was.pace())
+	if snap != nil && was.Hours == j.run.Hours && was.Hours > 0 { // a run that was stopped keeps its course
+		total, _ = strconv.Atoi(snap.Meta["total"])
 	}
 	if total > 0 && o.Warmup > total {
 		r.log.Warn().Int("warmup", o.Warmup).Int("steps", total).Msg("train.warmup is longer than the run: the learning rate never gets to train.lr")
@@ -57,6 +58,7 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options) error {
 		r.log.Warn().Msg("no scan is held out: nothing is validated, and no checkpoint can be called the best")
 	}
 	r.loop = r.newLoop(snap, o, total, guard)
+	r.loop.Pace = was.pace()
 	return nil
 }
 
@@ -83,11 +85,11 @@ func (r *run) fill(snap *volume.Snapshot, o train.Options) error {
 func (r *run) newLoop(snap *volume.Snapshot, o train.Options, total int, guard *train.Guard) *train.Loop {
 	l := &train.Loop{Model: r.session, Guard: guard, MaxSteps: o.MaxSteps, Every: r.job.snapshotsEvery(), EveryVal: o.Validate.Every,
 		Report: r.report, Meta: r.meta, Schedule: optim.Schedule{LR: o.LR, Warmup: o.Warmup, Steps: total, Cosine: o.Schedule == "cosine"}}
-	if hours := r.job.run.Hours; hours > 0 {
-		l.Hours = max(1, time.Duration(hours*float64(time.Hour))-time.Since(r.began))
+	if r.job.run.Hours > 0 {
+		l.Hours = r.hoursLeft()
 	}
 	if snap != nil {
-		l.Step, l.Cursor = snap.Step, snap.Cursor
+		l.Step, l.Cursor, l.Patches = snap.Step, snap.Cursor, r.job.trained(snap)
 	}
 	if r.validator != nil {
 		l.Validate = r.validate
@@ -127,6 +129,12 @@ func (r *run) meta(l *train.Loop) (map[string]string, error) {
 	}
 	if l := r.job.lpips; l != nil {
 		meta[perceptualKey] = l.Digest()
+	}
+	meta["patches"] = strconv.Itoa(l.Patches)
+	if r.job.run.Hours > 0 {
+		if meta["clock"], err = r.clock(l).save(); err != nil {
+			return nil, err
+		}
 	}
 	meta["config"], meta["total"] = string(r.job.resolved), strconv.Itoa(l.Schedule.Steps)
 	return meta, nil

@@ -58,6 +58,7 @@ type run struct {
 	out        io.Writer // where results go that people asked for
 
 	began  time.Time
+	before time.Duration // spent by the processes that the run had before this one
 	start  volume.Cursor
 	epochs int            // the source ends before this one
 	left   map[string]int // patches left of the scans that start's epoch has begun

@@ -12,7 +12,7 @@ import (
 type Schedule struct {
 	LR     float64 // the highest
 	Warmup int     // steps of a linear rise from LR/Warmup
-	Steps  int     // steps in all, for Cosine
+	Steps  int     // steps in all, for Cosine; 0 while that isn't known: constant until then
 	Final  float64 // where Cosine ends, as a share of LR
 	Cosine bool    // falls by half a cosine behind the warm-up; else constant
 }
@@ -22,7 +22,7 @@ func (s Schedule) At(step int) float64 {
 	if step <= s.Warmup {
 		return s.LR * float64(max(step, 1)) / float64(s.Warmup)
 	}
-	if !s.Cosine {
+	if !s.Cosine || s.Steps == 0 {
 		return s.LR
 	}
 	done := 1.0

@@ -26,6 +26,7 @@ func TestScheduleByHand(t *testing.T) {
 	}
 	near(t, "final", optim.Schedule{LR: 2, Steps: 10, Final: 0.1, Cosine: true}.At(10), 0.2)
 	near(t, "no warm-up", optim.Schedule{LR: 2}.At(1), 2)
+	near(t, "of unknown length", optim.Schedule{LR: 2, Warmup: 4, Cosine: true}.At(9), 2)
 	near(t, "all warm-up", optim.Schedule{LR: 2, Warmup: 5, Steps: 5, Cosine: true}.At(5), 2)
 }
 

@@ -74,9 +74,11 @@ type Loop struct {
 	Stopping <-chan struct{}                        // closed: finish the step, snapshot, return
 
 	// Where the loop is; set to resume.
-	Step   int
-	Cursor volume.Cursor
-	Due    bool // a stop cut the validation at Step short: the loop that goes on makes it before its next step
+	Step    int
+	Patches int // trained; fewer than Step batches' where one was the data's last
+	Cursor  volume.Cursor
+	Pace    time.Duration // of a step, with its share of a validation; 0 until Hours became Steps
+	Due     bool          // a stop cut the validation at Step short: the loop that goes on makes it before its next step
 
 	first int // Step when Run began
 	tags  []volume.Tag
@@ -188,7 +190,8 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 						}
 						each += time.Since(began) / time.Duration(l.EveryVal)
 					}
-					l.Schedule.Steps = l.Step + max(1, int((l.Hours-time.Since(start))/max(each, 1)))
+					l.Pace = max(each, 1)
+					l.Schedule.Steps = l.Step + max(1, int((l.Hours-time.Since(start))/l.Pace))
 					last = time.Now()
 				}
 				validate, why := l.Validate != nil && l.Step%l.EveryVal == 0 && validated != l.Step, "validate"
@@ -265,6 +268,7 @@ func (l *Loop) step(b *volume.Batch) (Step, error) {
 	}
 	end := b.Tags[n-1]
 	l.Step++
+	l.Patches += n
 	l.Cursor = volume.Cursor{Epoch: end.Epoch, Seq: end.Seq + 1}
 	if l.Every > 0 {
 		l.tags = append(l.tags, b.Tags...)
