@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/flowrun/flowrun/stages/infer"
 	"github.com/flowrun/flowrun/stages/train"
 )
 
@@ -180,5 +181,34 @@ func TestBenchPhaseOptions(t *testing.T) {
 	list := phases(o)
 	if len(list) != 3 || list[0].GAN.Weight != 0 || list[1].GAN.Weight != 0.5 || list[1].GAN.R1 != 0 || list[2].GAN.R1 != 10 {
 		t.Errorf("%+v", list)
+	}
+}
+
+// A gauge counts the voxels that a model is given, those of two halves once; a hollow one doesn't compute.
+func TestGauge(t *testing.T) {
+	size := [3]int{2, 2, 2}
+	src, idx := []float32{0, 1, 0, 1, 0, 1, 0, 1}, make([]int32, 8)
+	for _, c := range []struct {
+		g      gauge
+		voxels int64
+		code   int32 // of 1
+	}{
+		{gauge{}, 8, 65535},
+		{gauge{halves: true}, 4, 65535},
+		{gauge{hollow: true}, 8, 0},
+	} {
+		passed := int64(0)
+		g := c.g
+		g.Model, g.passed = infer.NewIdentity(size), func(n int64) { passed = n }
+		if err := g.Encode(idx, nil, nil, src, size); err != nil || passed != c.voxels || idx[1] != c.code || (g.probe() != nil) != g.hollow {
+			t.Errorf("%+v: %d voxels, codes %v, %v", c.g, passed, idx, err)
+		}
+		clear(idx)
+		if err := g.Decode(make([]float32, 8), idx, nil, size); err != nil || passed != c.voxels+4 {
+			t.Errorf("%+v: %d voxels decoded, %v", c.g, passed, err)
+		}
+		if err := g.Reconstruct(src, src, 1, nil); err != nil || passed != c.voxels+12 {
+			t.Errorf("%+v: %d voxels reconstructed, %v", c.g, passed, err)
+		}
 	}
 }

@@ -29,9 +29,9 @@ func TestTotal(t *testing.T) {
 			{"new, few steps", nil, 2, 5, 0, 0, 5},
 			{"stopped", at(3, "12"), 2, 0, 0, 0, 8},
 			{"ended", at(8, "30"), 2, 0, 0, 0, 8},
-			{"an epoch more", at(8, "30"), 3, 0, 0, 0, 12}, // 4 + 4 + 4 + 3 patches
-			{"of which two steps are done", at(10, "38"), 3, 0, 0, 0, 12},
-			{"a checkpoint that doesn't tell", at(8, ""), 3, 0, 0, 0, 12},
+			{"two epochs more", at(8, "30"), 4, 0, 0, 0, 16}, // 30 patches are left
+			{"of which two steps are done", at(10, "38"), 4, 0, 0, 0, 16},
+			{"a checkpoint that doesn't tell", at(8, ""), 4, 0, 0, 0, 15},
 			{"hours, no pace", at(8, "30"), 2, 0, 2, 0, 0},
 			{"hours", at(8, "30"), 2, 0, 2, 9, 8 + 300}, // of 2 hours 45 minutes are left
 			{"hours that are over", at(8, "30"), 2, 0, 1, 9, 9},
