@@ -84,6 +84,12 @@ func (r *run) openQueue(ctx context.Context, snap *volume.Snapshot) error {
 		if q.feeder, err = r.connect(ctx, queue.Publisher); err == nil {
 			err = q.feeder.Announce(ctx, nil)
 		}
+		if err == nil && e.feed.options.(*queue.PublishOptions).Bytes {
+			var n int
+			if n, err = q.feeder.Tidy(ctx, time.Hour); n > 0 {
+				r.log.Info().Str("event", "queue").Int("objects", n).Msg("removed what publishers left half sent")
+			}
+		}
 		if err == nil {
 			q.list, err = openPublished(r.file("published.jsonl"))
 		}

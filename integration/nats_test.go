@@ -333,3 +333,41 @@ func TestQueueOnDebiansServer(t *testing.T) {
 	p.ends("trainer")
 	p.exact(n, 2)
 }
+
+// A folder is watched, and what appears there is published as bytes, for workers that can't read it. The run ends at its
+// last step: the queue has no end.
+func TestQueueOfAWatchedFolder(t *testing.T) {
+	t.Parallel()
+	p := newParts(t)
+	p.startServer()
+	p.check(os.Mkdir(p.path("incoming"), 0o777))
+	trainer := p.begin("trainer", "train.max_steps=6", "queue.objects=16MiB", "subscribe.held_out=scans/phantom-0002.nii.gz")
+	if !trainer.until(func() bool { return len(p.events("run", "start")) > 0 }) {
+		t.Fatal(trainer.wait().said())
+	}
+	publisher := p.start("publish", "--watch", "incoming", "--bytes", "--queue", "nats://"+p.address, "--run", "t")
+	p.all["publisher"] = publisher
+	worker := p.begin("worker", "subscribe.roots=[]")
+	for _, name := range []string{"phantom-0001.nii.gz", plain} {
+		p.write("half", p.text("scans", name))
+		p.check(os.Rename(p.path("half"), p.path("incoming", name)))
+	}
+	if o := trainer.wait(); o.code != 0 {
+		t.Fatalf("exit %d: %s", o.code, o.said())
+	}
+	if _, v := p.steps("run"); len(v) == 0 {
+		t.Error("nothing was validated")
+	}
+	for _, r := range []*process{publisher, worker} {
+		r.signal(syscall.SIGTERM)
+		if o := r.wait(); o.code != 75 {
+			t.Errorf("exit %d: %s", o.code, o.said())
+		}
+	}
+	if left, err := filepath.Glob(p.path("work", "scans", "*")); err != nil || len(left) > 0 {
+		t.Errorf("left in the worker's folder: %v", left)
+	}
+	if n := len(p.lines("runs/publish-t", "published.jsonl")); n != 2 {
+		t.Errorf("%d scans were published", n)
+	}
+}

@@ -94,7 +94,7 @@ func Open(ctx context.Context, c Config, role string) (*Queue, error) {
 	if err := q.dial(ctx, url, list, wait); err != nil {
 		return nil, err
 	}
-	if q.js, err = jetstream.New(q.nc, jetstream.WithDefaultTimeout(10*time.Second)); err == nil {
+	if q.js, err = jetstream.New(q.nc, jetstream.WithDefaultTimeout(5*time.Second)); err == nil {
 		err = q.suits()
 	}
 	if err != nil {
@@ -238,7 +238,7 @@ func (q *Queue) bind(ctx context.Context) (context.Context, context.CancelFunc) 
 }
 
 // settling is how long a server that has just come up may take to answer.
-const settling = 10 * time.Second
+const settling = 20 * time.Second
 
 // patiently calls f again while the connection is down or the server is coming up.
 func (q *Queue) patiently(ctx context.Context, f func() error) error {

@@ -209,7 +209,7 @@ func accounts(t *testing.T) string {
 		t.Fatal(err)
 	}
 	conf := string(text)
-	for old, want := range map[string]string{"$PUBLISHER_PASSWORD": "geheim-p", "$WORKER_PASSWORD": "geheim-w", "$TRAINER_PASSWORD": "geheim-t", "$ADMIN_PASSWORD": "geheim-a", "ctpa": "t"} {
+	for old, want := range map[string]string{"$PUBLISHER_PASSWORD": "geheim-p", "$WORKER_PASSWORD": "geheim-w", "$TRAINER_PASSWORD": "geheim-t", "$ADMIN_PASSWORD": "geheim-a", "ctpa": "t", "/var/lib/nats": filepath.Join(t.TempDir(), "store")} {
 		conf = strings.ReplaceAll(conf, old, want)
 	}
 	path := filepath.Join(t.TempDir(), "nats.conf")
@@ -231,10 +231,9 @@ func (b *bench) login(user, password string) func(*Config) {
 // once, and no password is in any word.
 func TestLeastPrivilege(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, func(o *Options) { o.Server.Config = accounts(t) })
+	b := newBench(t, func(o *Options) { o.Server.Config, o.Objects = accounts(t), 8<<20 })
 	admin := b.open(Admin, b.login("admin", "geheim-a"))
 	b.check(admin.Ensure(b.ctx, bounds(8)))
-
 	tq := b.open(Trainer, b.login("trainer", "geheim-t"))
 	in := b.trainer(tq, 8)
 	b.check(tq.Announce(b.ctx, in.Held))
@@ -245,6 +244,16 @@ func TestLeastPrivilege(t *testing.T) {
 	for _, name := range []string{"a", "b"} {
 		s := ref(name, 0, 1, 2)
 		b.check(pq.PublishScan(b.ctx, &s))
+	}
+	file := filepath.Join(b.dir, "a.nii")
+	b.check(os.WriteFile(file, make([]byte, 3<<20), 0o600))
+	digest, n, err := Digest(b.ctx, file)
+	b.check(err)
+	b.check(pq.Upload(b.ctx, file, digest))
+	_, err = wq.Place(b.ctx, &Scan{Name: "a.nii", Object: true, Digest: digest, Size: n}, nil, filepath.Join(b.dir, "work"), nil)
+	b.check(err)
+	if _, err := pq.Tidy(b.ctx, time.Hour); err != nil {
+		t.Error(err)
 	}
 	w, err := wq.Work(1)
 	b.check(err)

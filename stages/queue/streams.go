@@ -67,7 +67,7 @@ func (o *Options) CheckBounds(b Bounds) error {
 
 // Ensure makes the run's streams and consumers where they aren't there yet, and checks that they are what the run needs. Only
 // what is missing or differs is written, so a trainer whose account may not create streams finds those that Ensure made
-// for an account that may.
+// for an account that may. An admin writes all.
 func (q *Queue) Ensure(ctx context.Context, b Bounds) error {
 	if err := q.o.CheckBounds(b); err != nil {
 		return err
@@ -83,7 +83,7 @@ func (q *Queue) ensure(ctx context.Context, b Bounds) error {
 	if err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 		return q.explain(ctx, "stream "+q.names.patchStream(), err)
 	}
-	if err != nil || sameStream(have.CachedInfo().Config, list[len(list)-1]) != nil {
+	if err != nil || q.Role == Admin || sameStream(have.CachedInfo().Config, list[len(list)-1]) != nil {
 		if err := q.create(ctx, list); err != nil {
 			return err
 		}
