@@ -278,6 +278,7 @@ func (w *watch) embed() []report.Picture {
 	w.mu.Lock()
 	files := report.Spread(slices.Clone(w.pictures), pagePictures)
 	w.mu.Unlock()
+	w.thumbs.Keep(files)
 	slices.Reverse(files) // the newest first
 	var list []report.Picture
 	room := pageBytes

@@ -248,6 +248,14 @@ func TestThumbs(t *testing.T) {
 	if err := os.Chtimes(path, time.Time{}, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
+	thumbs.Keep([]string{path})
+	if len(thumbs.made) != 1 {
+		t.Errorf("%d pictures kept, want 1", len(thumbs.made))
+	}
+	thumbs.Keep(nil)
+	if len(thumbs.made) != 0 {
+		t.Errorf("%d pictures kept, want none", len(thumbs.made))
+	}
 	if changed, err := thumbs.Data(path); err != nil || changed == first {
 		t.Errorf("the same for another picture: %v", err)
 	}

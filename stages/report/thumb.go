@@ -8,13 +8,15 @@ import (
 	"image"
 	"image/jpeg"
 	_ "image/png" // samples are PNGs
+	"maps"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/image/draw"
 )
 
-// Thumbs makes pictures small enough to lie in a page, each once. One goroutine at a time may use it.
+// Thumbs makes pictures small enough to lie in a page, each once as long as Keep keeps it. One goroutine at a time may use it.
 type Thumbs struct {
 	Width int // pixels at most
 	made  map[string]thumb
@@ -46,6 +48,11 @@ func (t *Thumbs) Data(path string) (template.URL, error) {
 	}
 	t.made[path] = thumb{data, info.ModTime()}
 	return data, nil
+}
+
+// Keep forgets all pictures but those at paths.
+func (t *Thumbs) Keep(paths []string) {
+	maps.DeleteFunc(t.made, func(path string, _ thumb) bool { return !slices.Contains(paths, path) })
 }
 
 func (t *Thumbs) make(path string) (template.URL, error) {
