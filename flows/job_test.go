@@ -382,11 +382,14 @@ func TestPlanWithoutTraining(t *testing.T) {
 func TestPlan(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "run")
 	for words, want := range map[string][]string{
-		"":                        {"3 to train on, 0 held out", "15 patches, 5 steps of 3", "host memory", "10 steps of 2 epochs: "},
-		validated:                 {"2 to train on, 1 held out", "10 patches, 4 steps of 3", "7 steps of 2 epochs: "},
-		"train.max_steps=3":       {"3 steps (train.max_steps): "},
-		"run.hours=0.5":           {"0.5 hours are about "},
-		"tile.patch=[16,16,16]":   {"its grid", "of [16, 16, 16]"},
+		"":                      {"3 to train on, 0 held out", "15 patches, 5 steps of 3", "host memory", "10 steps of 2 epochs: "},
+		validated:               {"2 to train on, 1 held out", "10 patches, 4 steps of 3", "7 steps of 2 epochs: "},
+		"train.max_steps=3":     {"3 steps (train.max_steps): "},
+		"run.hours=0.5":         {"0.5 hours are about "},
+		"tile.patch=[16,16,16]": {"its grid", "of [16, 16, 16]"},
+		"model.codes=1000":      {"million parameters, 9.966 bits for each"},
+		"train.gan.weight=1 train.gan.channels=2 train.gan.layers=1 train.gan.norm=batch train.micro_batch=2": {
+			"behind step 5000 (train.gan.start)", "they never begin", "batch norm over 2 patches, a micro-batch"},
 		"tile.patch=[512,512,64]": nil,
 	} {
 		var out bytes.Buffer

@@ -2,6 +2,7 @@ package flows
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -66,7 +67,11 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options) error {
 func (r *run) fill(snap *volume.Snapshot, o train.Options) error {
 	switch {
 	case snap != nil:
-		if err := r.session.SetState(arrays(snap), true); err != nil {
+		err := r.session.SetState(arrays(snap), true)
+		if misfit := new(vqgan.OptionError); errors.As(err, &misfit) {
+			return configErrorf("train.%s: is %s, but %s was trained with %s; choose another run.dir, or set it back", misfit.Key, misfit.Is, r.last, misfit.Was)
+		}
+		if err != nil {
 			return fmt.Errorf("%s: %w", r.last, err)
 		}
 	case o.Init != "":

@@ -28,6 +28,9 @@ func (p *planner) discriminators(e gpu.Engine, plan *nn.Plan, o train.Options, p
 	if last := p.lastStep(o); last > 0 && start >= last {
 		p.line("    \tthe run ends at step %d: they never begin", last)
 	}
+	if o.GAN.Norm == "batch" {
+		p.line("    \tbatch norm over %d patches, a micro-batch, of scans and of reconstructions each (train.gan.norm)", batch)
+	}
 }
 
 // lastStep is the step that a run ends at, 0 where only time will tell.

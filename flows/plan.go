@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -135,7 +136,7 @@ func (p *planner) trained(w io.Writer, m modelKeys) error {
 		return configErrorf("%s: %w", p.path, err)
 	}
 	p.engineLine(e, m.Memory, missing)
-	p.line("  model\t%s: %.3g million parameters, %d bits for each %s voxels", m.Checkpoint, float64(plan.Parameters)/1e6, p.Job.model.Depth()*bits(p.Job.model.Codes), list(p.Job.model.Downsample))
+	p.line("  model\t%s: %.3g million parameters, %.4g bits for each %s voxels", m.Checkpoint, float64(plan.Parameters)/1e6, bits(&p.Job.model), list(p.Job.model.Downsample))
 	if err := errors.Join(p.w.Flush(), plan.Write(w)); err != nil {
 		return err
 	}
@@ -166,7 +167,7 @@ func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch
 		n = int64(options.Batch)
 	}
 	p.engineLine(e, o.Memory, missing)
-	p.line("  model\t%.3g million parameters, %d bits for each %s voxels", float64(plan.Parameters)/1e6, p.Job.model.Depth()*bits(p.Job.model.Codes), list(p.Job.model.Downsample))
+	p.line("  model\t%.3g million parameters, %.4g bits for each %s voxels", float64(plan.Parameters)/1e6, bits(&p.Job.model), list(p.Job.model.Downsample))
 	p.line("  work\t%.4g TFLOP a patch forward, %.4g forward and backward", float64(plan.Forward/n)/1e12, float64(plan.Step/n)/1e12)
 	p.perceptual(e, plan, o, patch, n)
 	p.discriminators(e, plan, o, patch, n)
@@ -207,14 +208,8 @@ func (p *planner) engineLine(e gpu.Engine, memory int64, missing error) {
 	}
 }
 
-// bits is what it takes to tell so many codes apart.
-func bits(codes int) int {
-	n := 0
-	for 1<<n < codes {
-		n++
-	}
-	return n
-}
+// bits is what it takes to tell the codes of a latent apart.
+func bits(c *vqgan.Config) float64 { return float64(c.Depth()) * math.Log2(float64(c.Codes)) }
 
 // figure says a number to three places, or whole where it has more, without an exponent where it is large.
 func figure(v float64) string {

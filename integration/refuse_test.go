@@ -104,6 +104,7 @@ func TestResumeIsRefusedOrChosen(t *testing.T) {
 		{"tile.patch=[8,8,8]", []string{"tile.patch: is [8,8,8]", "choose another run.dir"}},
 		{"augment.flip=[]", []string{"augment.flip: is []"}},
 		{"batch.size=2", []string{"batch.size: is 2", "was trained with 3"}},
+		{"train.ema=0", []string{"train.ema: is 0", "step-00000012.safetensors was trained with more than 0", "choose another run.dir"}},
 		{"run.resume=never", []string{"run.resume: never, but run holds checkpoints up to step 12", "choose another run.dir"}},
 		{"run.resume=none.safetensors", []string{"run.resume: none.safetensors: no such checkpoint"}},
 		{"run.resume=train.yaml", []string{"run.resume: train.yaml: "}},

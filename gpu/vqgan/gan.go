@@ -18,7 +18,7 @@ import (
 type GAN struct {
 	Weight   float64  `key:"weight" default:"0" min:"0" example:"1" doc:"Weight of the adversarial loss. 0 is off: then nothing of it costs memory or time. The predecessor used 1."`
 	Start    int      `key:"start" default:"5000" unit:"steps" min:"0" doc:"Optimiser step behind which the discriminators begin to learn. The autoencoder should be good by then."`
-	Ramp     int      `key:"ramp" default:"1000" unit:"steps" min:"0" doc:"Steps over which the adversarial weights grow from 0 to what they are."`
+	Ramp     int      `key:"ramp" default:"1000" unit:"steps" min:"0" doc:"Steps over which the adversarial weights grow from 0 to what they are, from the discriminators' first: also in a run that got them late."`
 	Loss     string   `key:"loss" default:"hinge" oneof:"hinge vanilla squares" doc:"What discriminators minimise. vanilla is the cross-entropy of the first GANs, squares that of LSGAN."`
 	Image    float64  `key:"image" default:"1" min:"0" doc:"Share of the discriminator that sees single slices. 0 leaves it out."`
 	Volume   float64  `key:"volume" default:"1" min:"0" doc:"Share of the discriminator that sees whole patches. 0 leaves it out."`
@@ -184,10 +184,11 @@ func (s *Session) criticise(g *nn.Graph, p *program, ph phase, n *network, scope
 	p.critics = append(p.critics, c)
 }
 
-// phaseOf is the phase of a step, counted from 1, and how far the ramp is.
+// phaseOf is the phase of a step, counted from 1, and how far the ramp is. Discriminators that are new, in a run that was behind their
+// start already, have all of it before them.
 func (s *Session) phaseOf(step int) (phase, float64) {
 	o := &s.o.GAN
-	n := step - max(o.Start, s.judges.delay)
+	n := min(step-max(o.Start, s.judges.delay), s.judges.steps+step-s.step)
 	if !o.on() || n < 1 {
 		return plain, 0
 	}

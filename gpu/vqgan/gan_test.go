@@ -91,6 +91,38 @@ func TestGANBeginsWhenItShould(t *testing.T) {
 	}
 }
 
+// TestLateDiscriminatorsHaveTheirRamp adds them to a run that is behind their start, and has them begin sooner than was said.
+func TestLateDiscriminatorsHaveTheirRamp(t *testing.T) {
+	c, o := tinyGAN()
+	for name, before := range map[string]GAN{"none before": {}, "a later start": {Weight: 1, Start: 100}} {
+		gan := o.GAN
+		if o.GAN.Weight, o.GAN.Start = before.Weight, before.Start; before.Start == 0 {
+			o.GAN.Start = gan.Start
+		}
+		old := open(t, c, o, 2)
+		o.GAN = gan
+		for i := range 6 {
+			step(t, old, uint64(i), 2)
+		}
+		s := open(t, c, o, 2)
+		if err := s.SetState(state(t, old), true); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Adversarial(); got != 0 {
+			t.Errorf("%s: %v of the ramp at once", name, got)
+		}
+		var ramps []float64
+		for i := 6; i < 10; i++ {
+			if ramps = append(ramps, step(t, s, uint64(i), 2).GAN.Ramp); ramps[i-6] != s.Adversarial() {
+				t.Errorf("%s: step %d had %v of the ramp, behind it %v", name, i+1, ramps[i-6], s.Adversarial())
+			}
+		}
+		if want := []float64{1. / 3, 2. / 3, 1, 1}; !slices.Equal(ramps, want) {
+			t.Errorf("%s: ramps %v, want %v", name, ramps, want)
+		}
+	}
+}
+
 // TestNoGANCostsNothing compares a session whose GAN has weight 0 with one that never heard of it.
 func TestNoGANCostsNothing(t *testing.T) {
 	c, o := tiny()
@@ -143,9 +175,29 @@ func TestDiscriminatorsComeAndGo(t *testing.T) {
 	if gan.judges.steps != 0 || gan.Steps() != 0 {
 		t.Errorf("weights begin at step %d, discriminators at %d", gan.Steps(), gan.judges.steps)
 	}
-	o.GAN.Weight, o.GAN.Channels = 1, 5
-	if err := open(t, c, o, 2).SetState(state(t, gan), true); err == nil || !strings.Contains(err.Error(), "image_discriminator.model0.0") {
-		t.Errorf("another width: %v", err)
+}
+
+// TestStatesOfOtherDiscriminators names the option that is another.
+func TestStatesOfOtherDiscriminators(t *testing.T) {
+	c, o := tinyGAN()
+	all := state(t, open(t, c, o, 2))
+	for want, set := range map[OptionError]func(*Options){
+		{"ema", "0", "more than 0"}:        func(o *Options) { o.EMA = 0 },
+		{"gan.image", "0", "more than 0"}:  func(o *Options) { o.GAN.Image = 0 },
+		{"gan.volume", "0", "more than 0"}: func(o *Options) { o.GAN.Volume = 0 },
+		{"gan.norm", "batch", "spectral"}:  func(o *Options) { o.GAN.Norm = "batch" },
+		{"gan.channels", "5", "4"}:         func(o *Options) { o.GAN.Channels = 5 },
+		{"gan.layers", "1", "2"}:           func(o *Options) { o.GAN.Layers = 1 },
+	} {
+		o := o
+		set(&o)
+		s := open(t, c, o, 2)
+		before := state(t, s)
+		var misfit *OptionError
+		if err := s.SetState(all, true); !errors.As(err, &misfit) || *misfit != want {
+			t.Errorf("error %v, want %v", err, &want)
+		}
+		same(t, want.Key, before, state(t, s))
 	}
 }
 

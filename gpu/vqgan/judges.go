@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/flowrun/flowrun/gpu"
 	"github.com/flowrun/flowrun/gpu/nn"
@@ -360,6 +362,42 @@ func (s *Session) loadJudges(in dict, moments bool, faults *[]string) (put func(
 		}
 		s.packed = nil
 	}
+}
+
+// misfit is the option by which a state differs from the session's, nil for none.
+func (s *Session) misfit(in dict) *OptionError {
+	onOff := map[bool]string{false: "0", true: "more than 0"}
+	o := &s.o.GAN
+	keys := []OptionError{{"ema", onOff[s.o.EMA > 0], onOff[in.has(prefixAverage+s.params.All()[0].Name)]}}
+	if o.on() && judgesIn(in) {
+		norm, channels, layers, there := "none", 0, 0, map[string]bool{}
+		for name, e := range in {
+			network, _, _ := strings.Cut(name, ".")
+			switch {
+			case !ofDiscriminator(name):
+				continue
+			case strings.HasSuffix(name, suffixOrig):
+				norm = "spectral"
+			case strings.HasSuffix(name, nameMean):
+				norm = "batch"
+			case strings.HasSuffix(name, ".model0.0.bias") && len(e.Shape) == 1:
+				channels, there[network] = e.Shape[0], true
+			}
+			for in.has(fmt.Sprintf("%s.model%d.0.bias", network, layers+2)) {
+				layers++
+			}
+		}
+		keys = append(keys, OptionError{"gan.image", onOff[o.Image > 0], onOff[there["image_discriminator"]]},
+			OptionError{"gan.volume", onOff[o.Volume > 0], onOff[there["video_discriminator"]]}, OptionError{"gan.norm", o.Norm, norm},
+			OptionError{"gan.channels", strconv.Itoa(o.Channels), strconv.Itoa(channels)},
+			OptionError{"gan.layers", strconv.Itoa(o.Layers), strconv.Itoa(layers)})
+	}
+	for _, k := range keys {
+		if k.Is != k.Was {
+			return &k
+		}
+	}
+	return nil
 }
 
 // judge reports whether an array is the discriminators'.

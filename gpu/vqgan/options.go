@@ -133,7 +133,15 @@ func gib(n int64) string {
 	return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
 }
 
-// NonFiniteError says that a step gave NaN or infinity. The step wasn't taken: nothing of the state changed.
+// OptionError says that a state is one of other options than the session's.
+type OptionError struct{ Key, Is, Was string } // the key below train, and its values
+
+func (e *OptionError) Error() string {
+	return fmt.Sprintf("%s: is %s, but the state has %s", e.Key, e.Is, e.Was)
+}
+
+// NonFiniteError says that a step gave NaN or infinity. The step wasn't taken: nothing of the state changed, but that spectral norm is
+// an iteration nearer to its singular values.
 type NonFiniteError struct {
 	Step int    // the step that failed, counted from 1
 	What string // "the gradient"

@@ -160,7 +160,8 @@ func (s *Session) StateBytes() int64 {
 }
 
 // SetState goes on from a State. Nothing changes unless all of it fits. With strict every array must be there and be known;
-// without, running means that are missing begin at the weights, and unknown arrays are passed over.
+// without, running means that are missing begin at the weights, and unknown arrays are passed over. Where an option is to blame the
+// error is an *OptionError.
 func (s *Session) SetState(arrays []Array, strict bool) error {
 	in, err := index(arrays)
 	if err != nil {
@@ -204,6 +205,9 @@ func (s *Session) SetState(arrays []Array, strict bool) error {
 		}
 	}
 	if err := faulty("state", faults); err != nil {
+		if misfit := s.misfit(in); misfit != nil {
+			return misfit
+		}
 		return err
 	}
 	c, err := whole(counters)
