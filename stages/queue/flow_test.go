@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/flowrun/flowrun/stages/volume"
 )
@@ -322,6 +322,44 @@ func TestSweepTakesNothingUnacked(t *testing.T) {
 	}
 }
 
+// What a killed server can leave: acknowledged messages that it still stores. A stream that keeps them shows the same.
+func TestSweepTakesWhatIsKept(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	tq, q := b.open(Trainer), b.open(Worker)
+	keeps := tq.streams(bounds(8))[2]
+	keeps.Retention = jetstream.LimitsPolicy
+	_, err := tq.js.CreateStream(b.ctx, keeps)
+	b.check(err)
+	_, err = tq.js.CreateConsumer(b.ctx, keeps.Name, tq.trainConsumer(bounds(8)))
+	b.check(err)
+	v, err := OpenVoids(filepath.Join(b.dir, "void.jsonl"))
+	b.check(err)
+	in, err := tq.Intake(IntakeOptions{Voids: v, Check: func(*Patch) error { return nil }})
+	b.check(err)
+	defer in.Close()
+	b.send(q, ref("a", 0, 1, 1), 9, 0, 1, 2, 3, 4)
+	var tags []volume.Tag
+	for range 4 {
+		tag, _ := b.next(in, 5*time.Second)
+		tags = append(tags, tag)
+	}
+	in.swept = time.Now() // not by itself
+	b.check(in.Durable(b.ctx, []volume.Tag{tags[0], tags[1], tags[3]}))
+	s, err := tq.js.Stream(b.ctx, keeps.Name)
+	b.check(err)
+	for want, swept := range []int{2, 0} {
+		if n, err := tq.Sweep(b.ctx); n != swept || err != nil {
+			t.Errorf("sweep %d took %d (want %d), %v", want, n, swept, err)
+		}
+	}
+	info, err := s.Info(b.ctx)
+	b.check(err)
+	if info.State.Msgs != 3 || info.State.FirstSeq != 3 {
+		t.Errorf("%d are left, from %d (want 3 from 3: above the first that isn't acknowledged all stays)", info.State.Msgs, info.State.FirstSeq)
+	}
+}
+
 // 6: a full stream holds publishers back; they go on when there is room, and stop when told to.
 func TestFullStreamHoldsPublishersBack(t *testing.T) {
 	t.Parallel()
@@ -391,6 +429,11 @@ func TestOversizeIsFatal(t *testing.T) {
 	if err := q.PublishPatch(b.ctx, p); err == nil || !strings.Contains(err.Error(), "choose a smaller patch") {
 		t.Errorf("%v", err)
 	}
+	for text, want := range map[string]bool{"maximum bytes exceeded": true, "maximum messages exceeded": true, "message size exceeds maximum allowed": false} {
+		if got := retryable(&jetstream.APIError{Code: 503, ErrorCode: codeStoreFailed, Description: text}); got != want {
+			t.Errorf("%s: tried again: %v", text, got)
+		}
+	}
 	if CheckPatch([3]int{256, 256, 256}) == nil || CheckPatch([3]int{256, 256, 128}) != nil {
 		t.Error("CheckPatch")
 	}
@@ -425,281 +468,4 @@ func TestStepLongerThanAckWait(t *testing.T) {
 		t.Errorf("%s was given out again, delivery %d", d.once, d.tries)
 	}
 	b.check(in.Durable(b.ctx, []volume.Tag{tag}))
-}
-
-// 9: poison reaches the dead letters and frees the bound; asked for again, it is trained once.
-func TestPoisonBecomesADeadLetter(t *testing.T) {
-	t.Parallel()
-	b := newBench(t)
-	q, tq := b.open(Worker), b.open(Trainer)
-	var bad []Void
-	in := b.trainer(tq, 1, func(o *IntakeOptions) { o.Bad = func(v Void) error { bad = append(bad, v); return nil } })
-	s := ref("a", 0, 1, 2)
-	for range 12 { // more than may be out at a time
-		m, err := patch(s, 0, 2).encode(q.names)
-		b.check(err)
-		m.Data[0] ^= 1
-		m.Header.Set(nats.MsgIdHdr, nats.NewInbox())
-		b.raw(q, m)
-	}
-	junk := nats.NewMsg(q.names.patchSubject())
-	junk.Data = []byte("junk")
-	junk.Header.Set(nats.MsgIdHdr, "junk")
-	b.raw(q, junk)
-	b.send(q, s, 2, 1)
-	b.check(q.PublishPatch(b.ctx, &Patch{Run: "t", Source: ref("b", 0, 1, 2), Void: "b: ends early"}))
-	tag, ok := b.next(in, 10*time.Second)
-	if !ok || tag.Tile != 1 {
-		t.Fatalf("%v %v", tag, ok)
-	}
-	b.check(in.Durable(b.ctx, []volume.Tag{tag}))
-	if _, err := in.Next(b.ctx); !errors.Is(err, io.EOF) {
-		t.Fatalf("the epoch ends without what is void, but: %v", err)
-	}
-	letters, err := tq.Dead(b.ctx)
-	b.check(err)
-	if len(letters) != 13 || !strings.Contains(letters[0].Reason, "digest") {
-		t.Fatalf("%d letters: %+v", len(letters), letters)
-	}
-	if n, of := in.Voids(0); n != 1 || of != 2 || len(bad) < 2 {
-		t.Errorf("%d of %d scans are void; told of %v", n, of, bad)
-	}
-	in.Close()
-
-	// Another trainer knows of them; the scan's second attempt is trained where the first one came to nothing.
-	in = b.trainer(tq, 8, func(o *IntakeOptions) { o.Ledger = b.ledgerOf(in, nil) })
-	b.check(tq.Requeue(b.ctx, letters[0].Seq))
-	w, err := q.Work(1)
-	b.check(err)
-	defer w.Close()
-	again, err := w.Next(b.ctx)
-	b.check(err)
-	if again.Attempt != 1 || again.Name != "a" {
-		t.Fatalf("%+v", again)
-	}
-	b.send(q, *again, 2, 1, 0)
-	tag, ok = b.next(in, 10*time.Second)
-	if !ok || tag.Tile != 0 {
-		t.Fatalf("%v %v", tag, ok)
-	}
-	if after, err := tq.Dead(b.ctx); err != nil || len(after) != 12 {
-		t.Errorf("%d letters are left, %v", len(after), err)
-	}
-	if err := tq.Requeue(b.ctx, letters[0].Seq); err == nil {
-		t.Error("a letter that is gone is requeued")
-	}
-	if err := tq.Requeue(b.ctx, letters[12].Seq); err == nil || !strings.Contains(err.Error(), "publish that again") {
-		t.Errorf("junk is requeued: %v", err)
-	}
-}
-
-// A scan that no worker ever finishes is given up.
-func TestScanThatEndsItsWorkers(t *testing.T) {
-	t.Parallel()
-	b := newBench(t, func(o *Options) { o.Tries = 2 })
-	q, tq := b.open(Publisher), b.open(Trainer)
-	in := b.trainer(tq, 8)
-	s := ref("a", 0, 1, 1)
-	b.check(q.PublishScan(b.ctx, &s))
-	ctx, cancel := context.WithTimeout(b.ctx, 20*time.Second)
-	defer cancel()
-	for i := range 3 {
-		wq := b.open(Worker)
-		w, err := wq.Work(1)
-		b.check(err)
-		if i == 2 {
-			ctx, cancel = context.WithTimeout(b.ctx, time.Second)
-			defer cancel()
-		}
-		got, err := w.Next(ctx)
-		if i < 2 && (err != nil || got.Name != "a") || i == 2 && err == nil {
-			t.Fatalf("worker %d: %v, %v", i, got, err)
-		}
-		w.Close()
-	}
-	if _, err := in.Next(b.ctx); !errors.Is(err, io.EOF) {
-		t.Errorf("the trainer doesn't know: %v", err)
-	}
-}
-
-// Workers that don't agree how scans are cut are found out.
-func TestWorkersThatDontAgree(t *testing.T) {
-	b := newBench(t)
-	q, tq := b.open(Worker), b.open(Trainer)
-	in := b.trainer(tq, 8)
-	s := ref("a", 0, 1, 1)
-	b.send(q, s, 4, 0)
-	b.send(q, s, 5, 1)
-	_, err := in.Next(b.ctx)
-	if err == nil {
-		_, err = in.Next(b.ctx)
-	}
-	if err == nil || !strings.Contains(err.Error(), "same options") {
-		t.Errorf("%v", err)
-	}
-}
-
-// 13: a run has one trainer.
-func TestSecondTrainerIsRefused(t *testing.T) {
-	t.Parallel()
-	b := newBench(t)
-	first := b.open(Trainer)
-	b.check(first.Announce(b.ctx, nil))
-	second := b.open(Trainer)
-	if err := second.Announce(b.ctx, nil); !errors.Is(err, ErrTaken) {
-		t.Errorf("%v", err)
-	}
-	second.Close()
-	b.check(b.open(Worker).Announce(b.ctx, nil))
-	first.Close()
-	b.check(b.open(Trainer).Announce(b.ctx, nil))
-}
-
-// The bytes of scans go through the object store, whole or not at all.
-func TestObjects(t *testing.T) {
-	t.Parallel()
-	b := newBench(t, func(o *Options) { o.Objects = 8 << 20 })
-	tq := b.open(Trainer)
-	b.check(tq.Ensure(b.ctx, bounds(8)))
-	q := b.open(Publisher)
-	path := filepath.Join(b.dir, "a.nii.gz")
-	text := strings.Repeat("some bytes of a scan\n", 100000)
-	b.check(os.WriteFile(path, []byte(text), 0o600))
-	digest, n, err := Digest(b.ctx, path)
-	b.check(err)
-	for range 2 {
-		b.check(q.Upload(b.ctx, path, digest))
-	}
-	s := &Scan{Name: "deep/a.nii.gz", Object: true, Digest: digest, Size: n}
-	place := filepath.Join(b.dir, "work")
-	for range 2 {
-		got, err := q.Place(b.ctx, s, nil, place, nil)
-		b.check(err)
-		if copied, err := os.ReadFile(got); err != nil || string(copied) != text || !strings.HasSuffix(got, ".nii.gz") {
-			t.Fatal(got, err)
-		}
-	}
-	missing := *s
-	missing.Digest = digestOf([]byte("nothing"))
-	if _, err := q.Place(b.ctx, &missing, nil, place, nil); err == nil {
-		t.Error("a missing object is found")
-	}
-	short := *s
-	short.Size++
-	b.check(os.RemoveAll(place))
-	if _, err := q.Place(b.ctx, &short, nil, place, nil); err == nil {
-		t.Error("an object of another size is taken")
-	}
-	if left, err := filepath.Glob(filepath.Join(place, "*")); err != nil || len(left) > 0 {
-		t.Errorf("left behind: %v", left)
-	}
-
-	// 11: a publisher that ends inside Upload leaves chunks that no object names; one that is whole stays.
-	_, err = q.js.Publish(b.ctx, "$O."+q.names.bucket()+".C.orphan", make([]byte, 1000))
-	b.check(err)
-	if n, err := q.Tidy(b.ctx, time.Hour); n != 0 || err != nil {
-		t.Errorf("a chunk that may grow is removed: %d, %v", n, err)
-	}
-	if n, err := q.Tidy(b.ctx, 0); n != 1 || err != nil {
-		t.Errorf("tidied %d, %v", n, err)
-	}
-	if err := q.Fetch(b.ctx, digest, s.Size, io.Discard); err != nil {
-		t.Error(err)
-	}
-	// An object whose bytes were spoilt: the first chunk is gone.
-	store, err := q.js.ObjectStore(b.ctx, q.names.bucket())
-	b.check(err)
-	info, err := store.GetInfo(b.ctx, strings.TrimPrefix(digest, digestPrefix))
-	b.check(err)
-	st, err := q.js.Stream(b.ctx, "OBJ_"+q.names.bucket())
-	b.check(err)
-	last, err := st.GetLastMsgForSubject(b.ctx, "$O."+q.names.bucket()+".C."+info.NUID)
-	b.check(err)
-	b.check(st.DeleteMsg(b.ctx, last.Sequence))
-	ctx, cancel := context.WithTimeout(b.ctx, 3*time.Second)
-	defer cancel()
-	if err := q.Fetch(ctx, digest, s.Size, io.Discard); err == nil {
-		t.Error("a truncated object is taken")
-	}
-	// No room: said, not tried for ever.
-	big := filepath.Join(b.dir, "big.nii")
-	b.check(os.WriteFile(big, make([]byte, 9<<20), 0o600))
-	digest, _, err = Digest(b.ctx, big)
-	b.check(err)
-	if err := q.Upload(b.ctx, big, digest); err == nil || !strings.Contains(err.Error(), "queue.objects") {
-		t.Errorf("%v", err)
-	}
-}
-
-// References are followed below the roots only, and to the file that was published.
-func TestPlaceBelowRoots(t *testing.T) {
-	dir := t.TempDir()
-	root, other := filepath.Join(dir, "data"), filepath.Join(dir, "other")
-	for path, text := range map[string]string{filepath.Join(root, "p/a.nii"): "aaaa", filepath.Join(other, "b.nii"): "bbbb"} {
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.Symlink(filepath.Join(other, "b.nii"), filepath.Join(root, "link.nii")); err != nil {
-		t.Fatal(err)
-	}
-	q, known := &Queue{}, new(Digests)
-	scan := func(name, path, text string) *Scan {
-		return &Scan{Name: name, Path: path, Digest: digestOf([]byte(text)), Size: int64(len(text))}
-	}
-	for _, c := range []struct {
-		s     *Scan
-		roots []string
-		words string // of the error; "" for none
-	}{
-		{scan("p/a.nii", filepath.Join(root, "p/a.nii"), "aaaa"), []string{root}, ""},
-		{scan("p/a.nii", "/mnt/elsewhere/p/a.nii", "aaaa"), []string{other, root}, ""},
-		{scan("p/a.nii", filepath.Join(root, "p/a.nii"), "aaab"), []string{root}, "isn't the file"},
-		{scan("b.nii", filepath.Join(other, "b.nii"), "bbbb"), []string{root}, "outside"},
-		{scan("b.nii", filepath.Join(root, "..", "other", "b.nii"), "bbbb"), []string{root}, "outside"},
-		{scan("link.nii", filepath.Join(root, "link.nii"), "bbbb"), []string{root}, "outside"},
-		{scan("../other/b.nii", "/no", "bbbb"), []string{root}, "outside"},
-		{scan("c.nii", "/no", "c"), []string{root}, "no such file"},
-		{scan("p/a.nii", filepath.Join(root, "p/a.nii"), "aaaa"), nil, "roots"},
-	} {
-		for range 2 {
-			_, err := q.Place(context.Background(), c.s, c.roots, dir, known)
-			if (err == nil) != (c.words == "") || err != nil && !strings.Contains(err.Error(), c.words) {
-				t.Errorf("%s: %v (want %q)", c.s.Path, err, c.words)
-			}
-		}
-	}
-}
-
-func TestVoidsSurviveATornLine(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "void.jsonl")
-	v, err := OpenVoids(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	one := Void{Epoch: 1, Scan: "a", Tile: -1, Attempt: 1, Reason: "r"}
-	if err := v.add(one); err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, append(text, `{"epoch":1,"sc`...), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for n := 1; n < 3; n++ {
-		if v, err = OpenVoids(path); err != nil || len(v.All()) != n {
-			t.Fatal(v, err)
-		}
-		if err := v.add(one); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if v.attempt(1, "a", 5) != 1 || v.attempt(0, "a", 5) != -1 {
-		t.Error("attempt")
-	}
 }
