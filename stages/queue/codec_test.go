@@ -199,6 +199,33 @@ func TestLedgerIsASet(t *testing.T) {
 	})
 }
 
+// A scan that is void counts once, whatever of it was done, and not at all once it is taken back.
+func TestVoidScansInALedger(t *testing.T) {
+	l := NewLedger()
+	a := Key("a")
+	mark := func(tile int) {
+		t.Helper()
+		if err := l.Mark(ID{Run: "t", Scan: a, Tile: tile}, 2, 2); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mark(0)
+	l.void(0, a, 2, true)
+	mark(1)
+	if l.Whole(0) {
+		t.Error("one scan counts as two")
+	}
+	l.void(0, Key("b"), 2, true)
+	if n, of := l.voids(0); !l.Whole(0) || n != 2 || of != 2 {
+		t.Errorf("%d of %d void; whole: %v", n, of, l.Whole(0))
+	}
+	l.void(0, a, 2, false)
+	l.unmark(ID{Run: "t", Scan: a, Tile: 1})
+	if l.Whole(0) {
+		t.Error("whole without a tile")
+	}
+}
+
 func TestLedgersOfOthersAreRefused(t *testing.T) {
 	for _, text := range []string{``, `{"version":2,"run":"t"}`, `{"version":1,"run":"other"}`, `{"version":1,"run":"t","epochs":{"0":{"by":{"0123456789abcdef":{"tiles":3,"done":"/w"}}}}}`} {
 		if _, err := ParseLedger([]byte(text), "t"); err == nil {

@@ -149,7 +149,10 @@ func TestOnlyACheckpointSettles(t *testing.T) {
 		}
 		given = append(given, tag)
 	}
-	if _, ok := b.next(in, 100*time.Millisecond); ok {
+	other := s
+	other.Attempt = 1 // the same patches, asked for once more while they are being trained
+	b.send(q, other, 6, 1, 2)
+	if _, ok := b.next(in, 300*time.Millisecond); ok {
 		t.Fatal("a patch twice")
 	}
 	l := b.ledgerOf(in, given[:2])
