@@ -86,7 +86,7 @@ type Course struct {
 	GANStart  int     `json:"gan_start,omitempty"` // the discriminators learn behind this step; 0: where the file says
 	Incidents int     `json:"incidents"`           // of the run so far
 	Tries     int     `json:"tries,omitempty"`     // in a row
-	At        int     `json:"at,omitempty"`        // the last incident's step
+	At        int     `json:"at,omitempty"`        // the last incident's step, or that to which it was put off
 }
 
 // Guard watches a run's statistics for trouble, and says what is to be done about it. What it says depends on the steps
@@ -260,6 +260,9 @@ func (g *Guard) Answer(i *Incident, canDelay bool) Action {
 	g.Tries++
 	if began := g.m.Started; canDelay && (i.Kind == Discriminator || began > 0 && i.Since <= began+2*g.Options.Window) {
 		g.GANStart = max(g.GANStart, began-1, i.Sound()) + g.Options.Delay
+		if g.At = max(g.At, g.GANStart); began > 0 {
+			g.At = g.GANStart + 1 + i.Step - began // the place moves with them
+		}
 		return DelayGAN
 	}
 	g.Scale = neat(g.Scale * g.Options.Lower)

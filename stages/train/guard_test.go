@@ -282,6 +282,23 @@ func TestGuardAnswers(t *testing.T) {
 	}
 }
 
+// TestDelaysAreCounted: discriminators that fail wherever they begin aren't put off for ever, though each time the run gets further.
+func TestDelaysAreCounted(t *testing.T) {
+	o := quick()
+	o.Tries, o.Delay = 2, 10*o.Window
+	g, start := train.NewGuard(o, 1), 40
+	for _, want := range []train.Action{train.DelayGAN, train.DelayGAN, train.Stop} {
+		watch(g, 1, start, usual)
+		watch(g, start+1, start+o.Window, adversarial)
+		if got := g.Answer(&train.Incident{Kind: train.Discriminator, Step: start + o.Window, Since: start + 1}, true); got != want {
+			t.Errorf("discriminators from %d on: %s, want %s", start, got, want)
+		}
+		if start = g.GANStart; g.Resume("") != nil {
+			t.Fatal("no way back")
+		}
+	}
+}
+
 // TestGuardGoesBack: the course outlives the memory.
 func TestGuardGoesBack(t *testing.T) {
 	g := train.NewGuard(quick(), 1)
