@@ -210,6 +210,9 @@ func (r *run) rewind(snap *volume.Snapshot) error {
 	if r.queues == nil || r.queues.intake == nil {
 		return nil
 	}
+	if r.queues.work != nil { // its stages ended with the graph
+		r.queues.work.HandBack()
+	}
 	spent := r.queues.intake.Durably()
 	r.queues.intake.Close()
 	return r.openIntake(snap, spent)

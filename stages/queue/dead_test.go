@@ -110,6 +110,34 @@ func TestScanThatEndsItsWorkers(t *testing.T) {
 	}
 }
 
+// What a worker hands back comes again, to itself too.
+func TestHandedBackScansComeAgain(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	q, tq := b.open(Publisher), b.open(Trainer)
+	b.trainer(tq, 8)
+	for _, name := range []string{"a", "b", "c"} {
+		s := ref(name, 0, 1, 3)
+		b.check(q.PublishScan(b.ctx, &s))
+	}
+	w, err := b.open(Worker).Work(1)
+	b.check(err)
+	defer w.Close()
+	_, err = w.Next(b.ctx)
+	b.check(err)
+	b.eventually("one waits behind it", func() bool { return len(w.c.out) == 1 })
+	w.HandBack()
+	seen := map[string]bool{}
+	for len(seen) < 3 {
+		s, err := w.Next(b.ctx)
+		b.check(err)
+		if seen[s.Name] {
+			t.Errorf("%s comes twice", s.Name)
+		}
+		seen[s.Name] = true
+	}
+}
+
 // Workers that don't agree how scans are cut are found out.
 func TestWorkersThatDontAgree(t *testing.T) {
 	b := newBench(t)

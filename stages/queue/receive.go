@@ -133,10 +133,7 @@ func (c *consumer) take(ctx context.Context, m *nats.Msg, asked int) int {
 func (c *consumer) receive(ctx context.Context) (*delivery, error) {
 	select {
 	case d := <-c.out:
-		select {
-		case c.took <- struct{}{}:
-		default:
-		}
+		c.freed()
 		return d, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
@@ -229,6 +226,26 @@ func (c *consumer) handBack() {
 	c.mu.Lock()
 	clear(c.held)
 	c.mu.Unlock()
+}
+
+// freed tells pull that there is room for more.
+func (c *consumer) freed() {
+	select {
+	case c.took <- struct{}{}:
+	default:
+	}
+}
+
+// empty drops what waits here; it is held still.
+func (c *consumer) empty() {
+	for {
+		select {
+		case <-c.out:
+			c.freed()
+		default:
+			return
+		}
+	}
 }
 
 // close ends taking and gives back what is held.

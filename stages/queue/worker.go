@@ -153,6 +153,15 @@ func (w *Work) settle(ctx context.Context, once string, word []byte) {
 	}
 }
 
+// HandBack gives back all scans that aren't finished, to come again: for whoever was preparing them has been stopped.
+func (w *Work) HandBack() {
+	w.mu.Lock()
+	clear(w.open)
+	w.mu.Unlock()
+	w.c.empty()
+	w.c.handBack()
+}
+
 // Held is how many scans are in hand.
 func (w *Work) Held() int { return w.c.count() }
 
