@@ -27,6 +27,7 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options) error {
 	r.session, r.engine = session, engine
 	if snap != nil {
 		r.samePerceptual(snap)
+		r.sameDiscriminators(snap, o)
 	}
 	if err := r.fill(snap, o); err != nil {
 		return err
@@ -61,6 +62,17 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options) error {
 	r.loop = r.newLoop(snap, o, total, guard)
 	r.loop.Pace = was.pace()
 	return nil
+}
+
+// sameDiscriminators says where a run goes on without its discriminators, or with new ones.
+func (r *run) sameDiscriminators(snap *volume.Snapshot, o train.Options) {
+	had := len(vqgan.Discriminators(arrays(snap))) > 0
+	switch {
+	case had && o.GAN.Weight == 0:
+		r.log.Warn().Msgf("train.gan.weight is 0: the discriminators of %s are left behind; if it gets a weight again, new ones begin", r.last)
+	case !had && o.GAN.Weight > 0:
+		r.log.Info().Msgf("%s has no discriminators: new ones begin behind step %d, with all of train.gan.ramp before them", r.last, max(snap.Step, o.GAN.Start))
+	}
 }
 
 // fill gives the session a snapshot's state, or the weights that a new run begins with.
