@@ -98,6 +98,17 @@ func TestAllRolesInOneProcess(t *testing.T) {
 	}
 }
 
+// A run over a queue that goes wrong goes back like any other, and stops in the end.
+func TestQueuedRunThatDiverges(t *testing.T) {
+	dir, _ := scanFiles(t, [3]int{16, 16, 8}, [3]int{12, 8, 8})
+	runDir := filepath.Join(t.TempDir(), "run")
+	j := mustLoad(t, fmt.Sprintf(queuedFlow, runDir, dir), "train.lr=1e9", "train.warmup=0", "train.guard.tries=2", "train.guard.lower=0.9", "checkpoint.every=1")
+	err := j.Run(context.Background(), nil, UI{Out: io.Discard, Err: io.Discard})
+	if ExitCode(err) != ExitDiverged || !strings.Contains(err.Error(), "going back 2 times") {
+		t.Errorf("%v", err)
+	}
+}
+
 // What goes over the queue trains as it would have here: the batch of a patch that was sent is that of the patch itself,
 // bit by bit.
 func TestPatchesOverTheQueueGiveTheSameBits(t *testing.T) {
