@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // Every type, version, byte order and container gives the same voxels.
@@ -255,5 +256,53 @@ func TestReaderRefuses(t *testing.T) {
 	}
 	if err := r.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A file that is written to while it is read is neither what it was nor what it becomes.
+func TestReaderSeesAChange(t *testing.T) {
+	path := save(t, "a.nii", base(t))
+	for name, change := range map[string]func() error{
+		"written to": func() error {
+			f, err := os.OpenFile(path, os.O_WRONLY, 0)
+			if err != nil {
+				return err
+			}
+			_, err = f.WriteAt([]byte{1}, 360)
+			return errors.Join(err, f.Close(), os.Chtimes(path, time.Time{}, time.Unix(1, 0))) // whatever the clock's steps
+		},
+		"longer": func() error { return os.Truncate(path, 500) },
+		"cut":    func() error { return os.Truncate(path, 370) },
+	} {
+		if err := os.WriteFile(path, base(t), 0o666); err != nil {
+			t.Fatal(err)
+		}
+		r, err := Open(path, Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Finish(); err == nil || err.Error() != "the file was changed while it was read" {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := os.WriteFile(path, base(t), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	r, err := Open(path, Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Finish(); err != nil {
+		t.Errorf("removed: %v", err) // what was opened is all there
 	}
 }

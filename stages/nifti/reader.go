@@ -166,7 +166,8 @@ func (r *Reader) Read(p []byte) (int, error) {
 	return n, r.s.explain(err, r.end)
 }
 
-// Finish reads what is left of the file, so that its checksum is verified, and says what was odd about its end.
+// Finish reads what is left of the file, so that its checksum is verified, and says what was odd about its end. It is an
+// error if the file was written to since it was opened: what has been read is then of neither.
 func (r *Reader) Finish() ([]string, error) {
 	if err := r.s.explain(r.s.skip(max(r.end-r.s.n, 0)), r.end); err != nil {
 		return nil, err
@@ -191,7 +192,7 @@ func (r *Reader) Finish() ([]string, error) {
 			warnings = append(warnings, fmt.Sprintf("%d bytes after the gzip data; ignored", after))
 		}
 	}
-	return warnings, nil
+	return warnings, r.s.unchanged()
 }
 
 // Close closes the file. It doesn't verify: see Finish.

@@ -104,10 +104,25 @@ func (s *stream) skip(n int64) error {
 	return nil
 }
 
+// unchanged says that nobody wrote to the file since it was opened.
+func (s *stream) unchanged() error {
+	info, err := s.f.Stat()
+	switch {
+	case err != nil:
+		return reason(err)
+	case info.Size() != s.info.Size || info.ModTime().UnixNano() != s.info.ModTime:
+		return errors.New("the file was changed while it was read")
+	}
+	return nil
+}
+
 // explain says in a user's words why the stream broke when want bytes were wanted of it.
 func (s *stream) explain(err error, want int64) error {
 	if err == nil {
 		return nil
+	}
+	if changed := s.unchanged(); changed != nil {
+		return changed
 	}
 	have := fmt.Sprintf("%d of %d bytes", s.n, want)
 	switch {
