@@ -144,3 +144,11 @@ func largest(scans []*volume.Scan, cost func(*volume.Scan) int64) (s *volume.Sca
 	}
 	return s, most
 }
+
+// total is what all scans cost.
+func total(scans []*volume.Scan, cost func(*volume.Scan) int64) (sum int64) {
+	for _, s := range scans {
+		sum += cost(s)
+	}
+	return sum
+}

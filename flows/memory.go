@@ -12,6 +12,7 @@ import (
 	"github.com/flowrun/flowrun/stages/codes"
 	"github.com/flowrun/flowrun/stages/infer"
 	"github.com/flowrun/flowrun/stages/shuffle"
+	"github.com/flowrun/flowrun/stages/tile"
 	"github.com/flowrun/flowrun/stages/train"
 )
 
@@ -66,15 +67,42 @@ func (j *Job) divide(d *data, arena, snapshot int64, batches int64) (memory, err
 	}
 	big, most := largest(d.train, j.cost)
 	m.least = int64(held) * most
+	others := ""
+	if n := j.batched(d); n > 0 {
+		m.least = max(m.least, min(m.least+n, total(d.train, j.cost)))
+		others = " and those whose tiles share a batch with theirs"
+	}
 	if m.least > m.scans {
 		hint := "raise run.memory"
+		if int64(held)*most <= m.scans {
+			hint = "lower batch.size, or raise run.memory"
+		}
 		if room := m.scans/most - 1; windows > 0 && room >= windows {
 			hint = fmt.Sprintf("set shuffle.volumes to %d or less, or raise run.memory", room/windows)
 		}
-		return m, configErrorf("run.memory: too little: %s, but %d scans as large as %s (%s) are held at a time, %s: %s",
-			m, held, big.ID, size(most), size(m.least), hint)
+		return m, configErrorf("run.memory: too little: %s, but %d scans as large as %s (%s)%s are held at a time, %s: %s",
+			m, held, big.ID, size(most), others, size(m.least), hint)
 	}
 	return m, nil
+}
+
+// batched is the most that scans cost which a batch on the way back may hold beside its first one, while it waits for a tile
+// of the next: those with few tiles. Any that lie between them may turn out to be bad.
+func (j *Job) batched(d *data) int64 {
+	b, ok := option[batch.Options](j)
+	_, back := option[infer.Options](j)
+	_, tiles := option[tile.Options](j)
+	if !ok || !back || !tiles || j.exact() || b.Size < 3 {
+		return 0
+	}
+	most := make([]int64, b.Size-1) // by so many tiles: the batch is short of one, and one is the first scan's
+	for _, s := range d.train {
+		n, cost := d.tiles(s), j.cost(s)
+		for room := len(most) - 1; room >= n; room-- {
+			most[room] = max(most[room], most[room-n]+cost)
+		}
+	}
+	return most[len(most)-1]
 }
 
 // reserve takes the memory of all that isn't the engine's from its limit, so that its planner leaves room for scans. Where

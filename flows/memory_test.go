@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -163,6 +166,42 @@ func TestDivideFlows(t *testing.T) {
 			cancel()
 			if err != nil || r.budget.InUse() != 0 {
 				t.Fatalf("%d scans through windows %v with room for %d: %v, %d bytes in use", n, windows, m.scans/each, err, r.budget.InUse())
+			}
+		}
+	}
+}
+
+// TestDivideOnTheWayBack: so do those on the way back, where a batch holds the scans of its tiles until it is full.
+func TestDivideOnTheWayBack(t *testing.T) {
+	small, tall := [3]int{8, 8, 8}, [3]int{8, 8, 20}
+	for _, dims := range [][][3]int{{small}, {small, small, small, small, small}, {tall, small, tall, small, small, tall}} {
+		scans, _ := scanFiles(t, dims...)
+		for _, batch := range []int{1, 2, 3, 4, 9} {
+			dir := t.TempDir()
+			job := mustLoad(t, fmt.Sprintf(`
+run: {dir: %q}
+flow:
+  - read:  {scans: [%q]}
+  - tile:  {patch: [8, 8, 8], stride: [8, 8, 6]}
+  - batch: {size: %d}
+  - infer: {checkpoint: identity}
+  - merge: {mode: blend}
+  - write: {dir: %q}
+`, filepath.Join(dir, "run"), scans, batch, filepath.Join(dir, "out")))
+			d, err := job.findScans(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for job.run.Memory = mib; ; job.run.Memory += mib / 16 {
+				if _, err = job.divide(d, 0, 0, job.maker(job.patch()).Bytes()); err == nil {
+					break
+				}
+			}
+			ctx, cancel := context.WithTimeoutCause(t.Context(), 20*time.Second, errors.New("stands still"))
+			err = job.Run(ctx, nil, UI{Out: io.Discard, Err: io.Discard})
+			cancel()
+			if written := must(os.ReadDir(filepath.Join(dir, "out"))); err != nil || len(written) != len(dims) {
+				t.Errorf("%d of %v in batches of %d, in %s: %v", len(written), dims, batch, size(job.run.Memory), err)
 			}
 		}
 	}
