@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"slices"
+	"strings"
 
 	"github.com/flowrun/flowrun/stages/augment"
 	"github.com/flowrun/flowrun/stages/batch"
@@ -294,7 +295,13 @@ func (r *run) noneLeft() error {
 	if r.loop == nil {
 		what = "scans"
 	}
-	return dataErrorf("all %d %s are in quarantine; see %s", len(r.data.train), what, r.file("quarantine.jsonl"))
+	return dataErrorf("all %d %s are in quarantine; see %s; the last: %s", len(r.data.train), what, r.file("quarantine.jsonl"), lastBad(r.quarantine.All()))
+}
+
+// lastBad says of the last of bad scans what is wrong.
+func lastBad(list []read.Bad) string {
+	b := list[len(list)-1]
+	return b.Scan + ": " + strings.TrimPrefix(b.Reason, b.Path+": ")
 }
 
 func (r *run) tooManyBad() error {
@@ -309,7 +316,7 @@ func (r *run) tooManyBad() error {
 		}
 	}
 	if err := o.TooMany(len(list), len(r.data.all)+max(unlisted, len(r.data.bad))); err != nil {
-		return dataErrorf("%w; the last: %s: %s", err, list[len(list)-1].Scan, list[len(list)-1].Reason)
+		return dataErrorf("%w; the last: %s", err, lastBad(list))
 	}
 	return nil
 }

@@ -217,13 +217,26 @@ func TestTooManyAreBadInTheMiddle(t *testing.T) {
 	dir := t.TempDir()
 	j := mustLoad(t, fmt.Sprintf(ways, filepath.Join(dir, "run"), scans, filepath.Join(dir, "out")), "read.bad_share=0.2")
 	err := j.Run(t.Context(), nil, UI{Out: io.Discard, Err: io.Discard})
-	if ExitCode(err) != 3 || !strings.Contains(err.Error(), "2 of 3 scans are bad") || !strings.Contains(err.Error(), "s1.nii.gz: corrupt: gzip checksum or size differs") {
+	if ExitCode(err) != 3 || !strings.Contains(err.Error(), "2 of 3 scans are bad") || !strings.Contains(err.Error(), "; the last: s1.nii.gz: corrupt: gzip checksum or size differs") {
 		t.Errorf("exit %d: %v", ExitCode(err), err)
 	}
 	for _, e := range must(os.ReadDir(filepath.Join(dir, "out"))) {
 		if e.Name() != "s2_recon.nii.gz" {
 			t.Errorf("%s is left", e.Name())
 		}
+	}
+}
+
+// Where the only scan is bad, what ends the run says why.
+func TestTheOnlyScanIsBad(t *testing.T) {
+	dir := t.TempDir()
+	j := mustLoad(t, fmt.Sprintf(ways, filepath.Join(dir, "run"), tower(t, "cut"), filepath.Join(dir, "out")))
+	err := j.Run(t.Context(), nil, UI{Out: io.Discard, Err: io.Discard})
+	if ExitCode(err) != 3 || !strings.Contains(err.Error(), "quarantine.jsonl; the last: s0.nii.gz: truncated: ") {
+		t.Errorf("exit %d: %v", ExitCode(err), err)
+	}
+	if left := must(os.ReadDir(filepath.Join(dir, "out"))); len(left) > 0 {
+		t.Errorf("%v are left", left)
 	}
 }
 
