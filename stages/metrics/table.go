@@ -37,9 +37,9 @@ func columns() []column {
 	)
 }
 
-const tableWidth = 100
+const tableWidth = 112
 
-// Table writes the results for people: at most 100 columns wide, a row for each scan, those of all scans below, and what
+// Table writes the results for people: at most 112 columns wide, a row for each scan, those of all scans below, and what
 // the columns mean. A column without values is left out; names of scans that are too long lose their beginning.
 func (s Summary) Table(w io.Writer) error {
 	rows := append(append([]Row{}, s.Scans...), s.Pooled, s.Mean)
