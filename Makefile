@@ -3,7 +3,7 @@ GO ?= go
 PYTHON ?= python3
 FUZZTIME ?= 30s
 ROUNDS ?= 200
-SOAK ?= 1h
+DURATION ?= 1h
 
 # The CUDA engine wants a C compiler (and no CUDA toolkit); without one the program computes on the CPU alone.
 ifneq ($(shell command -v $(CC)),)
@@ -42,8 +42,8 @@ chaos: ## kill a run, and the parts of one over NATS, at random moments; ROUNDS 
 	$(GO) test ./integration -run '^TestKilledAtRandomMoments$$' -count 1 -timeout 12h -v -rounds $(ROUNDS) -seed $$(date +%s)
 	$(GO) test ./integration -run '^TestQueueKilledAtRandomMoments$$' -count 1 -timeout 12h -v -rounds $$((2 * $(ROUNDS))) -seed $$(date +%s)
 
-soak: ## an hour of steps: memory, goroutines and open files must not grow; SOAK=8h for a night
-	$(GO) test ./integration -run '^TestSoak$$' -count 1 -timeout 0 -v -soak $(SOAK)
+soak: ## an hour of steps: memory, goroutines and open files must not grow; DURATION=8h for a night
+	$(GO) test ./integration -run '^TestSoak$$' -count 1 -timeout 0 -v -soak $(DURATION)
 
 bench: ## every benchmark, ten times, for benchstat
 	$(GO) test -run '^$$' -bench . -count 10 ./...

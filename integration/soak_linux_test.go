@@ -3,7 +3,7 @@ package integration
 import (
 	"bytes"
 	"flag"
-	"fmt"
+	"math"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -14,31 +14,43 @@ import (
 	"time"
 )
 
-// For an hour of steps: go test ./integration -run Soak -soak 1h -timeout 2h -v.
+// For an hour of steps: go test ./integration -run Soak -soak 1h -timeout 0 -v.
 var soak = flag.Duration("soak", 0, "how long TestSoak trains; 0: not at all")
 
 // measured is a quantity over a run.
 type measured struct {
 	name, unit    string
-	allowed       float64 // growth over the whole run
-	hours, values []float64
+	allowed       float64   // growth over the whole run
+	steps, values []float64 // steps in thousands
 }
 
-func (m *measured) add(hours, value float64) {
-	m.hours, m.values = append(m.hours, hours), append(m.values, value)
+func (m *measured) add(step, value float64) {
+	m.steps, m.values = append(m.steps, step/1000), append(m.values, value)
 }
 
-// slope is by least squares, per hour, of what lies behind the first quarter of the time.
-func (m *measured) slope() (perHour, mean float64) {
+// slope is by least squares, per 1000 steps, of what lies behind the first quarter of them.
+func (m *measured) slope() (slope, mean, steps float64) {
 	var n, sx, sy, sxx, sxy float64
-	for i, x := range m.hours {
-		if x < m.hours[len(m.hours)-1]/4 {
+	last := m.steps[len(m.steps)-1]
+	for i, x := range m.steps {
+		if x < last/4 {
 			continue
 		}
 		y := m.values[i]
 		n, sx, sy, sxx, sxy = n+1, sx+x, sy+y, sxx+x*x, sxy+x*y
 	}
-	return (n*sxy - sx*sy) / (n*sxx - sx*sx), sy / n
+	return (n*sxy - sx*sy) / (n*sxx - sx*sx), sy / n, last
+}
+
+// A slope is of the later steps alone, and per thousand.
+func TestSlope(t *testing.T) {
+	m := measured{}
+	for step := range 4001 {
+		m.add(float64(step), max(100, 100+float64(step-1000)/500)) // flat, then two more every 1000
+	}
+	if slope, _, steps := m.slope(); math.Abs(slope-2) > 1e-9 || steps != 4 {
+		t.Errorf("%g every 1000 of %g thousand steps", slope, steps)
+	}
 }
 
 // Memory, goroutines and open files of a run stay as they are, however long it goes on, validations, checkpoints, reports and
@@ -67,15 +79,13 @@ func TestSoak(t *testing.T) {
 		case <-r.over:
 			t.Fatalf("over after %v: %s", time.Since(start), r.stderr.String())
 		}
-		at := time.Since(start).Hours()
+		values := map[string]float64{}
 		statm, err := os.ReadFile(filepath.Join(proc, "statm"))
 		p.check(err)
 		pages, err := strconv.ParseFloat(string(bytes.Fields(statm)[1]), 64)
 		p.check(err)
-		memory.add(at, pages*float64(os.Getpagesize())/(1<<20))
 		open, err := os.ReadDir(filepath.Join(proc, "fd"))
 		p.check(err)
-		files.add(at, float64(len(open)))
 		answer, err := http.Get(url + "metrics")
 		p.check(err)
 		var text bytes.Buffer
@@ -83,11 +93,15 @@ func TestSoak(t *testing.T) {
 		p.check(err)
 		p.check(answer.Body.Close())
 		for line := range strings.Lines(text.String()) {
-			var n float64
-			if _, err := fmt.Sscanf(line, "go_goroutines %g", &n); err == nil {
-				goroutines.add(at, n)
+			name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+			if n, err := strconv.ParseFloat(value, 64); err == nil {
+				values[name] = n
 			}
 		}
+		step := values["flowrun_train_step"]
+		memory.add(step, pages*float64(os.Getpagesize())/(1<<20))
+		goroutines.add(step, values["go_goroutines"])
+		files.add(step, float64(len(open)))
 	}
 	r.signal(syscall.SIGTERM)
 	if o := r.wait(); o.code != 75 {
@@ -95,10 +109,10 @@ func TestSoak(t *testing.T) {
 	}
 	t.Logf("%d steps in %v", p.final("run").Step, *soak)
 	for _, m := range []*measured{memory, goroutines, files} {
-		perHour, mean := m.slope()
-		t.Logf("%s: %.1f %s, %+.2f an hour", m.name, mean, m.unit, perHour)
-		if grew := perHour * soak.Hours(); grew > m.allowed {
-			t.Errorf("%s grew by %.1f %s", m.name, grew, m.unit)
+		slope, mean, steps := m.slope()
+		t.Logf("%s: %.1f %s, %+.4f every 1000 steps, from %d samples", m.name, mean, m.unit, slope, len(m.values))
+		if grew := slope * steps; grew > m.allowed {
+			t.Errorf("%s grew by %.1f %s over the run (at most %g)", m.name, grew, m.unit, m.allowed)
 		}
 	}
 }
