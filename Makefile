@@ -38,7 +38,8 @@ fuzz: ## each fuzz target for FUZZTIME
 			echo "== $$dir $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$dir; \
 		done; done
 
-chaos: ## kill a run, and the parts of one over NATS, at random moments; ROUNDS runs of each
+chaos: ## kill, stop, freeze and starve runs and those over NATS, at random moments; ROUNDS runs of each
+	$(GO) test ./integration -run '^(TestNothingIsLost|TestScansChange)$$' -count 1 -timeout 12h -v -rounds $(ROUNDS) -seed $$(date +%s)
 	$(GO) test ./integration -run '^TestKilledAtRandomMoments$$' -count 1 -timeout 12h -v -rounds $(ROUNDS) -seed $$(date +%s)
 	$(GO) test ./integration -run '^TestQueueKilledAtRandomMoments$$' -count 1 -timeout 12h -v -rounds $$((2 * $(ROUNDS))) -seed $$(date +%s)
 

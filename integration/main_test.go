@@ -157,17 +157,27 @@ func (p *place) exec(name string, args ...string) *process {
 // execFor ends a command after so long.
 func (p *place) execFor(limit time.Duration, name string, args ...string) *process {
 	p.Helper()
+	r := p.command(limit, name, args...)
+	p.check(r.cmd.Start())
+	r.reap()
+	return r
+}
+
+// command prepares one that is to end after so long. Whoever starts it reaps it.
+func (p *place) command(limit time.Duration, name string, args ...string) *process {
+	p.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	p.Cleanup(cancel)
 	r := &process{place: p, cmd: exec.CommandContext(ctx, name, args...), over: make(chan struct{})}
 	r.cmd.Dir, r.cmd.Stdout, r.cmd.Stderr = p.dir, &r.stdout, &r.stderr
-	p.check(r.cmd.Start())
+	return r
+}
+
+func (r *process) reap() {
 	go func() {
 		defer close(r.over)
 		_ = r.cmd.Wait() // the outcome is in ProcessState
-		cancel()
 	}()
-	return r
 }
 
 func (r *process) wait() outcome {
