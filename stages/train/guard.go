@@ -20,7 +20,7 @@ type GuardOptions struct {
 	Patience      int     `key:"patience" default:"30" unit:"optimiser steps" min:"1" doc:"Steps in a row that must show a spike or a collapse before it is trouble. More than the batches of an odd scan."`
 	Spike         float64 `key:"spike" default:"10" min:"0" doc:"Trouble is a loss or a norm of the gradient above its median by this many robust standard deviations (1.4826 times the median absolute deviation, but at least 0.3 of the median). 0 is off."`
 	Collapse      float64 `key:"collapse" default:"0.2" min:"0" max:"0.9" doc:"Trouble is a perplexity of the codes below this share of its median. 0 is off."`
-	Discriminator float64 `key:"discriminator" default:"0.05" min:"0" doc:"Trouble is a discriminators' loss below this for window steps in a row, behind their ramp, while the generator's adversarial loss doesn't fall. It begins at about 1 (hinge). 0 is off."`
+	Discriminator float64 `key:"discriminator" default:"0.05" min:"0" doc:"Trouble is a discriminators' loss below this for window steps in a row, behind their ramp, while the generator's adversarial loss doesn't fall; or either of the two mostly beyond 100 for patience steps. It begins at about 1 (hinge). 0 is off."`
 }
 
 // Check finds what no single key shows.
@@ -44,7 +44,7 @@ const (
 	NonFinite     Kind = "nonfinite"     // NaN or infinity in the loss, the gradient or a reconstruction
 	Spike         Kind = "spike"         // the loss or the gradient has left its usual range
 	Collapse      Kind = "collapse"      // few codes are in use
-	Discriminator Kind = "discriminator" // the discriminators have won
+	Discriminator Kind = "discriminator" // the discriminators have won, or have diverged themselves
 )
 
 // Incident is trouble.
@@ -75,6 +75,9 @@ func reading(s vqgan.Stats) Reading {
 	return Reading{Loss: s.Total, L1: s.L1, GradNorm: s.GradNorm, Perplexity: s.Perplexity, Adversarial: s.GAN.Active,
 		Ramp: s.GAN.Ramp, Generator: s.GAN.Generator, Discriminator: s.GAN.Discriminator}
 }
+
+// wild is an adversarial loss that no discriminator has which still judges: logits are a few units.
+const wild = 100
 
 // broken is a mean absolute error, of intensities in [-1, 1], that is more than that of an empty image: all 0, it has at most 1.
 const broken = 1.25
@@ -108,6 +111,10 @@ type memory struct {
 	HighGrad int `json:"high_grad,omitempty"`
 	Low      int `json:"low,omitempty"`
 	Broken   int `json:"broken,omitempty"`
+
+	// Steps with wild adversarial losses, less those without; since the first of them.
+	Wild      int `json:"wild,omitempty"`
+	WildSince int `json:"wild_since,omitempty"`
 
 	Started int       `json:"started,omitempty"` // the discriminators' first step; 0: they don't learn
 	Lost    []float64 `json:"lost,omitempty"`    // the generator's losses while the discriminators win
@@ -150,6 +157,14 @@ func (g *Guard) Watch(step int, r Reading) *Incident {
 	count(&m.HighGrad, r.GradNorm > gradLimit)
 	count(&m.Low, r.Perplexity < g.Options.Collapse*usual)
 	count(&m.Broken, r.L1 > broken)
+	switch far := g.Options.Discriminator > 0 && (r.Discriminator > wild || math.Abs(r.Generator) > wild); {
+	case far && m.Wild == 0:
+		m.Wild, m.WildSince = 1, step
+	case far:
+		m.Wild++
+	case m.Wild > 0:
+		m.Wild-- // such losses swing, and pass through 0
+	}
 	if g.Options.Discriminator > 0 && r.Adversarial && r.Ramp >= 1 && r.Discriminator < g.Options.Discriminator {
 		m.Lost = last(append(m.Lost, r.Generator), g.Options.Window)
 	} else {
@@ -177,6 +192,9 @@ func (g *Guard) Watch(step int, r Reading) *Incident {
 	case m.Low >= n:
 		return found(Collapse, n, map[string]float64{"train/perplexity": r.Perplexity, "level": usual, "limit": g.Options.Collapse * usual},
 			"few codes were in use: a perplexity of %.4g, usually %.4g", r.Perplexity, usual)
+	case m.Wild >= n:
+		return found(Discriminator, step-m.WildSince+1, map[string]float64{"train/disc_loss": r.Discriminator, "train/gan_loss": r.Generator, "limit": wild},
+			"the discriminators' loss or the generator's on them was mostly beyond %d (now %.4g and %.4g)", wild, r.Discriminator, r.Generator)
 	case len(m.Lost) == g.Options.Window && stuck(m.Lost):
 		return found(Discriminator, len(m.Lost), map[string]float64{"train/disc_loss": r.Discriminator, "train/gan_loss": r.Generator, "limit": g.Options.Discriminator},
 			"the discriminators told all apart (their loss is %.4g) and the generator learnt nothing from them (its loss is %.4g)", r.Discriminator, r.Generator)

@@ -149,6 +149,19 @@ func TestGuardFinds(t *testing.T) {
 			r.Discriminator, r.Generator, r.Ramp = 0.01, 6, 0.9
 			return r
 		}},
+		{name: "the discriminators diverge, swinging", before: adversarial, at: func(step int) train.Reading {
+			r := adversarial(step)
+			r.Discriminator, r.Generator = 256, -1000
+			if step%3 == 1 {
+				r.Discriminator, r.Generator = 3, 20
+			}
+			return r
+		}, kind: train.Discriminator, found: 45, since: 41, what: "for 5 steps the discriminators' loss or the generator's on them was mostly beyond 100 (now 256 and -1000)"},
+		{name: "the discriminators' losses are large for one step of two", before: adversarial, at: func(step int) train.Reading {
+			r := adversarial(step)
+			r.Discriminator *= float64(1 + 500*(step%2))
+			return r
+		}},
 		{name: "the discriminators' start lifts the loss", at: func(step int) train.Reading {
 			r := adversarial(step)
 			r.Loss, r.GradNorm = 1+r.Loss, 100
