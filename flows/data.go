@@ -53,10 +53,18 @@ func (j *Job) leaveWritten(scans []*volume.Scan, bad []read.Bad) ([]*volume.Scan
 	if !writes {
 		return scans, bad, 0
 	}
-	inside := func(path string) bool {
-		return files.Below(files.Absolute(path), files.Absolute(w.Dir))
+	real := func(path string) string { // whatever links lead there
+		if to, err := filepath.EvalSymlinks(path); err == nil {
+			path = to
+		}
+		return files.Absolute(path)
 	}
-	if slices.ContainsFunc(r.Scans, func(s string) bool { return inside(s) || strings.EqualFold(filepath.Ext(s), ".txt") }) {
+	dir := real(w.Dir)
+	inside := func(path string) bool { return files.Below(real(filepath.Dir(path)), dir) }
+	named := func(s string) bool {
+		return files.Below(real(s), dir) || files.Below(files.Absolute(s), files.Absolute(w.Dir)) || strings.EqualFold(filepath.Ext(s), ".txt")
+	}
+	if slices.ContainsFunc(r.Scans, named) {
 		return scans, bad, 0
 	}
 	n := len(scans) + len(bad)

@@ -2,10 +2,12 @@ package flows
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -52,6 +54,18 @@ func TestWhatIsWrittenIsNoScan(t *testing.T) {
 		}
 	}
 	if list := names(again); len(list) != 2 {
+		t.Errorf("%v", list)
+	}
+	linked, elsewhere := t.TempDir(), t.TempDir() // by a link in the folder of scans
+	if err := errors.Join(os.Symlink(filepath.Join(dir, "s0.nii"), filepath.Join(linked, "s0.nii")), os.Symlink(elsewhere, filepath.Join(linked, "out"))); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := run(linked, elsewhere); err != nil {
+			t.Error(err)
+		}
+	}
+	if list := names(elsewhere); !slices.Equal(list, []string{"s0_recon.nii.gz"}) {
 		t.Errorf("%v", list)
 	}
 	only := t.TempDir()
