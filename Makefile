@@ -31,6 +31,9 @@ endif
 
 lint: ## golangci-lint, see .golangci.yml
 	golangci-lint run ./...
+ifdef CUDA
+	$(CUDA) golangci-lint run --build-tags cuda ./gpu/cuda/...
+endif
 
 fuzz: ## each fuzz target for FUZZTIME
 	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do \

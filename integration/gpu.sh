@@ -30,12 +30,12 @@ FLOWRUN_LIBCUDA=$driver "$bin/gpu.test" -test.run 'TestEngine|TestTraining|TestA
 # train NAME DEVICE trains the demo for $steps steps and leaves its raw weights.
 train() {
 	"$flowrun" --quiet demo.yaml run.dir="$1" train.device="$2" 2>"$1.log"
-	"$flowrun" export "$1/checkpoints/last.safetensors" "$1.weights" --weights raw >/dev/null
+	"$flowrun" export "$1/checkpoints/last.safetensors" "$1.safetensors" --weights raw >/dev/null
 }
 # loss NAME is the mean of the last 20 steps' reconstruction loss.
 loss() { awk -F, 'NR > 1 && $3 != "" { l[n++] = $3 } END { s = 0; for (i = n - 20 > 0 ? n - 20 : 0; i < n; i++) { s += l[i]; k++ } print s / k }' "$1/metrics.csv"; }
 
-rm -rf scans a b c d *.weights
+rm -rf scans a b c d *.safetensors
 "$flowrun" phantom scans --count 4 --size 96,96,96 >/dev/null
 cat >demo.yaml <<YAML
 run: {dir: run, seed: 1234}
@@ -57,7 +57,7 @@ awk -v a="$(loss a)" -v d="$(loss d)" 'BEGIN { exit !(a < 1.1 * d + 0.01 && d < 
 
 say "the same run again: the same bits"
 train b "$device"
-cmp a.weights b.weights
+cmp a.safetensors b.safetensors
 
 say "killed in the middle and gone on with: the same bits"
 "$flowrun" --quiet demo.yaml run.dir=c train.device="$device" 2>c.log &
@@ -66,7 +66,7 @@ until [ -n "$(ls c/checkpoints/step-*.safetensors 2>/dev/null)" ] || ! kill -0 $
 kill -9 $run 2>/dev/null || true
 wait $run 2>/dev/null || true
 train c "$device"
-cmp a.weights c.weights
+cmp a.safetensors c.safetensors
 
 say "memory: what the card shows against the plan"
 "$flowrun" phantom large --count 2 --size 288,288,160 >/dev/null

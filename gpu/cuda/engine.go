@@ -229,8 +229,14 @@ func dimsOf(d gpu.Dims) dims {
 	return dims{int32(d.N), int32(d.D), int32(d.H), int32(d.W), int32(d.C)}
 }
 
-// spots is how many groups of eight channels there are.
-func spots(d gpu.Dims) int { return d.Voxels() * divUp(d.C, 8) }
+// spots is how many groups of eight channels there are. Kernels count them in 32 bits.
+func spots(d gpu.Dims) int {
+	n := d.Voxels() * divUp(d.C, 8)
+	if n > 4e9 {
+		panic(fmt.Sprintf("cuda: a tensor of %v is too large (at most 4e9 groups of eight channels)", d))
+	}
+	return n
+}
 
 // sharedOf is the dynamic shared memory of a launch.
 func sharedOf(kernel string, args any) int {
