@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"pgregory.net/rapid"
 
@@ -49,6 +50,24 @@ func TestNamesByHand(t *testing.T) {
 	o.Gz = false
 	if names := must(Names(scans("a.nii.gz"), o)); names["a.nii.gz"] != filepath.Join("out", "a_recon.nii") {
 		t.Error(names)
+	}
+}
+
+// A scan may have a name as long as there are; that of its file, and of that file while it is written, are no longer.
+func TestLongNames(t *testing.T) {
+	long := strings.Repeat("é", 120) // of two bytes
+	ids := []string{"d/" + long + "a.nii.gz", "d/" + long + "b.nii.gz", "d/" + long + ".nii", strings.Repeat("dir/", 99) + "a.nii"}
+	names := must(Names(scans(ids...), Options{Dir: "out", Suffix: "_recon", Gz: true}))
+	seen := map[string]bool{}
+	for _, id := range ids {
+		name := filepath.Base(names[id])
+		if len(name) > 255-22 || !utf8.ValidString(name) || !strings.HasSuffix(name, ".nii.gz") || seen[name] {
+			t.Errorf("%d bytes: %s", len(name), name)
+		}
+		seen[name] = true
+	}
+	if want := filepath.FromSlash(strings.Repeat("dir/", 99) + "a_recon.nii.gz"); names[ids[3]] != filepath.Join("out", want) {
+		t.Error(names[ids[3]])
 	}
 }
 
