@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/flowrun/flowrun/stages/files"
 	"github.com/flowrun/flowrun/stages/pipe"
 	"github.com/flowrun/flowrun/stages/queue"
 	"github.com/flowrun/flowrun/stages/read"
@@ -151,7 +152,7 @@ type mark struct {
 
 func openPublished(path string) (*published, error) {
 	p := &published{path: path, done: map[mark]bool{}}
-	text, err := os.ReadFile(path)
+	text, err := files.Read(path, files.Most)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}

@@ -30,9 +30,10 @@ var house = []struct{ room, may string }{
 	{"stages/metrics", "stages/files stages/volume"},
 	{"stages/observe", "stages/pipe stages/volume"},
 	{"stages/pipe", ""},
+	{"stages/queue", "stages/files stages/volume"},
 	{"stages/read", "stages/files stages/nifti stages/volume"},
 	{"stages/report", "stages/files stages/volume"},
-	{"stages/train", "stages/volume gpu gpu/nn gpu/optim gpu/vqgan"},
+	{"stages/train", "stages/files stages/volume gpu gpu/nn gpu/optim gpu/vqgan"},
 	{"stages/infer", "stages/volume gpu gpu/vqgan"},
 	{"stages/torch", "stages/safetensors stages/volume"},
 	{"stages/write", "stages/nifti stages/volume"},
@@ -240,7 +241,7 @@ func TestArrowsAreSeen(t *testing.T) {
 		"stages/read/read.go:5: stages/read imports github.com/reugn/go-streams/flow: only these do: stages/pipe",
 		"stages/tile/deep/deep.go:5: stages/tile imports M/stages/read: it may import stages/volume",
 		"stages/tile/tile.go:6: stages/tile imports M/configs: it may import stages/volume",
-		"stages/train/train.go:6: stages/train imports M/gpu/cpu: it may import stages/volume, gpu, gpu/nn, gpu/optim, gpu/vqgan",
+		"stages/train/train.go:6: stages/train imports M/gpu/cpu: it may import stages/files, stages/volume, gpu, gpu/nn, gpu/optim, gpu/vqgan",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

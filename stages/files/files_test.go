@@ -90,3 +90,26 @@ func TestWrite(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What is too large isn't read to its end, nor is what has none.
+func TestRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a")
+	if err := os.WriteFile(path, []byte("12345"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		path string
+		most int64
+		want string
+	}{{path, 5, ""}, {path, 4, "larger than 4 bytes"}, {os.DevNull, 0, ""}, {path + "b", 5, "no such file or directory"}} {
+		b, err := Read(c.path, c.most)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || err.Error() != c.want) {
+			t.Errorf("%s: %q, %v (want %s)", c.path, b, err, c.want)
+		}
+	}
+	if _, err := os.Stat("/dev/zero"); err == nil {
+		if _, err := Read("/dev/zero", 1000); err == nil {
+			t.Error("all of /dev/zero was read")
+		}
+	}
+}

@@ -202,20 +202,34 @@ func tabulate(w io.Writer, record io.Reader) error {
 	return table.Error()
 }
 
-// lines calls f with each whole line, its end included.
+// longest bounds a line that is read back, in bytes. No record has one that is nearly as long.
+const longest = 16 << 20
+
+// lines calls f with each whole line, its end included. The line is f's until it returns. Lines that are too long are passed over.
 func lines(r io.Reader, f func(line []byte) error) error {
 	buffered := bufio.NewReaderSize(r, 1<<16)
+	var line []byte
+	tooLong := false
 	for {
-		line, err := buffered.ReadBytes('\n')
-		if err == io.EOF {
+		part, err := buffered.ReadSlice('\n')
+		if tooLong = tooLong || len(line)+len(part) > longest; !tooLong {
+			line = append(line, part...)
+		}
+		switch err {
+		case bufio.ErrBufferFull:
+			continue
+		case io.EOF:
 			return nil // what follows the last line end is torn
-		}
-		if err != nil {
+		case nil:
+		default:
 			return err
 		}
-		if err := f(line); err != nil {
-			return err
+		if !tooLong {
+			if err := f(line); err != nil {
+				return err
+			}
 		}
+		line, tooLong = line[:0], false
 	}
 }
 

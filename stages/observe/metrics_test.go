@@ -4,9 +4,11 @@ import (
 	"encoding/csv"
 	"encoding/json"
 	"errors"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -248,4 +250,27 @@ func FuzzHeal(f *testing.F) {
 			t.Errorf("%d rows, want %d", len(rows), want)
 		}
 	})
+}
+
+// A line without an end costs no memory, and those around it are read.
+func TestLinesThatAreTooLong(t *testing.T) {
+	endless := io.LimitReader(repeated('x'), longest+70000)
+	var got []string
+	check(t, lines(io.MultiReader(strings.NewReader("a\n\n"), endless, strings.NewReader("\nb\ntorn")), func(line []byte) error {
+		got = append(got, string(line))
+		return nil
+	}))
+	if want := []string{"a\n", "\n", "b\n"}; !slices.Equal(got, want) {
+		t.Errorf("%d lines (want %q)", len(got), want)
+	}
+}
+
+// repeated is a byte, for ever.
+type repeated byte
+
+func (r repeated) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = byte(r)
+	}
+	return len(b), nil
 }

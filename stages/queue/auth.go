@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/flowrun/flowrun/stages/files"
 )
 
 // natsContext is what flowrun reads of a context file of the nats command line tool.
@@ -59,7 +61,7 @@ func readContext(name string) (*natsContext, error) {
 	if err != nil {
 		return nil, err
 	}
-	text, err := os.ReadFile(path)
+	text, err := files.Read(path, 1<<20)
 	if err != nil {
 		return nil, fmt.Errorf("context: %s: %w", path, plain(err))
 	}

@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"sync"
+
+	"github.com/flowrun/flowrun/stages/files"
 )
 
 // Void is a patch, or with Tile < 0 a scan, that an epoch ends without. One without a reason takes the scan's back: it was
@@ -33,7 +35,7 @@ type Voids struct {
 // OpenVoids reads the file; one that isn't there is empty.
 func OpenVoids(path string) (*Voids, error) {
 	v := &Voids{path: path}
-	text, err := os.ReadFile(path)
+	text, err := files.Read(path, files.Most)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s: %w", path, plain(err))
 	}

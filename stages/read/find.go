@@ -147,9 +147,9 @@ func (f *found) glob(pattern string) error {
 // list takes the files that a .txt file names, a line each, relative to it. Empty lines and those that begin with # are
 // passed over.
 func (f *found) list(path string) error {
-	b, err := os.ReadFile(path)
+	b, err := files.Read(path, files.Most)
 	if err != nil {
-		return files.Reason(err)
+		return err
 	}
 	b = bytes.TrimPrefix(b, []byte("\ufeff"))
 	dir := filepath.Dir(path)

@@ -28,9 +28,9 @@ type Quarantine struct {
 // a killed run left torn is passed over.
 func OpenQuarantine(path string) (*Quarantine, error) {
 	q := &Quarantine{path: path, has: map[string]bool{}}
-	b, err := os.ReadFile(path)
+	b, err := files.Read(path, files.Most)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w", path, files.Reason(err))
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	for n := 1; ; n++ {
 		line, rest, whole := bytes.Cut(b, []byte("\n"))

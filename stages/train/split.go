@@ -4,12 +4,12 @@ import (
 	"cmp"
 	"encoding/csv"
 	"fmt"
-	"os"
 	"path"
 	"regexp"
 	"slices"
 	"strings"
 
+	"github.com/flowrun/flowrun/stages/files"
 	"github.com/flowrun/flowrun/stages/volume"
 )
 
@@ -85,9 +85,9 @@ func listed(patterns []string) ([]string, error) {
 			all = append(all, p)
 			continue
 		}
-		text, err := os.ReadFile(p)
+		text, err := files.Read(p, files.Most)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%s: %w", p, err)
 		}
 		before := len(all)
 		for line := range strings.Lines(strings.TrimPrefix(string(text), mark)) {
@@ -136,9 +136,9 @@ func grouping(rule string) (func(*volume.Scan) (string, error), error) {
 
 // table reads a CSV file with a column scan (a scan's ID, path or file name) and the column that names its patient.
 func table(file, column string) (func(*volume.Scan) (string, error), error) {
-	text, err := os.ReadFile(file)
+	text, err := files.Read(file, files.Most)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	rows, err := csv.NewReader(strings.NewReader(strings.TrimPrefix(string(text), mark))).ReadAll()
 	if err != nil {
