@@ -11,7 +11,7 @@ CUDA = CGO_ENABLED=1 CGO_CFLAGS="-O2 -I$(CURDIR)/gpu/cuda/include" CGO_LDFLAGS="
 TAGS = -tags cuda
 endif
 
-.PHONY: build demo test race lint fuzz chaos soak bench generate generated gpu-programs test-gpu kernels fixtures clean
+.PHONY: build demo test race lint vuln fuzz chaos soak bench generate generated gpu-programs test-gpu kernels fixtures clean
 
 build: ## the program, in bin/
 	$(CUDA) $(GO) build $(TAGS) -trimpath -o bin/flowrun ./cmd/flowrun
@@ -34,6 +34,9 @@ lint: ## golangci-lint, see .golangci.yml
 ifdef CUDA
 	$(CUDA) golangci-lint run --build-tags cuda ./gpu/cuda/...
 endif
+
+vuln: ## known vulnerabilities that the program reaches; asks https://vuln.go.dev
+	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./cmd/flowrun
 
 fuzz: ## each fuzz target for FUZZTIME
 	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do \
