@@ -42,6 +42,17 @@ func (m *measured) slope() (slope, mean, steps float64) {
 	return (n*sxy - sx*sy) / (n*sxx - sx*sx), sy / n, last
 }
 
+// eighths are the means of as many parts of the samples.
+func (m *measured) eighths() (means [8]float64) {
+	for k := range means {
+		part := m.values[k*len(m.values)/8 : (k+1)*len(m.values)/8]
+		for _, v := range part {
+			means[k] += v / float64(len(part))
+		}
+	}
+	return means
+}
+
 // A slope is of the later steps alone, and per thousand.
 func TestSlope(t *testing.T) {
 	m := measured{}
@@ -110,7 +121,7 @@ func TestSoak(t *testing.T) {
 	t.Logf("%d steps in %v", p.final("run").Step, *soak)
 	for _, m := range []*measured{memory, goroutines, files} {
 		slope, mean, steps := m.slope()
-		t.Logf("%s: %.1f %s, %+.4f every 1000 steps, from %d samples", m.name, mean, m.unit, slope, len(m.values))
+		t.Logf("%s: %.1f %s, %+.4f every 1000 steps, from %d samples; by eighths of the run %.1f", m.name, mean, m.unit, slope, len(m.values), m.eighths())
 		if grew := slope * steps; grew > m.allowed {
 			t.Errorf("%s grew by %.1f %s over the run (at most %g)", m.name, grew, m.unit, m.allowed)
 		}
