@@ -215,13 +215,12 @@ func lines(r io.Reader, f func(line []byte) error) error {
 		if tooLong = tooLong || len(line)+len(part) > longest; !tooLong {
 			line = append(line, part...)
 		}
-		switch err {
-		case bufio.ErrBufferFull:
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
 			continue
-		case io.EOF:
+		case err == io.EOF:
 			return nil // what follows the last line end is torn
-		case nil:
-		default:
+		case err != nil:
 			return err
 		}
 		if !tooLong {
