@@ -6,7 +6,7 @@
 // sizes only: Plan answers what an engine would reserve, on any machine. The driver's library is opened when a device is asked
 // for, so one program serves machines with and without it.
 //
-// Reading order: sizes.go and grid.go (what a tensor takes; how a convolution falls into boxes), shim.c and driver.go (the
+// Reading order: sizes.go and tile.go (what a tensor takes), box.go (how a convolution falls into boxes), shim.c and driver.go (the
 // driver), owner.go (the thread), engine.go, conv.go, ops.go (launches), kernels/ (CUDA C++, compiled to the PTX beside it).
 //
 // Bits. Sums have a fixed order that depends on shapes only, there are no float atomics, and a launch's shape doesn't depend
