@@ -273,7 +273,9 @@ func (n *night) look(dir string) {
 	for _, f := range files {
 		s, err := checkpoint.Load(f)
 		n.check(err)
-		n.tags[s.Step] = s.Tags
+		if len(s.Tags) > 0 { // a validation that a stop cut short is made up for in a checkpoint that trained nothing more
+			n.tags[s.Step] = s.Tags
+		}
 	}
 }
 
@@ -319,12 +321,13 @@ func (n *night) sameTrained(a, b map[string]bool) {
 func TestNothingIsLost(t *testing.T) {
 	t.Parallel()
 	const each = 3
-	deal := rand.New(rand.NewPCG(*seed, 1<<32)).Perm(len(faults))
 	hits := make([]int, len(faults))
 	able := true
 	for round := range nights(len(faults) / each) {
 		t.Run(fmt.Sprint(round), func(t *testing.T) {
 			n := newNight(t, round)
+			turn := len(faults) / each // rounds in which each fault has its turn
+			deal := rand.New(rand.NewPCG(*seed, uint64(1<<32+round/turn))).Perm(len(faults))
 			n.must(append(n.words, "run.dir=whole")...)
 			whole := n.trained("whole")
 			if epochs := n.events("whole", "start")[0]["patches_per_epoch"].(float64); len(whole) != 2*int(epochs) {
@@ -410,6 +413,12 @@ func TestScansChange(t *testing.T) {
 			clear(n.tags)
 			slices.Reverse(order)
 			victim := order[slices.IndexFunc(order, func(t volume.Tag) bool { return t.Scan != plain })].Scan // a checksum ends it
+			tiles := 0                                                                                        // of both epochs
+			for _, tag := range order {
+				if tag.Scan == victim {
+					tiles += 2
+				}
+			}
 			before := n.file("scans", victim)
 			n.spoil(victim)
 			n.must(append(n.words, "run.dir=without")...)
@@ -420,11 +429,11 @@ func TestScansChange(t *testing.T) {
 			n.write(filepath.Join("scans", victim), string(before))
 
 			n.begin()
-			goal := n.random.IntN(8)
-			n.r.until(func() bool { return n.reached(run) >= max(1, goal) })
+			goal := 1 + n.random.IntN(4)
+			n.r.until(func() bool { return n.reached(run) >= goal })
 			change.do(n, n.path("scans", victim))
-			// A scan that isn't there at a resume is none of the run's (TestScansThatMoved).
-			if change.name != "removed" && n.random.IntN(2) == 0 && n.moment() {
+			// A scan that isn't there at a resume is none of the run's (TestScansThatMoved), and without a checkpoint a run begins anew.
+			if change.name != "removed" && n.sound(run) > 0 && n.random.IntN(2) == 0 && n.moment() {
 				n.r.signal(unix.SIGKILL)
 				n.r.wait()
 				n.look(run)
@@ -435,9 +444,6 @@ func TestScansChange(t *testing.T) {
 			}
 			n.swept(run)
 			trained := n.trained(run)
-			if why := n.reasons(run); len(why) != 1 || why[victim] == "" {
-				t.Fatalf("quarantined: %v (want %s)", why, victim)
-			}
 			ofVictim := 0
 			for key := range trained {
 				if strings.HasPrefix(key, victim+" ") {
@@ -446,6 +452,13 @@ func TestScansChange(t *testing.T) {
 				}
 			}
 			n.sameTrained(without, trained)
+			why := n.reasons(run)
+			if len(why) == 0 && ofVictim == tiles {
+				t.Skip("it had been read for the last time")
+			}
+			if len(why) != 1 || why[victim] == "" {
+				t.Fatalf("quarantined: %v (want %s)", why, victim)
+			}
 			t.Logf("after step %d: %s; %d of its patches had been trained", goal, n.reasons(run)[victim], ofVictim)
 			if ofVictim == 0 {
 				n.sameRun("without", run)
