@@ -141,6 +141,7 @@ func (n *night) readOnly() bool {
 		return false
 	}
 	dir := n.path(run)
+	n.check(os.MkdirAll(dir, 0o777)) // it may not have come so far
 	n.check(unix.Mount(dir, dir, "", unix.MS_BIND, ""))
 	defer func() { n.check(unix.Unmount(dir, unix.MNT_DETACH)) }()
 	n.check(unix.Mount("none", dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
