@@ -113,3 +113,23 @@ func TestRead(t *testing.T) {
 		}
 	}
 }
+
+func TestAppend(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.jsonl")
+	size := int64(0)
+	for _, line := range []string{"one\n", "two\n"} {
+		if err := Append(path, size, []byte(line)); err != nil {
+			t.Fatal(err)
+		}
+		size += int64(len(line))
+	}
+	if err := Append(path, 4, []byte("2\n")); err != nil { // what was torn goes
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(path); err != nil || string(got) != "one\n2\n" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if err := Append(filepath.Join(path, "b"), 0, nil); err == nil {
+		t.Error("a file in a file is made")
+	}
+}

@@ -64,8 +64,8 @@ func (l *Ledger) Mark(id ID, of, scans int) error {
 		return nil
 	}
 	t := e.scan(id.Scan)
-	if t.of != of && t.of != 0 {
-		return fmt.Errorf("scan %s has %d patches in epoch %d, but had %d: do all workers cut with the same options?", id.Scan, of, id.Epoch, t.of)
+	if err := t.agrees(id, of); err != nil {
+		return err
 	}
 	if id.Tile < 0 || id.Tile >= of {
 		return fmt.Errorf("%s: tile %d of %d", id, id.Tile, of)
@@ -81,6 +81,14 @@ func (l *Ledger) Mark(id ID, of, scans int) error {
 	t.n++
 	if t.full() && !was {
 		e.full++
+	}
+	return nil
+}
+
+// agrees says whether a scan has as many patches as was known of it before.
+func (t *tiles) agrees(id ID, of int) error {
+	if t.of != of && t.of != 0 {
+		return fmt.Errorf("scan %s has %d patches in epoch %d, but had %d: do all workers cut with the same options?", id.Scan, of, id.Epoch, t.of)
 	}
 	return nil
 }
@@ -114,8 +122,8 @@ func (l *Ledger) expect(id ID, of, scans int) error {
 		return nil
 	}
 	t := e.scan(id.Scan)
-	if t.of != of && t.of != 0 {
-		return fmt.Errorf("scan %s has %d patches in epoch %d, but had %d: do all workers cut with the same options?", id.Scan, of, id.Epoch, t.of)
+	if err := t.agrees(id, of); err != nil {
+		return err
 	}
 	if t.of == 0 {
 		t.of, t.done = of, make([]byte, (of+7)/8)

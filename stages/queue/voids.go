@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"sync"
 
 	"github.com/flowrun/flowrun/stages/files"
@@ -62,27 +61,12 @@ func (v *Voids) add(one Void) error {
 		return err
 	}
 	line = append(line, '\n')
-	if err := v.write(line); err != nil {
+	if err := files.Append(v.path, v.size, line); err != nil {
 		return fmt.Errorf("%s: %w", v.path, plain(err))
 	}
 	v.size += int64(len(line))
 	v.list = append(v.list, one)
 	return nil
-}
-
-func (v *Voids) write(line []byte) (err error) {
-	f, err := os.OpenFile(v.path, os.O_WRONLY|os.O_CREATE, 0o666)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := f.Truncate(v.size); err != nil {
-		return err
-	}
-	if _, err := f.WriteAt(line, v.size); err != nil {
-		return err
-	}
-	return f.Sync()
 }
 
 // attempt is the last one of a patch, or of its scan, that came to nothing; -1 if none did.

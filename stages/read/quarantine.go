@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"sync"
 
@@ -69,27 +68,12 @@ func (q *Quarantine) Add(bad Bad) error {
 		return fmt.Errorf("%s: %w", q.path, err)
 	}
 	line = append(line, '\n')
-	if err := q.write(line); err != nil {
+	if err := files.Append(q.path, q.size, line); err != nil {
 		return fmt.Errorf("%s: %w", q.path, files.Reason(err))
 	}
 	q.size += int64(len(line))
 	q.put(bad)
 	return nil
-}
-
-func (q *Quarantine) write(line []byte) (err error) {
-	f, err := os.OpenFile(q.path, os.O_WRONLY|os.O_CREATE, 0o666)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := f.Truncate(q.size); err != nil {
-		return err
-	}
-	if _, err := f.WriteAt(line, q.size); err != nil {
-		return err
-	}
-	return f.Sync()
 }
 
 // Has says that a scan, by its ID, is in the list.
