@@ -35,8 +35,8 @@ ifdef CUDA
 	$(CUDA) golangci-lint run --build-tags cuda ./gpu/cuda/...
 endif
 
-vuln: ## known vulnerabilities that the program reaches; asks https://vuln.go.dev
-	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./cmd/flowrun
+vuln: ## known vulnerabilities that the program reaches; asks https://vuln.go.dev or VULNDB=file:///a/copy
+	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 $(if $(VULNDB),-db $(VULNDB)) ./cmd/flowrun
 
 fuzz: ## each fuzz target for FUZZTIME
 	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do \
