@@ -2,6 +2,7 @@ package cpu
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/flowrun/flowrun/gpu"
 )
@@ -75,7 +76,7 @@ func (e *Engine) pack(c gpu.Conv, w []float32, packed gpu.Ptr, forward bool) {
 	}
 	taps := c.Taps()
 	dst := e.floats(packed, taps*rows*e.level.packedWidth(cols))
-	order := axisOf(c, 2).packOrder(forward)
+	order := packOrder(c.Axis(2), forward)
 	blocks := e.level.columns(cols)
 	e.pool.run(len(blocks)*taps, func(i int) {
 		b, t := blocks[i/taps], i%taps
@@ -97,6 +98,20 @@ func (e *Engine) pack(c gpu.Conv, w []float32, packed gpu.Ptr, forward bool) {
 			clear(line[b.n:])
 		}
 	})
+}
+
+// packOrder says where each tap along an axis lies among the packed weights, such that taps which meet neighbouring sources lie side by
+// side: products over them and their channels are then one run.
+func packOrder(a gpu.Axis, forward bool) []int {
+	ks := a.Order(forward)
+	if a.Fine(forward) {
+		slices.SortStableFunc(ks, func(p, q int) int { return p%a.S - q%a.S })
+	}
+	at := make([]int, a.K)
+	for i, k := range ks {
+		at[k] = i
+	}
+	return at
 }
 
 // Conv writes y = conv(x) + bias (+ add).

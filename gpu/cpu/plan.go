@@ -91,21 +91,25 @@ func (e *Engine) plan(c gpu.Conv, src, dst grid, forward bool) *plan {
 	if p := e.plans.get(key); p != nil {
 		return p
 	}
-	var spans [3][]span
+	var spans [3][]gpu.Span
 	for i := range spans {
-		if a := axisOf(c, i); forward {
-			spans[i] = a.forwardSpans()
-		} else {
-			spans[i] = a.backwardSpans()
+		switch a := c.Axis(i); {
+		case forward:
+			spans[i] = a.Forward()
+		case a.Halo > 0:
+			spans[i] = a.BackwardInside()
+		default:
+			spans[i] = a.Backward()
 		}
 	}
 	p := &plan{samples: samples}
-	along := axisOf(c, 2)
-	boxes := func(xs []span) (items []item) {
+	along := c.Axis(2)
+	order := packOrder(along, forward)
+	boxes := func(xs []gpu.Span) (items []item) {
 		for _, z := range spans[0] {
 			for _, y := range spans[1] {
 				for _, x := range xs {
-					b := newBox(c, src, [3]span{z, y, x}, along.packOrder(forward), e.level)
+					b := newBox(c, src, [3]gpu.Span{z, y, x}, order, e.level)
 					items = append(items, b.items(len(p.boxes), samples)...)
 					p.boxes = append(p.boxes, b)
 				}
@@ -120,20 +124,20 @@ func (e *Engine) plan(c gpu.Conv, src, dst grid, forward bool) *plan {
 		m, _, t := p.boxes[b.box].line(b.from)
 		return cmp.Or(cmp.Compare(n, m), cmp.Compare(s[0], t[0]), cmp.Compare(s[1], t[1]))
 	})
-	if !forward && along.halo > 0 {
-		p.after = boxes(along.foldedSpans())
+	if !forward && along.Halo > 0 {
+		p.after = boxes(along.BackwardFolded())
 	}
 	e.plans.put(key, p)
 	return p
 }
 
-func newBox(c gpu.Conv, src grid, s [3]span, order []int, l *level) box {
+func newBox(c gpu.Conv, src grid, s [3]gpu.Span, order []int, l *level) box {
 	b := box{walk: 2, k: src.C}
 	for i, s := range s {
-		b.count[i], b.first[i], b.step[i], b.srcStep[i] = s.count, s.first, s.step, s.srcStep
+		b.count[i], b.first[i], b.step[i], b.srcStep[i] = s.Count, s.First, s.Step, s.SourceStep
 	}
 	// Where neighbouring sources meet neighbouring packed taps all along x, each row is one long run of products.
-	xs := s[2].pairs
+	xs := s[2].Pairs
 	merge := 1
 	if len(xs) > 0 && evenly(xs, order, 1, 1) {
 		merge = len(xs)
@@ -150,12 +154,12 @@ func newBox(c gpu.Conv, src grid, s [3]span, order []int, l *level) box {
 			}
 		}
 	}
-	for _, z := range s[0].pairs {
-		for _, y := range s[1].pairs {
-			place := func(x pair, vecs int) tap {
+	for _, z := range s[0].Pairs {
+		for _, y := range s[1].Pairs {
+			place := func(x gpu.Pair, vecs int) tap {
 				return tap{
-					z.src*stride[0] + y.src*stride[1] + x.src*stride[2],
-					((z.k*c.K[1]+y.k)*c.K[2] + order[x.k]) * src.C * l.width(vecs),
+					z.Source*stride[0] + y.Source*stride[1] + x.Source*stride[2],
+					((z.Tap*c.K[1]+y.Tap)*c.K[2] + order[x.Tap]) * src.C * l.width(vecs),
 				}
 			}
 			for vecs := range b.taps {
@@ -172,9 +176,9 @@ func newBox(c gpu.Conv, src grid, s [3]span, order []int, l *level) box {
 }
 
 // evenly says that sources are step apart and their packed taps at apart, all along.
-func evenly(ps []pair, order []int, step, at int) bool {
+func evenly(ps []gpu.Pair, order []int, step, at int) bool {
 	for i := 1; i < len(ps); i++ {
-		if ps[i].src-ps[i-1].src != step || order[ps[i].k]-order[ps[i-1].k] != at {
+		if ps[i].Source-ps[i-1].Source != step || order[ps[i].Tap]-order[ps[i-1].Tap] != at {
 			return false
 		}
 	}
@@ -183,18 +187,18 @@ func evenly(ps []pair, order []int, step, at int) bool {
 
 // slides says how the taps of a span fall into runs: how many taps a run has, how far apart they are packed, which is the first
 // of each.
-func slides(x span, order []int) (taps, bStep int, first []int) {
-	if !evenly(x.pairs, order, 1, 1) {
+func slides(x gpu.Span, order []int) (taps, bStep int, first []int) {
+	if !evenly(x.Pairs, order, 1, 1) {
 		return 0, 0, nil
 	}
-	switch n := len(x.pairs); {
-	case n == 2 && x.srcStep == 1:
+	switch n := len(x.Pairs); {
+	case n == 2 && x.SourceStep == 1:
 		return 2, 1, []int{0}
-	case n == 3 && x.srcStep == 1:
+	case n == 3 && x.SourceStep == 1:
 		return 3, 1, []int{0}
-	case n == 4 && x.srcStep == 1:
+	case n == 4 && x.SourceStep == 1:
 		return 2, 1, []int{0, 2}
-	case n == 4 && x.srcStep == 2:
+	case n == 4 && x.SourceStep == 2:
 		return 2, 2, []int{0, 1}
 	}
 	return 0, 0, nil

@@ -79,10 +79,10 @@ func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace 
 	work := e.floats(workspace, s.floats())
 	units := out.N * s.layers * s.strips
 	all := weightPart{
-		e: e, c: c, in: in, out: out, axes: [3]axis{axisOf(c, 0), axisOf(c, 1), axisOf(c, 2)},
+		e: e, c: c, in: in, out: out, axes: [3]gpu.Axis{c.Axis(0), c.Axis(1), c.Axis(2)},
 		cols: e.level.blocks(out.C), inCols: e.level.blocks(c.K[2] * in.C),
 	}
-	all.slide, all.first = all.axes[2].slide()
+	all.slide, all.first = slideOf(all.axes[2])
 	e.pool.runOn(s.parts*s.groups, func(thread, i int) {
 		part, group := i/s.groups, i%s.groups
 		sums := work[part*s.size : (part+1)*s.size]
@@ -134,7 +134,7 @@ type weightPart struct {
 	*scratch
 	c       gpu.Conv
 	in, out grid
-	axes    [3]axis
+	axes    [3]gpu.Axis
 	cols    []column // of the output's channels
 	inCols  []column // of a row of taps and the input's channels
 	slide   int      // taps that the outerSlide kernel takes at once
@@ -148,12 +148,12 @@ type weightPart struct {
 func (g *weightPart) products(u unit, kz, ky int) {
 	g.taps = g.taps[:0]
 	for z := u.z0; z < u.z1; z++ {
-		iz, ok := g.row(0, z, kz)
+		iz, ok := g.axes[0].Input(z, kz)
 		if !ok {
 			continue
 		}
 		for y := u.y0; y < u.y1; y++ {
-			if iy, ok := g.row(1, y, ky); ok {
+			if iy, ok := g.axes[1].Input(y, ky); ok {
 				g.taps = append(g.taps, tap{g.in.at(u.n, iz, iy, 0), g.out.at(u.n, z, y, 0)})
 			}
 		}
@@ -169,24 +169,24 @@ func (g *weightPart) products(u unit, kz, ky int) {
 		for i, t := range g.taps {
 			g.taps[i] = tap{t.b, t.a}
 		}
-		*o = outer{a: g.out.v, b: g.in.v, taps: g.taps, lda: 1, ldb: x.s * g.in.C, k: x.out, m: 1}
+		*o = outer{a: g.out.v, b: g.in.v, taps: g.taps, lda: 1, ldb: x.S * g.in.C, k: x.Out, m: 1}
 		for _, col := range g.inCols {
-			o.n, o.vecs, o.b0, o.c = col.n, col.vecs, col.first-x.lo*g.in.C, g.sums[base+col.first:]
+			o.n, o.vecs, o.b0, o.c = col.n, col.vecs, col.first-x.Lo*g.in.C, g.sums[base+col.first:]
 			g.e.level.outer(o)
 		}
 		return
 	}
 	*o = outer{a: g.in.v, b: g.out.v, taps: g.taps, lda: g.in.C, ldb: g.out.C, ldc: g.out.C}
 	if c.Transposed {
-		o.ldb *= x.s
+		o.ldb *= x.S
 	} else {
-		o.lda *= x.s
+		o.lda *= x.S
 	}
 	l := g.e.level
 	for _, col := range g.cols {
 		switch rows := l.outerSlideRows[g.slide][col.vecs]; {
 		case rows > 0 && g.in.C >= 4:
-			o.slide, o.cStep = g.slide, x.s*g.in.C*g.out.C
+			o.slide, o.cStep = g.slide, x.S*g.in.C*g.out.C
 			if c.Transposed {
 				o.cStep = -o.cStep
 			}
@@ -203,19 +203,19 @@ func (g *weightPart) products(u unit, kz, ky int) {
 	}
 }
 
-// slide says how many taps along x the outerSlide kernel takes at once, and which is the first of each run. Inputs
+// slideOf says how many taps along x the outerSlide kernel takes at once, and which is the first of each run. Inputs
 // ascend by a stride from tap to tap: forwards among taps of a convolution, backwards among those of a transposed one.
-func (a axis) slide() (taps int, first []int) {
+func slideOf(a gpu.Axis) (taps int, first []int) {
 	switch {
-	case a.k == 3 && a.s == 1 && !a.transposed:
+	case a.K == 3 && a.S == 1 && !a.Transposed:
 		return 3, []int{0}
-	case a.k == 4 && a.s == 1 && !a.transposed:
+	case a.K == 4 && a.S == 1 && !a.Transposed:
 		return 2, []int{0, 2}
-	case a.k == 4 && a.s == 2 && !a.transposed:
+	case a.K == 4 && a.S == 2 && !a.Transposed:
 		return 2, []int{0, 1}
-	case a.k == 4 && a.s == 1:
+	case a.K == 4 && a.S == 1:
 		return 2, []int{1, 3}
-	case a.k == 4 && a.s == 2:
+	case a.K == 4 && a.S == 2:
 		return 2, []int{2, 3}
 	}
 	return 0, nil
@@ -224,7 +224,7 @@ func (a axis) slide() (taps int, first []int) {
 // multiply adds the products of tap kx's inputs and outputs to the sums of one block of columns; rows of them begin at tap kx.
 func (g *weightPart) multiply(col column, kernel func(*outer), limit, kx, rows, base int) {
 	o := &g.outer
-	i0, o0, count := g.axes[2].overlap(kx)
+	i0, o0, count := g.axes[2].Overlap(kx)
 	if count == 0 {
 		return
 	}
@@ -245,7 +245,7 @@ func (g *weightPart) expect(now, next unit) {
 	top, bottom := g.in.H, -1
 	for y := next.y0; y < next.y1; y++ {
 		for ky := range g.c.K[1] {
-			if i, ok := g.row(1, y, ky); ok {
+			if i, ok := g.axes[1].Input(y, ky); ok {
 				top, bottom = min(top, i), max(bottom, i)
 			}
 		}
@@ -253,7 +253,7 @@ func (g *weightPart) expect(now, next unit) {
 	for z := next.z0; z < next.z1; z++ {
 		meets := false // the plane
 		for kz := g.from / g.c.K[1]; kz <= (g.to-1)/g.c.K[1]; kz++ {
-			i, ok := g.row(0, z, kz)
+			i, ok := g.axes[0].Input(z, kz)
 			if !ok {
 				continue
 			}
@@ -272,7 +272,7 @@ func (g *weightPart) expect(now, next unit) {
 func (g *weightPart) reads(u unit, i int) bool {
 	for z := u.z0; z < u.z1; z++ {
 		for kz := g.from / g.c.K[1]; kz <= (g.to-1)/g.c.K[1]; kz++ {
-			if j, ok := g.row(0, z, kz); ok && i == j {
+			if j, ok := g.axes[0].Input(z, kz); ok && i == j {
 				return true
 			}
 		}
@@ -290,30 +290,6 @@ func (g *weightPart) ahead(n int) []float32 {
 		g.soon = g.soon[1:]
 	}
 	return v
-}
-
-// row is the input row, along z or y, that tap k joins to output row o.
-func (g *weightPart) row(ax, o, k int) (i int, ok bool) {
-	a := g.axes[ax]
-	i, ok = a.input(o, k)
-	switch {
-	case !ok:
-		return 0, false
-	case a.pad == gpu.Replicate:
-		return min(max(i, 0), a.in-1), true
-	}
-	return i, i >= 0 && i < a.in
-}
-
-// overlap gives the inputs (they may begin and end in the halo) and outputs that a tap joins along x: from which input and
-// which output on, and how many.
-func (a axis) overlap(k int) (in, out, count int) {
-	if !a.transposed {
-		return k - a.lo, 0, a.out
-	}
-	in = -floorDiv(k-a.lo, a.s) // out = in*s - lo + k with 0 ≤ out < a.out
-	out = in*a.s - a.lo + k
-	return in, out, chunks(max(a.out-out, 0), a.s)
 }
 
 // bias adds the sums of dy.
