@@ -177,25 +177,17 @@ func (p *published) has(s *queue.Scan) bool {
 }
 
 // add brings one more to the disk. A line that a killed run left torn is written over.
-func (p *published) add(s *queue.Scan) (err error) {
+func (p *published) add(s *queue.Scan) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	line, err := json.Marshal(mark{s.Name, s.Epoch, s.Digest})
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(p.path, os.O_WRONLY|os.O_CREATE, 0o666)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := f.Truncate(p.size); err != nil {
-		return err
-	}
-	if _, err := f.WriteAt(append(line, '\n'), p.size); err != nil {
+	if err := files.Append(p.path, p.size, append(line, '\n')); err != nil {
 		return err
 	}
 	p.size += int64(len(line)) + 1
 	p.done[mark{Name: s.Name, Epoch: s.Epoch}] = true
-	return f.Sync()
+	return nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/checkpoint"
+	"github.com/flowrun/flowrun/stages/files"
 	"github.com/flowrun/flowrun/stages/safetensors"
 	"github.com/flowrun/flowrun/stages/volume"
 )
@@ -87,7 +88,7 @@ func Export(ctx context.Context, w io.Writer, from, to string, o ExportOptions) 
 	if err != nil {
 		return fmt.Errorf("%s: %w", to, err)
 	}
-	if err := safetensors.Local().Save(ctx, to, h, floats); err != nil {
+	if err := safetensors.Save(ctx, files.Local(), to, h, floats); err != nil {
 		return fmt.Errorf("%s: %w", to, err)
 	}
 	_, err = fmt.Fprintf(w, "%s: %d tensors, %s, %s weights of step %d%s\n", to, len(arrays), size(h.Bytes()), kind, snap.Step, note)

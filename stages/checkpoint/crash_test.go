@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flowrun/flowrun/stages/files"
 	"github.com/flowrun/flowrun/stages/safetensors"
 	"github.com/flowrun/flowrun/stages/volume"
 	"pgregory.net/rapid"
@@ -155,7 +156,7 @@ func refused(t *testing.T, path string, b []byte, what string) {
 
 // full is a file that fails once so many bytes were written, or at a step after that.
 type full struct {
-	safetensors.File
+	files.File
 	room int
 	at   string
 	err  error
@@ -194,7 +195,7 @@ func (f *full) Close() error {
 
 func failing(d disk, room int, at string, err error) disk {
 	create, rename := d.Create, d.Rename
-	d.Create = func(path string) (safetensors.File, error) {
+	d.Create = func(path string) (files.File, error) {
 		if at == "create" {
 			return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 		}
@@ -294,7 +295,7 @@ func TestCancelledSave(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	why := errors.New("second signal")
 	create := s.disk.Create
-	s.disk.Create = func(path string) (safetensors.File, error) {
+	s.disk.Create = func(path string) (files.File, error) {
 		cancel(why) // while it saves
 		return create(path)
 	}

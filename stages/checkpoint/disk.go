@@ -1,11 +1,11 @@
 package checkpoint
 
-import "github.com/flowrun/flowrun/stages/safetensors"
+import "github.com/flowrun/flowrun/stages/files"
 
 // disk is what Save asks of the file system; tests make it fail.
 type disk struct {
-	safetensors.Disk
+	files.Disk
 	free func(dir string) (bytes int64, ok bool)
 }
 
-func local() disk { return disk{safetensors.Local(), free} }
+func local() disk { return disk{files.Local(), free} }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/flowrun/flowrun/stages/files"
 	"github.com/flowrun/flowrun/stages/safetensors"
 	"github.com/flowrun/flowrun/stages/volume"
 )
@@ -54,7 +55,7 @@ func Open(dir string, o Options) (*Store, error) {
 		return nil, s.explain(dir, 0, err)
 	}
 	for _, e := range entries {
-		name, ok := strings.CutSuffix(e.Name(), safetensors.Temporary)
+		name, ok := strings.CutSuffix(e.Name(), files.Temporary)
 		if ok && (stepName.MatchString(name) || name == LastName || name == BestName) {
 			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
 				return nil, s.explain(filepath.Join(dir, e.Name()), 0, err)
@@ -70,7 +71,7 @@ func (s *Store) path(step int) string { return filepath.Join(s.dir, Name(step)) 
 func (s *Store) files() ([]int, error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", s.dir, reason(err))
+		return nil, fmt.Errorf("%s: %w", s.dir, files.Reason(err))
 	}
 	var steps []int
 	for _, e := range entries {
@@ -99,7 +100,7 @@ func (s *Store) Save(ctx context.Context, snapshot *volume.Snapshot) (string, er
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", path, err)
 	}
-	if err := s.disk.Save(ctx, path, h, arrays); err != nil {
+	if err := safetensors.Save(ctx, s.disk.Disk, path, h, arrays); err != nil {
 		return "", s.explain(path, h.Bytes(), err)
 	}
 	s.saved, s.metrics = snapshot.Step, snapshot.Metrics
@@ -124,7 +125,7 @@ func layOut(s *volume.Snapshot) (*safetensors.Header, []safetensors.Array, error
 func Write(ctx context.Context, path string, snapshot *volume.Snapshot) (bytes int64, err error) {
 	h, arrays, err := layOut(snapshot)
 	if err == nil {
-		err = safetensors.Local().Save(ctx, path, h, arrays)
+		err = safetensors.Save(ctx, files.Local(), path, h, arrays)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", path, err)
@@ -235,18 +236,18 @@ func (s *Store) link(name string, step int) {
 	if to, err := os.Readlink(path); err == nil && to == Name(step) {
 		return
 	}
-	_ = os.Remove(path + safetensors.Temporary)
-	if os.Symlink(Name(step), path+safetensors.Temporary) != nil {
+	_ = os.Remove(path + files.Temporary)
+	if os.Symlink(Name(step), path+files.Temporary) != nil {
 		return
 	}
-	if os.Rename(path+safetensors.Temporary, path) != nil {
-		_ = os.Remove(path + safetensors.Temporary)
+	if os.Rename(path+files.Temporary, path) != nil {
+		_ = os.Remove(path + files.Temporary)
 	}
 }
 
 // explain says what to do about an error of the disk. need is the size of the file that was to be written.
 func (s *Store) explain(path string, need int64, err error) error {
-	err = reason(err)
+	err = files.Reason(err)
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		space := ""
@@ -261,19 +262,6 @@ func (s *Store) explain(path string, need int64, err error) error {
 		return fmt.Errorf("%s: %w: make the folder writable or choose another run.dir", path, err)
 	}
 	return fmt.Errorf("%s: %w", path, err)
-}
-
-// reason is an error of package os without its operation and path, which the caller states.
-func reason(err error) error {
-	var p *fs.PathError
-	var l *os.LinkError
-	switch {
-	case errors.As(err, &p):
-		return p.Err
-	case errors.As(err, &l):
-		return l.Err
-	}
-	return err
 }
 
 // size is a number of bytes for people.

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/flowrun/flowrun/stages/files"
 	"github.com/flowrun/flowrun/stages/safetensors"
 	"github.com/flowrun/flowrun/stages/volume"
 	"pgregory.net/rapid"
@@ -57,14 +58,14 @@ func several() *volume.Codes {
 }
 
 // lazy never syncs, which takes most of the time of a Save.
-type lazy struct{ safetensors.File }
+type lazy struct{ files.File }
 
 func (lazy) Sync() error { return nil }
 
-func fast() safetensors.Disk {
-	disk := safetensors.Local()
-	disk.Create = func(path string) (safetensors.File, error) {
-		f, err := safetensors.Local().Create(path)
+func fast() files.Disk {
+	disk := files.Local()
+	disk.Create = func(path string) (files.File, error) {
+		f, err := files.Local().Create(path)
 		return lazy{f}, err
 	}
 	disk.SyncDir = func(string) error { return nil }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/flowrun/flowrun/stages/files"
 	"github.com/flowrun/flowrun/stages/safetensors"
 	"github.com/flowrun/flowrun/stages/volume"
 )
@@ -88,10 +89,10 @@ func local(id string) error {
 // path. The same codes give the same bytes. A file that holds the codes of the same scan is replaced, one that holds those
 // of another is not.
 func Save(dir string, c *volume.Codes, o SaveOptions) (string, error) {
-	return save(safetensors.Local(), dir, c, o)
+	return save(files.Local(), dir, c, o)
 }
 
-func save(disk safetensors.Disk, dir string, c *volume.Codes, o SaveOptions) (string, error) {
+func save(disk files.Disk, dir string, c *volume.Codes, o SaveOptions) (string, error) {
 	if c.Scan == nil {
 		return "", errors.New("codes of no scan")
 	}
@@ -128,7 +129,7 @@ func save(disk safetensors.Disk, dir string, c *volume.Codes, o SaveOptions) (st
 			return "", fmt.Errorf("%s: holds the codes of another scan, %s (want another dir)", path, other.Scan.ID)
 		}
 	}
-	if err := disk.Save(context.Background(), path, h, arrays); err != nil {
+	if err := safetensors.Save(context.Background(), disk, path, h, arrays); err != nil {
 		return "", fmt.Errorf("%s: %w", path, err)
 	}
 	return path, nil

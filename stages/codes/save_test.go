@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/flowrun/flowrun/stages/safetensors"
+	"github.com/flowrun/flowrun/stages/files"
 	"github.com/flowrun/flowrun/stages/volume"
 	"pgregory.net/rapid"
 )
@@ -71,7 +71,7 @@ func TestAnotherScansFileIsNotReplaced(t *testing.T) {
 }
 
 // full fails to sync.
-type full struct{ safetensors.File }
+type full struct{ files.File }
 
 func (full) Sync() error { return syscall.ENOSPC }
 
@@ -80,9 +80,9 @@ func TestAFailedSaveChangesNothing(t *testing.T) {
 	c := small()
 	path, err := Save(dir, c, SaveOptions{})
 	check1(t, err)
-	disk := safetensors.Local()
-	disk.Create = func(path string) (safetensors.File, error) {
-		f, err := safetensors.Local().Create(path)
+	disk := files.Local()
+	disk.Create = func(path string) (files.File, error) {
+		f, err := files.Local().Create(path)
 		return full{f}, err
 	}
 	c.Index[0] = 5

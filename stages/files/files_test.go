@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -89,6 +90,55 @@ func TestWrite(t *testing.T) {
 	if err := Write(filepath.Join(path, "b"), func(io.Writer) error { return nil }); err == nil || strings.Count(err.Error(), path) != 1 {
 		t.Error(err)
 	}
+}
+
+// Wherever the disk fails the old file stays and nothing lies beside it; once the new one has its name, it has all of it.
+func TestWriteOnADiskThatFails(t *testing.T) {
+	for _, c := range []struct{ at, want string }{{"create", "old"}, {"sync", "old"}, {"close", "old"}, {"rename", "old"}, {"folder", "new"}} {
+		path := filepath.Join(t.TempDir(), "a")
+		if err := os.WriteFile(path, []byte("old"), 0o666); err != nil {
+			t.Fatal(err)
+		}
+		var steps []string
+		step := func(name string, do func() error) error {
+			if steps = append(steps, name); name == c.at {
+				return &os.LinkError{Op: name, Old: path, Err: syscall.EIO}
+			}
+			return do()
+		}
+		disk := Disk{
+			Create: func(path string) (f File, err error) {
+				err = step("create", func() error { f, err = os.Create(path); return err })
+				return stepping{f, step}, err
+			},
+			Rename:  func(from, to string) error { return step("rename", func() error { return os.Rename(from, to) }) },
+			SyncDir: func(dir string) error { return step("folder", func() error { return SyncDir(dir) }) },
+		}
+		err := disk.Write(path, func(f File) error { _, err := io.WriteString(f, "new"); return err })
+		if err != syscall.EIO {
+			t.Errorf("%s: %v", c.at, err)
+		}
+		got, err := os.ReadFile(path)
+		list, _ := os.ReadDir(filepath.Dir(path))
+		if err != nil || string(got) != c.want || len(list) != 1 {
+			t.Errorf("%s: %q is there, %d files: %v", c.at, got, len(list), err)
+		}
+		if all := strings.Join(steps, " "); c.at == "folder" && all != "create sync close rename folder" {
+			t.Errorf("in this order: %s", all)
+		}
+	}
+}
+
+// stepping is a file with a step before each end of it.
+type stepping struct {
+	File
+	step func(string, func() error) error
+}
+
+func (s stepping) Sync() error { return s.step("sync", s.File.Sync) }
+
+func (s stepping) Close() error {
+	return errors.Join(s.step("close", func() error { return nil }), s.File.Close())
 }
 
 // What is too large isn't read to its end, nor is what has none.

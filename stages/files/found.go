@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -99,10 +100,13 @@ func Absolute(path string) string {
 	return filepath.Clean(path)
 }
 
-// Reason drops the path from an error of os, for those who have named it.
+// Reason is an error of package os without its operation and paths, for those who have named them.
 func Reason(err error) error {
 	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return pe.Err
+	}
+	if le, ok := errors.AsType[*os.LinkError](err); ok {
+		return le.Err
 	}
 	return err
 }

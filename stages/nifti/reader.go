@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+
+	"github.com/flowrun/flowrun/stages/files"
 )
 
 // Limits bound what a file may ask for.
@@ -231,7 +233,7 @@ func sibling(base, ext, kind string) (string, error) {
 		if _, err := os.Stat(path); err == nil {
 			return path, nil
 		} else if !errors.Is(err, fs.ErrNotExist) {
-			return "", fmt.Errorf("%s: %w", path, reason(err))
+			return "", fmt.Errorf("%s: %w", path, files.Reason(err))
 		}
 	}
 	return "", fmt.Errorf("the .%s file of the pair isn't beside it", kind)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 
+	"github.com/flowrun/flowrun/stages/files"
 	"github.com/flowrun/flowrun/stages/nifti/inflate"
 )
 
@@ -25,7 +26,7 @@ type stream struct {
 func openStream(path string) (*stream, error) {
 	// Asked before it is opened, because opening a named pipe waits for its writer.
 	if info, err := os.Stat(path); err != nil {
-		return nil, reason(err)
+		return nil, files.Reason(err)
 	} else if info.IsDir() {
 		return nil, errors.New("is a folder")
 	} else if !info.Mode().IsRegular() {
@@ -33,7 +34,7 @@ func openStream(path string) (*stream, error) {
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, reason(err)
+		return nil, files.Reason(err)
 	}
 	s := &stream{f: f}
 	if err := s.start(path); err != nil {
@@ -46,7 +47,7 @@ func openStream(path string) (*stream, error) {
 func (s *stream) start(path string) error {
 	info, err := s.f.Stat()
 	if err != nil {
-		return reason(err)
+		return files.Reason(err)
 	}
 	if info.Size() == 0 {
 		return errors.New("is empty")
@@ -109,7 +110,7 @@ func (s *stream) unchanged() error {
 	info, err := s.f.Stat()
 	switch {
 	case err != nil:
-		return reason(err)
+		return files.Reason(err)
 	case info.Size() != s.info.Size || info.ModTime().UnixNano() != s.info.ModTime:
 		return errors.New("the file was changed while it was read")
 	}
@@ -136,13 +137,5 @@ func (s *stream) explain(err error, want int64) error {
 	case errors.Is(err, inflate.ErrCorrupt), errors.Is(err, inflate.ErrHeader):
 		return fmt.Errorf("corrupt: %w after %s", err, have)
 	}
-	return reason(err)
-}
-
-// reason drops the path from an error of os: the caller names it.
-func reason(err error) error {
-	if pe, ok := errors.AsType[*os.PathError](err); ok {
-		return pe.Err
-	}
-	return err
+	return files.Reason(err)
 }

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/flowrun/flowrun/stages/files"
 	"github.com/klauspost/pgzip"
 )
 
@@ -58,13 +59,13 @@ func Create(path string, h *Header) (*Writer, error) {
 		pt, err := newPart(p)
 		if err != nil {
 			w.Cancel()
-			return nil, fmt.Errorf("%s: %w", p, reason(err))
+			return nil, fmt.Errorf("%s: %w", p, files.Reason(err))
 		}
 		w.parts = append(w.parts, pt)
 	}
 	if _, err := w.parts[0].Write(head); err != nil {
 		w.Cancel()
-		return nil, fmt.Errorf("%s: %w", path, reason(err))
+		return nil, fmt.Errorf("%s: %w", path, files.Reason(err))
 	}
 	return w, nil
 }
@@ -176,7 +177,7 @@ func write[T int16 | float32](w *Writer, t Type, samples []T, put func([]byte, b
 		b := w.buf[:n*size]
 		put(b, order, samples[:n])
 		if _, err := out.Write(b); err != nil {
-			w.err = fmt.Errorf("%s: %w", out.path, reason(err))
+			w.err = fmt.Errorf("%s: %w", out.path, files.Reason(err))
 			return w.err
 		}
 		samples = samples[n:]
@@ -196,7 +197,7 @@ func (w *Writer) Close() error {
 	for _, p := range w.parts {
 		if w.err == nil {
 			if err := p.sync(); err != nil {
-				w.err = fmt.Errorf("%s: %w", p.path, reason(err))
+				w.err = fmt.Errorf("%s: %w", p.path, files.Reason(err))
 			}
 		}
 	}
@@ -214,7 +215,7 @@ func (w *Writer) Close() error {
 			return fmt.Errorf("%s: %w", w.parts[i].path, err)
 		}
 	}
-	return syncFolder(filepath.Dir(w.parts[0].path))
+	return files.SyncDir(filepath.Dir(w.parts[0].path))
 }
 
 // Cancel drops the image. After Close it does nothing.
@@ -226,14 +227,4 @@ func (w *Writer) Cancel() {
 	for _, p := range w.parts {
 		p.cancel()
 	}
-}
-
-// syncFolder makes a rename last. Some file systems can't, and say so with EINVAL or ENOTSUP; that isn't a failure.
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	_ = d.Sync()
-	return d.Close()
 }

@@ -94,7 +94,8 @@ func TestLongAxisIsVersion2(t *testing.T) {
 	}
 }
 
-func files(t *testing.T, dir string) []string {
+// inside is what lies in a folder, hidden files too.
+func inside(t *testing.T, dir string) []string {
 	t.Helper()
 	list, err := os.ReadDir(dir)
 	if err != nil {
@@ -159,7 +160,7 @@ func TestWriterIsAtomic(t *testing.T) {
 		if name == "a.hdr" {
 			want = append(want, "a.img")
 		}
-		if got := files(t, dir); strings.Join(got, " ") != strings.Join(want, " ") {
+		if got := inside(t, dir); strings.Join(got, " ") != strings.Join(want, " ") {
 			t.Errorf("left in the folder: %q", got)
 		}
 	}
@@ -182,7 +183,7 @@ func TestCreateRefuses(t *testing.T) {
 	if _, err := Create(filepath.Join(dir, "a.nii"), fixtureHeader(Float64, 1, binary.LittleEndian)); err == nil {
 		t.Error("float64 is written")
 	}
-	if got := files(t, dir); len(got) > 0 {
+	if got := inside(t, dir); len(got) > 0 {
 		t.Errorf("left in the folder: %q", got)
 	}
 }
@@ -210,7 +211,7 @@ func TestDiskFull(t *testing.T) {
 		if cerr := w.Close(); cerr == nil || !strings.Contains(cerr.Error(), path) || !strings.Contains(cerr.Error(), "no space left") {
 			t.Errorf("%s: %v, %v", name, err, cerr)
 		}
-		if got := files(t, dir); len(got) > 0 {
+		if got := inside(t, dir); len(got) > 0 {
 			t.Errorf("left in the folder: %q", got)
 		}
 	}

@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/flowrun/flowrun/stages/files"
 )
 
 // Metrics writes a run's metrics.jsonl and metrics.csv, and keeps their history. One goroutine at a time may use it.
@@ -232,9 +234,8 @@ func lines(r io.Reader, f func(line []byte) error) error {
 	}
 }
 
-// replace has write make path's new content of from's, or of nothing if from isn't there, under a temporary name, and
-// gives it path's name once it is durable.
-func replace(path, from string, write func(io.Writer, io.Reader) error) (err error) {
+// replace has write make path's new content of from's, or of nothing if from isn't there; path has the old or the new.
+func replace(path, from string, write func(io.Writer, io.Reader) error) error {
 	var r io.Reader = bytes.NewReader(nil)
 	old, err := os.Open(from)
 	if err == nil {
@@ -243,28 +244,11 @@ func replace(path, from string, write func(io.Writer, io.Reader) error) (err err
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	f, err := os.Create(path + ".tmp")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(path + ".tmp")
+	return files.Write(path, func(f io.Writer) error {
+		w := bufio.NewWriter(f)
+		if err := write(w, r); err != nil {
+			return err
 		}
-	}()
-	w := bufio.NewWriter(f)
-	err = write(w, r)
-	if err == nil {
-		err = w.Flush()
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err != nil {
-		return err
-	}
-	return os.Rename(path+".tmp", path)
+		return w.Flush()
+	})
 }

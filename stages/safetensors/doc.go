@@ -3,8 +3,7 @@
 //
 // A file may be sealed: its first metadata entry, sha256, is then the SHA-256 of the whole file with its own 64 hex digits
 // read as '0'. Any reader of the format reads a sealed file; this one notices when a bit of it isn't what was written.
-// [Disk.Save] seals, and gives a file its name only once it is whole and durable.
+// [Save] seals, and gives a file its name only once it is whole and durable.
 //
-// Reading order: header.go (the format's header), write.go and read.go (tensors out and in), save.go (files that appear
-// whole or not at all).
+// Reading order: header.go (the format's header), write.go and read.go (tensors out and in), save.go (the seal).
 package safetensors

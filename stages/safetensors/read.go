@@ -9,11 +9,11 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"io/fs"
 	"math"
 	"os"
 	"strconv"
 
+	"github.com/flowrun/flowrun/stages/files"
 	"github.com/flowrun/flowrun/stages/volume"
 )
 
@@ -95,7 +95,7 @@ func (e *DamagedError) Error() string {
 func open(path string) (*os.File, int64, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, 0, fmt.Errorf("%s: %w", path, reason(err))
+		return nil, 0, fmt.Errorf("%s: %w", path, files.Reason(err))
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
@@ -103,20 +103,9 @@ func open(path string) (*os.File, int64, error) {
 	}
 	if err != nil {
 		_ = f.Close()
-		return nil, 0, fmt.Errorf("%s: %w", path, reason(err))
+		return nil, 0, fmt.Errorf("%s: %w", path, files.Reason(err))
 	}
 	return f, info.Size(), nil
-}
-
-// reason is an error of package os without its operation and path, which the caller states.
-func reason(err error) error {
-	if p, ok := errors.AsType[*fs.PathError](err); ok {
-		return p.Err
-	}
-	if l, ok := errors.AsType[*os.LinkError](err); ok {
-		return l.Err
-	}
-	return err
 }
 
 // newSum is the hash of a file, fed up to the tensors' bytes.

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/flowrun/flowrun/stages/files"
 	"pgregory.net/rapid"
 )
 
@@ -26,7 +27,7 @@ func sealed(t testing.TB) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Local().Save(t.Context(), path, h, arrays); err != nil {
+	if err := Save(t.Context(), files.Local(), path, h, arrays); err != nil {
 		t.Fatal(err)
 	}
 	b, err := os.ReadFile(path)
@@ -168,10 +169,10 @@ func TestSaveIsAllOrNothing(t *testing.T) {
 	why := errors.New("second signal")
 	stop(why)
 	for what, err := range map[string]error{
-		"stopped": Local().Save(stopped, path, h, arrays),
-		"plain":   Local().Save(t.Context(), path, plain, arrays),
-		"short":   Local().Save(t.Context(), path, h, []Array{{"w", []int{1}, F32{}}}),
-		"nowhere": Local().Save(t.Context(), filepath.Join(dir, "none", "a"), h, arrays),
+		"stopped": Save(stopped, files.Local(), path, h, arrays),
+		"plain":   Save(t.Context(), files.Local(), path, plain, arrays),
+		"short":   Save(t.Context(), files.Local(), path, h, []Array{{"w", []int{1}, F32{}}}),
+		"nowhere": Save(t.Context(), files.Local(), filepath.Join(dir, "none", "a"), h, arrays),
 	} {
 		if err == nil || what == "stopped" && !errors.Is(err, why) || strings.Contains(err.Error(), dir) {
 			t.Errorf("%s: %v", what, err)
