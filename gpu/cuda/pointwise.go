@@ -41,7 +41,7 @@ func (e *Engine) Subtract(a, b, y gpu.Tensor) { e.combine(a, b, y, pointArgs{By:
 
 // Combine writes y = a + s·b.
 func (e *Engine) Combine(a, b gpu.Tensor, scale gpu.Ptr, y gpu.Tensor) {
-	e.combine(a, b, y, pointArgs{Scale: e.at(scale)})
+	e.combine(a, b, y, pointArgs{Scale: e.at(scale), By: 1})
 }
 
 func (e *Engine) combine(a, b, y gpu.Tensor, args pointArgs) {

@@ -163,7 +163,7 @@ DEVICE float weightAt(const ConvArgs &a, i32 tap, i32 k, i32 n) {
 enum { DIRECT = 64 }; // targets of a block
 
 // convDirect serves operands of any type: a thread sums up eight channels of a target in float32.
-KERNEL(convDirect, ConvArgs, 256) {
+KERNEL(convDirect, ConvArgs, 256, 4) {
 	const Box *box = boxOf(a, blockIdx.x);
 	i32 voxels = a.s.n * box->count[0] * box->count[1] * box->count[2], m0 = (blockIdx.x - box->tile) * DIRECT, groups = groupsOf(a.t.c);
 	const Tap *taps = (const Tap *)a.taps + box->tap;

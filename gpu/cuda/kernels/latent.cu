@@ -74,16 +74,18 @@ KERNEL(roundCodes, RoundArgs, 128) {
 	for (i32 v = blockIdx.x * 128 + threadIdx.x; v < voxels; v += gridDim.x * 128) {
 		i32 row = v / a.d.w, col = v % a.d.w, code = 0, place = 1;
 		NOUNROLL for (i32 c = 0; c < a.d.c; c += 8) {
+			i32 n = eight(c, a.d.c);
 			float z[8];
-			get8(a.z, a.d.w, row, col, c, eight(c, a.d.c), z);
-			for (int k = 0; k < eight(c, a.d.c); k++) {
+			get8(a.z, a.d.w, row, col, c, n, z);
+			UNROLL for (int k = 0; k < 8; k++) {
+				if (k >= n) continue;
 				i32 middle = a.levels[c + k] / 2;
 				float slope, whole = __builtin_rintf(bound(a, c + k, z[k], slope));
 				z[k] = whole / middle;
 				if (whole == whole) code += ((i32)whole + middle) * place;
 				place *= a.levels[c + k];
 			}
-			put8(a.q, a.d.w, row, col, c, eight(c, a.d.c), z);
+			put8(a.q, a.d.w, row, col, c, n, z);
 		}
 		((i32 *)a.idx)[v] = code;
 	}
@@ -95,15 +97,17 @@ KERNEL(roundGrad, RoundArgs, 128) {
 	for (i32 v = blockIdx.x * 128 + threadIdx.x; v < voxels; v += gridDim.x * 128) {
 		i32 row = v / a.d.w, col = v % a.d.w;
 		NOUNROLL for (i32 c = 0; c < a.d.c; c += 8) {
+			i32 n = eight(c, a.d.c);
 			float z[8], g[8];
-			get8(a.z, a.d.w, row, col, c, eight(c, a.d.c), z);
-			get8(a.dq, a.d.w, row, col, c, eight(c, a.d.c), g);
-			for (int k = 0; k < eight(c, a.d.c); k++) {
+			get8(a.z, a.d.w, row, col, c, n, z);
+			get8(a.dq, a.d.w, row, col, c, n, g);
+			UNROLL for (int k = 0; k < 8; k++) {
+				if (k >= n) continue;
 				float slope;
 				bound(a, c + k, z[k], slope);
 				g[k] *= slope / (a.levels[c + k] / 2);
 			}
-			put8(a.q, a.d.w, row, col, c, eight(c, a.d.c), g);
+			put8(a.q, a.d.w, row, col, c, n, g);
 		}
 	}
 }

@@ -64,9 +64,21 @@ KERNEL(channelNorm, NormArgs, 256) {
 	}
 }
 
-// With g = γ·silu'(u)·dy: dx = r·(g - x̂·mean(g·x̂)) + add, dγ = Σ silu'·dy·x̂, dβ = Σ silu'·dy.
+// slopes8 reads x̂ and silu'·dy.
+DEVICE void slopes8(const NormArgs &a, const Params &p, i32 row, i32 col, i32 c, i32 n, float r, float (&x)[8], float (&d)[8]) {
+	get8(a.x, a.d.w, row, col, c, n, x);
+	get8(a.dy, a.d.w, row, col, c, n, d);
+	UNROLL for (int k = 0; k < 8; k++) {
+		x[k] *= r;
+		d[k] *= slope(a, p.gamma[k] * x[k] + p.beta[k]);
+	}
+}
+
+// With g = γ·silu'(u)·dy: dx = r·(g - x̂·mean(g·x̂)) + add, dγ = Σ silu'·dy·x̂, dβ = Σ silu'·dy. What doesn't fit into registers
+// (more than two groups) is read a second time.
 template <int K> DEVICE void channelNormGradOf(const NormArgs &a) {
 	__shared__ float shared[256];
+	constexpr bool TWICE = K > 2;
 	i32 voxels = a.d.n * a.d.d * a.d.h * a.d.w, per = 256 / a.lanes, lane = threadIdx.x % a.lanes, c0 = lane * 8, step = a.lanes * 8;
 	float dgamma[K][8], dbeta[K][8];
 	UNROLL for (int q = 0; q < K; q++) UNROLL for (int k = 0; k < 8; k++) dgamma[q][k] = dbeta[q][k] = 0;
@@ -74,30 +86,32 @@ template <int K> DEVICE void channelNormGradOf(const NormArgs &a) {
 		i32 v = base + threadIdx.x / a.lanes, row = v / a.d.w, col = v % a.d.w;
 		bool mine = v < voxels;
 		float r = mine ? ((const float *)a.stats)[v] : 0, dot = 0;
-		float g[K][8], x[K][8];
+		float g[TWICE ? 1 : K][8], x[TWICE ? 1 : K][8];
 		UNROLL for (int q = 0; q < K; q++) {
-			i32 c = c0 + q * step, n = mine ? eight(c, a.d.c) : 0;
+			i32 c = c0 + q * step, n = mine ? eight(c, a.d.c) : 0, to = TWICE ? 0 : q;
 			if (n == 0) continue;
 			Params p = params8(a, c, n);
-			get8(a.x, a.d.w, row, col, c, n, x[q]);
-			get8(a.dy, a.d.w, row, col, c, n, g[q]);
+			slopes8(a, p, row, col, c, n, r, x[to], g[to]);
 			UNROLL for (int k = 0; k < 8; k++) {
-				x[q][k] *= r;
-				float d = g[q][k] * slope(a, p.gamma[k] * x[q][k] + p.beta[k]);
-				dgamma[q][k] += d * x[q][k];
-				dbeta[q][k] += d;
-				g[q][k] = p.gamma[k] * d;
-				dot += g[q][k] * x[q][k];
+				dgamma[q][k] += g[to][k] * x[to][k];
+				dbeta[q][k] += g[to][k];
+				g[to][k] *= p.gamma[k];
+				dot += g[to][k] * x[to][k];
 			}
 		}
 		dot = sumLanes(dot, a.lanes) / a.d.c;
 		UNROLL for (int q = 0; q < K; q++) {
-			i32 c = c0 + q * step, n = mine ? eight(c, a.d.c) : 0;
+			i32 c = c0 + q * step, n = mine ? eight(c, a.d.c) : 0, from = TWICE ? 0 : q;
 			if (n == 0) continue;
+			if (TWICE) {
+				Params p = params8(a, c, n);
+				slopes8(a, p, row, col, c, n, r, x[from], g[from]);
+				UNROLL for (int k = 0; k < 8; k++) g[from][k] *= p.gamma[k];
+			}
 			float plus[8] = {0, 0, 0, 0, 0, 0, 0, 0};
 			if (a.add.at) get8(a.add, a.d.w, row, col, c, n, plus);
-			UNROLL for (int k = 0; k < 8; k++) g[q][k] = r * (g[q][k] - x[q][k] * dot) + plus[k];
-			put8(a.y, a.d.w, row, col, c, n, g[q]);
+			UNROLL for (int k = 0; k < 8; k++) g[from][k] = r * (g[from][k] - x[from][k] * dot) + plus[k];
+			put8(a.y, a.d.w, row, col, c, n, g[from]);
 		}
 	}
 	UNROLL for (int q = 0; q < K; q++) {

@@ -4,13 +4,13 @@
 struct PointArgs {
 	View a, b, y;
 	Dims d;
-	u64 scale; // a float, or 0 for by
+	u64 scale; // a float, or 0 for 1
 	float by;
 };
 
-// combine: y = a + s·b.
+// combine: y = a + by·scale·b.
 KERNEL(combine, PointArgs, 256) {
-	float by = a.scale ? *(const float *)a.scale : a.by;
+	float by = a.by * (a.scale ? *(const float *)a.scale : 1);
 	for (u32 i = blockIdx.x * 256 + threadIdx.x; i < spotsOf(a.d); i += gridDim.x * 256) {
 		Spot s = spotOf(i, a.d);
 		float u[8], v[8];

@@ -231,8 +231,10 @@ DEVICE u16 narrow(float f) {
 	if ((u & 0x7fffffff) > 0x7f800000) return 0x7fff;
 	return (u16)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
+DEVICE u32 narrow2(float lo, float hi) { return narrow(lo) | (u32)narrow(hi) << 16; }
 DEVICE float exp2Fast(float x) { return exp2f(x); }
 DEVICE float log2Fast(float x) { return log2f(x); }
+DEVICE float reciprocal(float x) { return 1 / x; }
 DEVICE float root(float x) { return sqrtf(x); }
 DEVICE double root(double x) { return sqrt(x); }
 DEVICE float absolute(float x) { return fabsf(x); }
