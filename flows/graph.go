@@ -141,7 +141,7 @@ func wireRead(w *wiring, s *piece) {
 		if a.release == nil {
 			return loaded{Volume: read.Dry(a.scan, a.epoch, o)}, nil
 		}
-		v, err := r.load(ctx, a, o)
+		v, err := w.load(ctx, a, o)
 		if err != nil && a.wanted.Err() != nil {
 			return loaded{}, nil
 		}

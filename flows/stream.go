@@ -25,16 +25,15 @@ func (j *Job) slices(s *volume.Scan) int {
 	if !back || !reads || shuffles || !read.Streams(s, *r) {
 		return 0
 	}
-	n := m.patch[2] // tiles are cut one at a time, and what measures comes when the last one is
-	if t, ok := option[tile.Options](j); ok && !j.exact() {
+	n := m.patch[2] // tiles are cut one at a time
+	if _, measures := option[metrics.Options](j); measures {
+		t, _ := option[tile.Options](j)
 		g, err := t.Grid(s.Dims, j.multiple())
-		if err != nil {
+		if err != nil || j.exact() { // exact: the first slab comes when the last tile is cut
 			return 0
 		}
 		b, _ := option[batch.Options](j)
-		if _, measures := option[metrics.Options](j); measures {
-			n = span(g, batchBuffers*b.Size)
-		}
+		n = span(g, batchBuffers*b.Size)
 	}
 	if n >= s.Dims[2] {
 		return 0
@@ -63,9 +62,19 @@ func (j *Job) cost(s *volume.Scan) int64 {
 	return read.Cost(s, *r)
 }
 
+// delivers gives the stages that read a scan's slices and cut its tiles on the way back.
+func (j *Job) delivers() (reader, cutter string) {
+	r, _ := option[read.Options](j)
+	m, _ := j.modelStage()
+	if b, ok := option[batch.Options](j); ok && !j.exact() {
+		m.piece = j.piece(b)
+	}
+	return j.piece(r).label, m.piece.label
+}
+
 // load opens a scan, or reads it whole. ctx outlives a soft stop, after which a scan that is on its way is finished.
-func (r *run) load(ctx context.Context, a admission, o read.Options) (*volume.Volume, error) {
-	n := r.job.slices(a.scan)
+func (w *wiring) load(ctx context.Context, a admission, o read.Options) (*volume.Volume, error) {
+	n := w.job.slices(a.scan)
 	if n == 0 {
 		return read.Load(a.wanted, a.scan, a.epoch, o, a.release)
 	}
@@ -73,7 +82,11 @@ func (r *run) load(ctx context.Context, a admission, o read.Options) (*volume.Vo
 		a.release()
 		return nil, context.Cause(a.wanted)
 	}
-	return read.Stream(ctx, a.scan, a.epoch, o, n, func(warnings []string) { r.odd(a.scan, warnings) }, a.release)
+	reader, cutter := w.job.delivers()
+	return read.Stream(ctx, a.scan, a.epoch, o, n, read.Tell{
+		Odd:  func(warnings []string) { w.odd(a.scan, warnings) },
+		Wait: func() (over func()) { return w.g.Owes(reader, cutter) },
+	}, a.release)
 }
 
 // loses sets a scan aside that turned out to be bad on its way.

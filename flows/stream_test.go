@@ -157,7 +157,8 @@ func TestStreamedScansOnTheWayBack(t *testing.T) {
 			dir := t.TempDir()
 			text := fmt.Sprintf(strings.Replace(ways, "blend", c.mode, 1), filepath.Join(dir, "run"), scans, filepath.Join(dir, "out"))
 			if c.mode == "exact" {
-				text = strings.Replace(text, "stride: [6, 6, 5]", "", 1)
+				text = strings.Replace(text, ", stride: [6, 6, 5]", "", 1)
+				text = strings.Replace(text, "  - measure: {pictures: 0}\n", "", 1)
 			}
 			if whole {
 				text = strings.Replace(text, "read:    {", fmt.Sprintf("read:    {cache: %q, ", filepath.Join(dir, "cache")), 1)
@@ -237,6 +238,25 @@ func TestTheOnlyScanIsBad(t *testing.T) {
 	}
 	if left := must(os.ReadDir(filepath.Join(dir, "out"))); len(left) > 0 {
 		t.Errorf("%v are left", left)
+	}
+}
+
+// Who waits for slices waits for read. In exact mode measure wants what was cut long ago: then a scan is held whole.
+func TestWhoCutsAStream(t *testing.T) {
+	_, scans := scanFiles(t, [3]int{12, 10, 900})
+	exact := strings.NewReplacer("blend", "exact", ", stride: [6, 6, 5]", "").Replace(ways)
+	for _, c := range []struct{ text, cutter string }{
+		{ways, "batch"},
+		{exact, ""},
+		{strings.Replace(exact, "  - measure: {pictures: 0}\n", "", 1), "infer"},
+	} {
+		j := mustLoad(t, fmt.Sprintf(c.text, t.TempDir(), "scans", t.TempDir()))
+		if n := j.slices(scans[0]); (n == 0) != (c.cutter == "") {
+			t.Errorf("%s: %d slices are held", c.text, n)
+		}
+		if reader, cutter := j.delivers(); c.cutter != "" && (reader != "read" || cutter != c.cutter) {
+			t.Errorf("%s waits for %s, want %s", cutter, reader, c.cutter)
+		}
 	}
 }
 

@@ -115,7 +115,7 @@ func TestWriteOnADiskThatFails(t *testing.T) {
 			SyncDir: func(dir string) error { return step("folder", func() error { return SyncDir(dir) }) },
 		}
 		err := disk.Write(path, func(f File) error { _, err := io.WriteString(f, "new"); return err })
-		if err != syscall.EIO {
+		if !errors.Is(err, syscall.EIO) || err.Error() != syscall.EIO.Error() {
 			t.Errorf("%s: %v", c.at, err)
 		}
 		got, err := os.ReadFile(path)

@@ -69,6 +69,56 @@ func TestStatsAddUp(t *testing.T) {
 	})
 }
 
+// An element is handed on at once and delivered later: its last stage works for 1 s, waits for 4 s, works for 2 s, while the stage
+// that owes has long ended.
+func TestStatsOfWhatIsOwed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const s = time.Second
+		start := time.Now()
+		g := New(t.Context())
+		p := From(g, "admit", func(_ context.Context, emit func(int) error) error { return emit(1) })
+		p = Map(p, "read", 2, func(_ context.Context, i int) (int, error) { return i, nil })
+		p = Expand(p, "tile", func(_ context.Context, i int) iter.Seq2[int, error] {
+			return func(yield func(int, error) bool) { _ = yield(i, nil) && yield(i, nil) }
+		})
+		p = Map(p, "batch", 1, func(_ context.Context, i int) (int, error) {
+			time.Sleep(s)
+			paid := g.Owes("read", "batch")
+			defer g.Owes("nobody", "batch")()
+			time.Sleep(4 * s)
+			paid()
+			time.Sleep(2 * s)
+			return i, nil
+		})
+		Discard(p, "end")
+
+		type row struct {
+			busy, in, out time.Duration
+			state         string
+		}
+		for _, c := range []struct {
+			at   time.Duration
+			rows []row // read, tile, batch
+		}{
+			{3 * s, []row{{2 * 2 * s, 0, 0, Working}, {0, 2 * s, s, WaitingIn}, {s, 2 * s, 0, WaitingIn}}},
+			{6 * s, []row{{2 * 4 * s, 0, 0, Finished}, {0, 4 * s, 2 * s, WaitingOut}, {2 * s, 4 * s, 0, Working}}},
+			{10 * s, []row{{2 * 6 * s, 0, 0, Working}, {0, 6 * s, 3 * s, WaitingIn}, {4 * s, 6 * s, 0, WaitingIn}}},
+			{14 * s, []row{{2 * 8 * s, 0, 0, Finished}, {0, 8 * s, 3 * s, Finished}, {6 * s, 8 * s, 0, Finished}}},
+		} {
+			time.Sleep(c.at - time.Since(start))
+			synctest.Wait()
+			for i, stat := range g.Stats()[1:4] {
+				if got := (row{stat.Busy, stat.BlockedIn, stat.BlockedOut, stat.State}); got != c.rows[i] {
+					t.Errorf("at %v %s: %v (want %v)", c.at, stat.Stage, got, c.rows[i])
+				}
+			}
+		}
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 type load int64
 
 func (l load) Bytes() int64 { return int64(l) }

@@ -54,16 +54,21 @@ func room(scan *volume.Scan, r *resampling, slices int) int {
 	return min(slices, scan.Dims[2])
 }
 
+// Tell is told what happens in the first reading of a stream. Each may be nil.
+type Tell struct {
+	Odd  func(warnings []string) // at its end: what is odd about the voxels
+	Wait func() (over func())    // somebody waits, until over, for a slice that isn't decoded yet
+}
+
 // Stream opens a scan for which Streams is true. Its volume decodes slices a few ahead of those that are asked for, the first ones
 // at once, and keeps the last ones: when slice z has been asked for, those above z-slices can be had. A slice below them is
 // had too, by reading the file once more.
 //
 // The file is verified as it is read, all of it before its last slice is given; an error, which names the scan's path, comes
-// from Rows when what can't be read is asked for, and the volume is lost. What is odd about the voxels is known at the end of
-// the first reading, and told to warn, which may be nil. Decoding ends with ctx, and before the last reference is given back:
-// free is Load's.
-func Stream(ctx context.Context, scan *volume.Scan, epoch int, o Options, slices int, warn func([]string), free func()) (*volume.Volume, error) {
-	s, err := newStream(ctx, scan, o, slices, warn)
+// from Rows when what can't be read is asked for, and the volume is lost. Decoding ends with ctx, and before the last reference is
+// given back: free is Load's.
+func Stream(ctx context.Context, scan *volume.Scan, epoch int, o Options, slices int, tell Tell, free func()) (*volume.Volume, error) {
+	s, err := newStream(ctx, scan, o, slices, tell)
 	if err != nil {
 		if free != nil {
 			free()
@@ -87,7 +92,7 @@ type stream struct {
 	o      Options
 	slices int // that are kept below the highest that was asked for
 	burst  int // the most slices that decoding gives at a time
-	warn   func([]string)
+	tell   Tell
 
 	// The goroutine's; nobody else's while it runs.
 	loader     *loader // nil once the file is read to its end
@@ -106,8 +111,8 @@ type stream struct {
 	decoding  sync.WaitGroup
 }
 
-func newStream(ctx context.Context, scan *volume.Scan, o Options, slices int, warn func([]string)) (*stream, error) {
-	s := &stream{ctx: ctx, scan: scan, o: o, slices: max(slices, 1), burst: 1, warn: warn}
+func newStream(ctx context.Context, scan *volume.Scan, o Options, slices int, tell Tell) (*stream, error) {
+	s := &stream{ctx: ctx, scan: scan, o: o, slices: max(slices, 1), burst: 1, tell: tell}
 	s.news = sync.NewCond(&s.window)
 	if err := s.begin(); err != nil {
 		return nil, err
@@ -164,9 +169,12 @@ func (s *stream) has(z int) bool { return s.low <= z && z < s.high }
 func (s *stream) await(z int) error {
 	s.window.Lock()
 	defer s.window.Unlock()
+	waits := false
 	for {
 		s.top = max(s.top, z+1)
-		s.again = s.again || z < s.low
+		if z < s.low {
+			s.again, s.tell.Wait = true, nil
+		}
 		s.start()
 		switch {
 		case s.has(z):
@@ -175,6 +183,10 @@ func (s *stream) await(z int) error {
 			panic(s.err)
 		case s.err != nil:
 			return s.err
+		}
+		if s.tell.Wait != nil && !waits {
+			waits = true
+			defer s.tell.Wait()()
 		}
 		s.news.Wait()
 	}
@@ -294,10 +306,10 @@ func (s *stream) end() error {
 	if err := s.loader.finish(s.ctx); err != nil {
 		return err
 	}
-	if w := s.loader.warnings(); s.warn != nil && len(w) > 0 {
-		s.warn(w)
+	if w := s.loader.warnings(); s.tell.Odd != nil && len(w) > 0 {
+		s.tell.Odd(w)
 	}
-	s.warn = nil
+	s.tell.Odd = nil
 	return s.shut()
 }
 

@@ -89,9 +89,9 @@ func TestStreamGivesWhatLoadDoes(t *testing.T) {
 		window := rapid.IntRange(1, 50).Draw(rt, "slices")
 		var odd []string
 		tell := func(w []string) { odd = append(odd, w...) }
-		v := must(Stream(context.Background(), scan, 3, o, window, nil, nil))
+		v := must(Stream(context.Background(), scan, 3, o, window, Tell{}, nil))
 		defer v.Release()
-		s := must(newStream(context.Background(), scan, o, window, tell))
+		s := must(newStream(context.Background(), scan, o, window, Tell{Odd: tell}))
 		defer func() { _ = s.Close() }()
 		if v.Slope != whole.Slope || v.Inter != whole.Inter || v.Dims != whole.Dims || v.Window != whole.Window || v.Epoch != 3 ||
 			v.Geometry.Affine != whole.Geometry.Affine || !bytes.Equal(v.Geometry.Header, whole.Geometry.Header) {
@@ -194,7 +194,7 @@ func TestStreamFindsWhatIsWrong(t *testing.T) {
 			whole.Release()
 		}
 		freed := 0
-		v, err := Stream(context.Background(), scans[0], 0, o, 3, nil, func() { freed++ })
+		v, err := Stream(context.Background(), scans[0], 0, o, 3, Tell{}, func() { freed++ })
 		if err != nil {
 			if loadErr == nil || freed != 1 {
 				t.Fatalf("%s %d: %v, freed %d times; Load gave %v", what, at, err, freed, loadErr)
@@ -245,7 +245,7 @@ func TestStreamSeesAChange(t *testing.T) {
 	dims := [3]int{3, 3, 60}
 	put(t, path, dims, identity, func(i, j, k int) int16 { return int16(k) })
 	o := defaults()
-	v := must(Stream(context.Background(), one(t, path, o), 0, o, 2, nil, nil))
+	v := must(Stream(context.Background(), one(t, path, o), 0, o, 2, Tell{}, nil))
 	defer v.Release()
 	buf := make([]int16, 9)
 	for _, z := range []int{59, 1} {
@@ -273,7 +273,7 @@ func TestStreamForMany(t *testing.T) {
 	o := defaults()
 	scan := one(t, path, o)
 	for _, early := range []bool{false, true} {
-		v := must(Stream(context.Background(), scan, 0, o, 10, nil, nil))
+		v := must(Stream(context.Background(), scan, 0, o, 10, Tell{}, nil))
 		var wg sync.WaitGroup
 		for w := range 4 {
 			wg.Go(func() {
@@ -310,7 +310,7 @@ func TestStreamDecodesAhead(t *testing.T) {
 		scan := one(t, path, o)
 		synctest.Test(t, func(t *testing.T) {
 			const slices = 5
-			s := must(newStream(t.Context(), scan, o, slices, nil))
+			s := must(newStream(t.Context(), scan, o, slices, Tell{}))
 			buf := make([]int16, 3)
 			for _, z := range []int{-1, 0, 3, 10, 11, 2, 3, scan.Dims[2] / 2, scan.Dims[2] - 3, scan.Dims[2] - 1} {
 				if z >= 0 {
@@ -363,7 +363,7 @@ func TestStreamErrsWhereTheFileDoes(t *testing.T) {
 		_ = file.Close()
 		synctest.Test(t, func(t *testing.T) {
 			freed := 0
-			v := must(Stream(t.Context(), scan, 0, o, 4, nil, func() { freed++ }))
+			v := must(Stream(t.Context(), scan, 0, o, 4, Tell{}, func() { freed++ }))
 			buf := make([]int16, 20)
 			for z := range 30 {
 				synctest.Wait()
@@ -384,7 +384,7 @@ func TestStreamPanicsForWhoAsks(t *testing.T) {
 	o := defaults()
 	scan := one(t, path, o)
 	synctest.Test(t, func(t *testing.T) {
-		s := must(newStream(t.Context(), scan, o, 3, func([]string) { panic("odd") }))
+		s := must(newStream(t.Context(), scan, o, 3, Tell{Odd: func([]string) { panic("odd") }}))
 		begin(s)
 		synctest.Wait()
 		buf := make([]int16, 2)
@@ -412,7 +412,7 @@ func TestStreamIsFreeOnceDecodingHasEnded(t *testing.T) {
 	scan := one(t, path, o)
 	synctest.Test(t, func(t *testing.T) {
 		odd, freed := make(chan bool), false
-		v := must(Stream(t.Context(), scan, 0, o, 3, func([]string) { <-odd }, func() { freed = true }))
+		v := must(Stream(t.Context(), scan, 0, o, 3, Tell{Odd: func([]string) { <-odd }}, func() { freed = true }))
 		synctest.Wait() // the last slice is being decoded
 		go v.Release()
 		if synctest.Wait(); freed {
@@ -425,6 +425,36 @@ func TestStreamIsFreeOnceDecodingHasEnded(t *testing.T) {
 	})
 }
 
+// Who waits for a slice is told of while he does; what is there, or is read anew, nobody is said to wait for.
+func TestStreamTellsOfWaits(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.nii")
+	put(t, path, [3]int{2, 2, 90}, identity, func(i, j, k int) int16 { return 0 })
+	o := defaults()
+	scan := one(t, path, o)
+	synctest.Test(t, func(t *testing.T) {
+		odd, begun, waits := make(chan bool), 0, 0
+		v := must(Stream(t.Context(), scan, 0, o, 3, Tell{
+			Odd:  func([]string) { <-odd },
+			Wait: func() func() { begun++; waits++; return func() { waits-- } },
+		}, nil))
+		defer v.Release()
+		rows := func(z int) { must(v.Rows(z, 0, 2, make([]int16, 4))) }
+		synctest.Wait()
+		rows(0) // is there
+		go rows(89)
+		if synctest.Wait(); waits != 1 {
+			t.Errorf("%d wait for the last slice", waits)
+		}
+		close(odd)
+		if synctest.Wait(); waits != 0 {
+			t.Errorf("%d wait for what is there", waits)
+		}
+		if rows(0); begun != 1 {
+			t.Errorf("%d waits for a slice that was there", begun-1)
+		}
+	})
+}
+
 // Decoding ends with its context.
 func TestStreamEndsWithItsContext(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.nii")
@@ -433,7 +463,7 @@ func TestStreamEndsWithItsContext(t *testing.T) {
 	scan := one(t, path, o)
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		v := must(Stream(ctx, scan, 0, o, 1, nil, nil))
+		v := must(Stream(ctx, scan, 0, o, 1, Tell{}, nil))
 		defer v.Release()
 		synctest.Wait()
 		cancel()
@@ -460,7 +490,7 @@ func TestStreamCost(t *testing.T) {
 			o.Spacing = [3]float64{2, 3, c.spacing}
 		}
 		scan := one(t, path, o)
-		s := must(newStream(context.Background(), scan, o, c.slices, nil))
+		s := must(newStream(context.Background(), scan, o, c.slices, Tell{}))
 		must(s.Rows(scan.Dims[2]-1, 0, 1, make([]int16, 8)))
 		held := int64(0)
 		for _, b := range append(s.ring, s.spare) {
