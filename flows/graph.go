@@ -247,7 +247,7 @@ func wireTrain(w *wiring, s *piece) {
 		w.loop.Wanted = w.wantsCheckpoint
 	}
 	w.loop.Stopping = w.g.Stopping()
-	w.snapshots = pipe.Transform(w.batches, s.label, w.loop.Run)
+	w.snapshots = pipe.Prompt(w.batches, s.label, w.learns)
 }
 
 func wireCheckpoint(w *wiring, s *piece) {

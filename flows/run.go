@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -66,6 +67,9 @@ type run struct {
 	last   string             // the newest checkpoint's path
 	sample string             // the newest picture's path
 	values map[string]float64 // of the newest validation
+
+	learnt  atomic.Int64 // the step at which the train stage ended; -1 while it goes on
+	durable atomic.Int64 // the newest checkpoint's step
 
 	stopping, hard <-chan struct{} // closed at a soft and at a hard stop; nil before the graph runs
 
@@ -379,6 +383,10 @@ func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
 		g = pipe.New(ctx)
 		r.stats, r.boundStats, r.boundAt = g.Stats, nil, time.Time{}
 		r.stopping, r.hard = g.Stopping(), ctx.Done()
+		r.learnt.Store(-1)
+		if r.loop != nil {
+			r.durable.Store(int64(r.loop.Step))
+		}
 		r.watch.start(g.Stats)
 		r.wire(g)
 		err = r.attend(g, soft)
@@ -447,6 +455,7 @@ func (r *run) lastCheckpoint() string {
 // saved is told of each checkpoint that is durable.
 func (r *run) saved(path string, s *volume.Snapshot) {
 	r.last = path
+	r.durable.Store(int64(s.Step))
 	r.watch.kept(path, s.Step)
 	r.log.Info().Str("event", "checkpoint").Str("path", path).Int("step", s.Step).Str("reason", s.Reason).Msg("saved")
 }

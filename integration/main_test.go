@@ -26,12 +26,18 @@ var (
 // built is the folder of the binary and of what all tests share.
 var built string
 
+// gateFor is the environment variable by which the test's program becomes another, behind a gate.
+const gateFor = "FLOWRUN_TEST_GATE_FOR"
+
 func TestMain(m *testing.M) {
-	flag.Parse()
+	if program := os.Getenv(gateFor); program != "" {
+		passGate(program)
+	}
 	if dir := os.Getenv(serverDir); dir != "" {
 		serveNATS(dir, os.Getenv(serverAddress))
 		return
 	}
+	flag.Parse()
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "flowrun-integration-")
 		if err != nil {

@@ -18,7 +18,8 @@ type node struct {
 	from  <-chan any // what is read: in, or the output of the node before
 	out   chan any
 	done  chan struct{}
-	ended bool // the input has closed
+	ended bool            // the input has closed
+	until <-chan struct{} // once closed, the input isn't waited for; nil: never
 
 	alone bool  // body's goroutine is the stage's only worker: receive and send note its waiting
 	keeps bool  // what comes in is inside until it is sent, else until the next is asked for
@@ -188,7 +189,7 @@ func receive[T any](n *node) (T, bool) {
 }
 
 func (n *node) receive() (any, bool) {
-	if n.g.hard() || n.ended {
+	if n.g.hard() || n.ended || isClosed(n.until) {
 		return nil, false
 	}
 	if n.last != 0 {
@@ -204,10 +205,11 @@ func (n *node) receive() (any, bool) {
 	select {
 	case v, ok := <-n.from:
 		return n.received(v, ok, starved)
+	case <-n.until:
 	case <-n.g.ctx.Done():
-		n.move(starved, working, 0, 0, 0)
-		return nil, false
 	}
+	n.move(starved, working, 0, 0, 0)
+	return nil, false
 }
 
 func (n *node) received(v any, ok bool, was doing) (any, bool) {

@@ -114,6 +114,16 @@ func Transform[T, R any](in Port[T], stage string, fn func(ctx context.Context, 
 	})
 }
 
+// Prompt is Transform for a stage that doesn't want what is still on its way at a soft stop: in ends at once then, whatever may
+// hold up the stages before it.
+func Prompt[T, R any](in Port[T], stage string, fn func(ctx context.Context, in iter.Seq[T]) iter.Seq2[R, error]) Port[R] {
+	t, r := reflect.TypeFor[T](), reflect.TypeFor[R]()
+	return transform(in, stage, r == t || r == reflect.SliceOf(t), func(n *node, in iter.Seq[T]) iter.Seq2[R, error] {
+		n.until = n.g.stopping
+		return fn(n.g.ctx, in)
+	})
+}
+
 // transform is Transform; keeps says that what fn yields is what it was given, so that the difference is inside.
 func transform[T, R any](in Port[T], stage string, keeps bool, fn func(*node, iter.Seq[T]) iter.Seq2[R, error]) Port[R] {
 	g := in.g

@@ -218,3 +218,34 @@ func TestPanicErrorSaysWhere(t *testing.T) {
 		}
 	})
 }
+
+// A stage that is prompt ends at a soft stop, though the stage before it hangs; what that gives in the end is released.
+func TestSoftStopEndsAPromptStageAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(t.Context())
+		const hangs = 3
+		start := time.Now()
+		p := Map(count(g, 10), "hang", 1, func(_ context.Context, i int) (int, error) {
+			if i == hangs {
+				time.Sleep(time.Hour)
+			}
+			return i, nil
+		})
+		var ended time.Duration
+		sums := collect(Prompt(p, "sum", func(_ context.Context, in iter.Seq[int]) iter.Seq2[int, error] {
+			return func(yield func(int, error) bool) {
+				sum := 0
+				for i := range in {
+					sum += i
+				}
+				ended = time.Since(start)
+				yield(sum, nil)
+			}
+		}))
+		time.Sleep(time.Minute)
+		g.Stop()
+		if err := g.Wait(); err != nil || !slices.Equal(*sums, []int{0 + 1 + 2}) || ended != time.Minute {
+			t.Errorf("%v: sums %v after %v (want 3 after a minute)", err, *sums, ended)
+		}
+	})
+}
