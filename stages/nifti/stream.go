@@ -55,8 +55,8 @@ func (s *stream) start(path string) error {
 	s.info = File{Path: path, Size: info.Size(), ModTime: info.ModTime().UnixNano()}
 	s.buf = bufio.NewReaderSize(s.f, 64<<10)
 	b, err := s.buf.Peek(2)
-	if err != nil && err != io.EOF { // a file of one byte isn't NIfTI, and is said to be so
-		return reason(err)
+	if err != nil && !errors.Is(err, io.EOF) { // a file of one byte isn't NIfTI, and is said to be so
+		return files.Reason(err)
 	}
 	if string(b) == "\x1f\x8b" {
 		s.gz = inflate.NewReader(s.buf)
