@@ -229,7 +229,6 @@ func TestPublishedIsKept(t *testing.T) {
 	if err := errors.Join(p.add(one), p.add(two)); err != nil {
 		t.Fatal(err)
 	}
-	p.size -= 3 // a torn line
 	if p, err = openPublished(path); err != nil || len(slices.Collect(maps.Keys(p.done))) != 2 || !p.has(one) || p.has(&queue.Scan{Name: "b"}) {
 		t.Fatal(p, err)
 	}

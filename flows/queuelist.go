@@ -1,12 +1,7 @@
 package flows
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -138,10 +133,9 @@ func (r *run) watchFolder(ctx context.Context, o queue.ListOptions, emit func(*q
 
 // published is what a publisher has published, a file of JSON lines: started again, it goes on behind that.
 type published struct {
-	path string
-	mu   sync.Mutex
-	done map[mark]bool
-	size int64 // of the whole lines
+	mu    sync.Mutex
+	lines *files.Lines[mark]
+	done  map[mark]bool
 }
 
 type mark struct {
@@ -151,23 +145,15 @@ type mark struct {
 }
 
 func openPublished(path string) (*published, error) {
-	p := &published{path: path, done: map[mark]bool{}}
-	text, err := files.Read(path, files.Most)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	lines, list, err := files.OpenLines(path, "a published scan", func(m mark) bool { return m.Name != "" })
+	if err != nil {
 		return nil, err
 	}
-	for n := 1; ; n++ {
-		line, rest, whole := bytes.Cut(text, []byte("\n"))
-		if !whole {
-			return p, nil
-		}
-		text, p.size = rest, p.size+int64(len(line))+1
-		var m mark
-		if err := json.Unmarshal(line, &m); err != nil || m.Name == "" {
-			return nil, fmt.Errorf("%s: line %d isn't a published scan (mend or remove the line)", path, n)
-		}
+	p := &published{lines: lines, done: map[mark]bool{}}
+	for _, m := range list {
 		p.done[mark{Name: m.Name, Epoch: m.Epoch}] = true
 	}
+	return p, nil
 }
 
 func (p *published) has(s *queue.Scan) bool {
@@ -180,14 +166,9 @@ func (p *published) has(s *queue.Scan) bool {
 func (p *published) add(s *queue.Scan) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	line, err := json.Marshal(mark{s.Name, s.Epoch, s.Digest})
-	if err != nil {
+	if err := p.lines.Add(mark{s.Name, s.Epoch, s.Digest}); err != nil {
 		return err
 	}
-	if err := files.Append(p.path, p.size, append(line, '\n')); err != nil {
-		return err
-	}
-	p.size += int64(len(line)) + 1
 	p.done[mark{Name: s.Name, Epoch: s.Epoch}] = true
 	return nil
 }

@@ -40,7 +40,7 @@ func (w *wiring) feed(s *piece) {
 		ctx, release := w.unlessStopping(ctx)
 		defer release()
 		err := w.publish(ctx, scan, o)
-		if err != nil && w.stopping() {
+		if err != nil && w.stopped() {
 			err = nil // not recorded, so it is published by the run that goes on
 		}
 		return struct{}{}, err
@@ -78,11 +78,11 @@ func (w *wiring) send(s *piece) {
 		defer p.Release()
 		ctx, release := w.unlessStopping(ctx)
 		defer release()
-		if w.stopping() {
+		if w.stopped() {
 			return struct{}{}, nil
 		}
 		err := w.queues.work.Publish(ctx, p)
-		if err != nil && w.stopping() {
+		if err != nil && w.stopped() {
 			err = nil
 		}
 		return struct{}{}, err
@@ -102,15 +102,6 @@ func (w *wiring) unlessStopping(ctx context.Context) (context.Context, func()) {
 		}
 	}()
 	return ctx, func() { close(over); cancel() }
-}
-
-func (w *wiring) stopping() bool {
-	select {
-	case <-w.g.Stopping():
-		return true
-	default:
-		return false
-	}
 }
 
 // fetch takes scans for a worker.
@@ -149,7 +140,7 @@ func wireReadQueued(w *wiring, s *piece) {
 	o, r := *s.options.(*read.Options), w.run
 	ahead := max(1, o.Ahead)
 	fail := func(ctx context.Context, name string, epoch int, err error) error {
-		if ctx.Err() != nil || w.stopping() {
+		if ctx.Err() != nil || w.stopped() {
 			return nil // it goes back to the queue
 		}
 		r.log.Warn().Str("event", "quarantine").Str("scan", name).Int("epoch", epoch).Str("reason", err.Error()).Msg("scan given up")

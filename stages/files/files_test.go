@@ -164,22 +164,52 @@ func TestRead(t *testing.T) {
 	}
 }
 
-func TestAppend(t *testing.T) {
+// What was added is there again, what was torn goes, and what isn't a line is named.
+func TestLines(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.jsonl")
-	size := int64(0)
-	for _, line := range []string{"one\n", "two\n"} {
-		if err := Append(path, size, []byte(line)); err != nil {
+	open := func() (*Lines[int], []int, error) {
+		return OpenLines(path, "a small number", func(n int) bool { return n < 10 })
+	}
+	for _, c := range []struct {
+		there, after string // the file before it is opened, and once 4 has been added
+		want         []int
+	}{
+		{"", "4\n", nil},
+		{"1\n2\n", "1\n2\n4\n", []int{1, 2}},
+		{"1\n\n 2\n3", "1\n\n 2\n4\n", []int{1, 2}},
+		{"123456", "4\n", nil},
+	} {
+		if err := os.WriteFile(path, []byte(c.there), 0o666); err != nil {
 			t.Fatal(err)
 		}
-		size += int64(len(line))
+		if c.there == "" {
+			_ = os.Remove(path)
+		}
+		l, got, err := open()
+		if err != nil || !slices.Equal(got, c.want) {
+			t.Fatalf("%q: %v, %v (want %v)", c.there, got, err, c.want)
+		}
+		err = l.Add(4)
+		if text, _ := os.ReadFile(path); err != nil || string(text) != c.after {
+			t.Errorf("%q and 4: %q, %v (want %q)", c.there, text, err, c.after)
+		}
+		if err := errors.Join(l.Add(5), l.Add(6)); err != nil {
+			t.Error(err)
+		}
+		if _, got, err := open(); err != nil || !slices.Equal(got, append(c.want, 4, 5, 6)) {
+			t.Errorf("%q: %v, %v", c.there, got, err)
+		}
 	}
-	if err := Append(path, 4, []byte("2\n")); err != nil { // what was torn goes
-		t.Fatal(err)
+	for text, line := range map[string]string{"1\nx\n2\n": "2", "1\n2\n10\n": "3"} {
+		if err := os.WriteFile(path, []byte(text), 0o666); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := open(); err == nil || err.Error() != path+": line "+line+" isn't a small number (mend or remove the line)" {
+			t.Errorf("%q: %v", text, err)
+		}
 	}
-	if got, err := os.ReadFile(path); err != nil || string(got) != "one\n2\n" {
-		t.Errorf("%q, %v", got, err)
-	}
-	if err := Append(filepath.Join(path, "b"), 0, nil); err == nil {
-		t.Error("a file in a file is made")
+	below := &Lines[int]{path: filepath.Join(path, "b")}
+	if err := below.Add(1); err == nil || strings.Count(err.Error(), path) != 1 || below.size != 0 {
+		t.Errorf("a file in a file: %v", err)
 	}
 }

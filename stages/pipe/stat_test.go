@@ -79,7 +79,7 @@ func TestStatsOfWhatIsOwed(t *testing.T) {
 		p := From(g, "admit", func(_ context.Context, emit func(int) error) error { return emit(1) })
 		p = Map(p, "read", 2, func(_ context.Context, i int) (int, error) { return i, nil })
 		p = Expand(p, "tile", func(_ context.Context, i int) iter.Seq2[int, error] {
-			return func(yield func(int, error) bool) { _ = yield(i, nil) && yield(i, nil) }
+			return func(yield func(int, error) bool) { _ = yield(2*i, nil) && yield(3*i, nil) }
 		})
 		p = Map(p, "batch", 1, func(_ context.Context, i int) (int, error) {
 			time.Sleep(s)

@@ -1,11 +1,6 @@
 package queue
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io/fs"
 	"sync"
 
 	"github.com/flowrun/flowrun/stages/files"
@@ -25,46 +20,27 @@ type Void struct {
 
 // Voids is a trainer's list of them, a file of JSON lines. It is safe for concurrent use.
 type Voids struct {
-	path string
-	mu   sync.Mutex
-	list []Void
-	size int64 // of the whole lines; a torn one behind them is cut off by the next add
+	mu    sync.Mutex
+	lines *files.Lines[Void]
+	list  []Void
 }
 
 // OpenVoids reads the file; one that isn't there is empty.
 func OpenVoids(path string) (*Voids, error) {
-	v := &Voids{path: path}
-	text, err := files.Read(path, files.Most)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w", path, plain(err))
+	lines, list, err := files.OpenLines(path, "a void scan or patch", func(v Void) bool { return v.Scan != "" })
+	if err != nil {
+		return nil, err
 	}
-	for n := 1; ; n++ {
-		line, rest, whole := bytes.Cut(text, []byte("\n"))
-		if !whole {
-			return v, nil
-		}
-		text, v.size = rest, v.size+int64(len(line))+1
-		var one Void
-		if err := json.Unmarshal(line, &one); err != nil || one.Scan == "" {
-			return nil, fmt.Errorf("%s: line %d isn't a void scan or patch (mend or remove the line)", path, n)
-		}
-		v.list = append(v.list, one)
-	}
+	return &Voids{lines: lines, list: list}, nil
 }
 
 // add appends one and brings it to the disk.
 func (v *Voids) add(one Void) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	line, err := json.Marshal(one)
-	if err != nil {
+	if err := v.lines.Add(one); err != nil {
 		return err
 	}
-	line = append(line, '\n')
-	if err := files.Append(v.path, v.size, line); err != nil {
-		return fmt.Errorf("%s: %w", v.path, plain(err))
-	}
-	v.size += int64(len(line))
 	v.list = append(v.list, one)
 	return nil
 }

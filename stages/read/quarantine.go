@@ -1,11 +1,6 @@
 package read
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io/fs"
 	"slices"
 	"sync"
 
@@ -15,38 +10,24 @@ import (
 // Quarantine is the list of bad scans of a run, kept in a file of JSON lines. Its methods may be called from several
 // goroutines at once.
 type Quarantine struct {
-	path string
-
-	mu   sync.Mutex
-	list []Bad
-	has  map[string]bool
-	size int64 // of the whole lines in the file; a torn line behind them is cut off by the next Add
+	mu    sync.Mutex
+	lines *files.Lines[Bad]
+	list  []Bad
+	has   map[string]bool
 }
 
 // OpenQuarantine reads a quarantine file; one that isn't there is empty and is made by the first Add. A last line that
 // a killed run left torn is passed over.
 func OpenQuarantine(path string) (*Quarantine, error) {
-	q := &Quarantine{path: path, has: map[string]bool{}}
-	b, err := files.Read(path, files.Most)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w", path, err)
+	lines, list, err := files.OpenLines(path, "a quarantined scan", func(b Bad) bool { return b.Scan != "" })
+	if err != nil {
+		return nil, err
 	}
-	for n := 1; ; n++ {
-		line, rest, whole := bytes.Cut(b, []byte("\n"))
-		if !whole {
-			return q, nil
-		}
-		b = rest
-		q.size += int64(len(line)) + 1
-		if len(bytes.TrimSpace(line)) == 0 {
-			continue
-		}
-		var bad Bad
-		if err := json.Unmarshal(line, &bad); err != nil || bad.Scan == "" {
-			return nil, fmt.Errorf("%s: line %d isn't a quarantined scan (mend or remove the line)", path, n)
-		}
+	q := &Quarantine{lines: lines, has: map[string]bool{}}
+	for _, bad := range list {
 		q.put(bad)
 	}
+	return q, nil
 }
 
 func (q *Quarantine) put(bad Bad) {
@@ -63,15 +44,9 @@ func (q *Quarantine) Add(bad Bad) error {
 	if q.has[bad.Scan] {
 		return nil
 	}
-	line, err := json.Marshal(bad)
-	if err != nil {
-		return fmt.Errorf("%s: %w", q.path, err)
+	if err := q.lines.Add(bad); err != nil {
+		return err
 	}
-	line = append(line, '\n')
-	if err := files.Append(q.path, q.size, line); err != nil {
-		return fmt.Errorf("%s: %w", q.path, files.Reason(err))
-	}
-	q.size += int64(len(line))
 	q.put(bad)
 	return nil
 }
