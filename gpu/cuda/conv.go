@@ -10,7 +10,7 @@ import (
 	"gorgonia.org/cu"
 )
 
-// table is device memory for the boxes and taps of convolutions, each written when it is first met. Programs are static, so that
+// table is device memory for the boxes and runs of taps of convolutions, each written when it is first met. Programs are static, so that
 // happens in their first run.
 type table struct {
 	at    uint64
@@ -20,13 +20,13 @@ type table struct {
 
 type planKey struct {
 	c                  gpu.Conv
-	forward            bool
+	forward, inRuns    bool
 	samples, halo, per int
 }
 
-// convPlan is a pass's boxes and taps on the device.
+// convPlan is a pass's boxes and runs of taps on the device.
 type convPlan struct {
-	boxes, taps  uint64
+	boxes, runs  uint64
 	count, tiles int
 }
 
@@ -35,8 +35,8 @@ func (e *Engine) plan(key planKey) *convPlan {
 	if p := e.tables.plans[key]; p != nil {
 		return p
 	}
-	bs, taps, tiles := boxes(key.c, key.forward, key.samples, key.halo, key.per)
-	p := &convPlan{boxes: put(e, bs), taps: put(e, taps), count: len(bs), tiles: tiles}
+	bs, runs, tiles := boxes(key.c, key.forward, key.samples, key.halo, key.per, key.inRuns)
+	p := &convPlan{boxes: put(e, bs), runs: put(e, runs), count: len(bs), tiles: tiles}
 	e.tables.plans[key] = p
 	return p
 }
@@ -52,7 +52,8 @@ func put[T any](e *Engine, v []T) uint64 {
 	}
 	t.at += uint64(aligned(bytes))
 	e.o.do(func() error {
-		return failed("cuMemcpyHtoD", cu.MemcpyHtoD(cu.DevicePtr(at), unsafe.Pointer(&v[0]), bytes))
+		// v is pageable: it is copied before the call returns. On the stream of kernels, which doesn't wait for the default one.
+		return failed("cuMemcpyHtoDAsync", cu.MemcpyHtoDAsync(cu.DevicePtr(at), unsafe.Pointer(&v[0]), bytes, e.compute))
 	})
 	return at
 }
@@ -61,7 +62,7 @@ func put[T any](e *Engine, v []T) uint64 {
 type convArgs struct {
 	Src, Dst, Add                view
 	S, T                         dims
-	Weights, Bias, Boxes, Taps   uint64
+	Weights, Bias, Boxes, Runs   uint64
 	Count, Chunks, Padded, Tiled int32
 }
 
@@ -126,13 +127,13 @@ func (e *Engine) convolve(c gpu.Conv, src gpu.Tensor, packed, bias gpu.Ptr, add 
 	a := convArgs{Src: e.view(src), Dst: e.view(dst), Add: e.viewOf(add), S: dimsOf(src.Dims), T: dimsOf(dst.Dims), Weights: e.at(packed), Bias: e.at(bias)}
 	a.Chunks, a.Padded, a.Tiled = tiling(c.Type, src.C, dst.C)
 	t := tileOf(dst.C)
-	kernel, threads, columns, key := fmt.Sprintf("conv%dx%d", t.m, t.n), 128, divUp(dst.C, t.n), planKey{c, forward, src.N, src.Halo, t.m}
+	kernel, columns, key := fmt.Sprintf("conv%dx%d", t.m, t.n), divUp(dst.C, t.n), planKey{c, forward, true, src.N, src.Halo, t.m}
 	if c.Type != gpu.BFloat16 || src.Type != gpu.BFloat16 {
-		kernel, threads, columns, key.per = "convDirect", 256, 1, directTargets
+		kernel, columns, key.per, key.inRuns = "convDirect", 1, directTargets, false
 	}
 	p := e.plan(key)
-	a.Boxes, a.Taps, a.Count = p.boxes, p.taps, int32(p.count)
-	run(e, kernel, [3]int{p.tiles, columns, 1}, threads, a)
+	a.Boxes, a.Runs, a.Count = p.boxes, p.runs, int32(p.count)
+	run(e, kernel, [3]int{p.tiles, columns, 1}, 256, a)
 }
 
 // weightArgs is kernels/weight.cu's WeightArgs.
@@ -184,7 +185,7 @@ func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace 
 		a.Steps, a.Share = int32(steps), int32(share)
 		g.N, g.Rows, g.Columns, g.Wide = int32(divUp(steps, share)), int32(w.rows()), int32(w.columns()), int32(roundUp(shifted.C, 8))
 		used = int(g.N) * w.rows() * w.columns()
-		run(e, fmt.Sprintf("weight%dx%d", w.tile.m, w.tile.n), [3]int{w.tiles[0], w.tiles[1], int(g.N)}, 128, a)
+		run(e, fmt.Sprintf("weight%dx%d", w.tile.m, w.tile.n), [3]int{w.tiles[0], w.tiles[1], int(g.N)}, w.tile.threads(), a)
 	} else {
 		share := divUp(rows, w.directParts)
 		all := c.Taps() * c.In.C * c.Out.C

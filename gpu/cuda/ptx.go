@@ -43,11 +43,15 @@ func entries(text string) []string {
 	return names
 }
 
-// sharedBytes is the dynamic shared memory of the kernels that have some: a ring of stages for a tile.
+// sharedBytes is the dynamic shared memory of the kernels that have some.
 var sharedBytes = map[string]int{
-	"conv128x128": ring(tile{128, 128}), "conv256x64": ring(tile{256, 64}), "conv256x32": ring(tile{256, 32}),
-	"weight128x128": ring(tile{128, 128}), "weight256x64": ring(tile{256, 64}), "weight256x32": ring(tile{256, 32}),
+	"conv256x128": pair(tile{256, 128}), "conv512x64": pair(tile{512, 64}), "conv512x32": pair(tile{512, 32}),
+	"weight256x128": ring(tile{256, 128}), "weight256x64": ring(tile{256, 64}), "weight256x32": ring(tile{256, 32}),
 }
 
-// ring is the bytes of four stages of both operands, bfloat16; the sums pass through it too.
+// pair is the bytes of two stages of a convolution: targets, eight more that runs reach, and the weights of a run's taps, bfloat16.
+// Half of the sums pass through it too.
+func pair(t tile) int { return max(2*(t.m+8+longest*t.n)*depth*2, t.m/2*t.n*4) }
+
+// ring is the bytes of four stages of both operands of a weight gradient, bfloat16.
 func ring(t tile) int { return 4 * (t.m + t.n) * depth * 2 }

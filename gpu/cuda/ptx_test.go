@@ -16,9 +16,9 @@ func TestArguments(t *testing.T) {
 		size    uintptr
 		kernels []string
 	}{
-		{unsafe.Sizeof(convArgs{}), []string{"conv128x128", "conv256x64", "conv256x32", "convDirect"}},
+		{unsafe.Sizeof(convArgs{}), []string{"conv256x128", "conv512x64", "conv512x32", "convDirect"}},
 		{unsafe.Sizeof(packArgs{}), []string{"pack"}},
-		{unsafe.Sizeof(weightArgs{}), []string{"weight128x128", "weight256x64", "weight256x32", "weightDirect"}},
+		{unsafe.Sizeof(weightArgs{}), []string{"weight256x128", "weight256x64", "weight256x32", "weightDirect"}},
 		{unsafe.Sizeof(gatherWeightsArgs{}), []string{"gatherWeights"}},
 		{unsafe.Sizeof(biasArgs{}), []string{"biasSums"}},
 		{unsafe.Sizeof(normArgs{}), []string{"channelNorm", "channelNormGrad1", "channelNormGrad2", "channelNormGrad8", "groupSums", "groupGradSums", "groupNorm", "groupGrad"}},

@@ -8,16 +8,30 @@ type tile struct{ m, n int }
 // depth is the channels that one stage of the kernels' pipeline holds.
 const depth = 32
 
-// tileOf is the tile for n channels. Warps compute 64 × 64 of it (64 × 32 in the narrowest).
+// tileOf is the tile of a convolution to n channels: of eight warps, that compute 64 × 64 each (64 × 32 in the narrowest).
 func tileOf(n int) tile {
 	switch {
 	case n > 64:
-		return tile{128, 128}
+		return tile{256, 128}
+	case n > 32:
+		return tile{512, 64}
+	}
+	return tile{512, 32}
+}
+
+// weightTileOf is the tile of a weight gradient of n columns, of eight or four such warps.
+func weightTileOf(n int) tile {
+	switch {
+	case n > 64:
+		return tile{256, 128}
 	case n > 32:
 		return tile{256, 64}
 	}
 	return tile{256, 32}
 }
+
+// threads is how many a tile of a weight gradient takes.
+func (t tile) threads() int { return t.m / 64 * divUp(t.n, 64) * 32 }
 
 // weights is how a weight gradient is computed. One operand lies on the coarse grid (the output's gradient; the input of a
 // transposed convolution), the other is met at shifts of it, one for each tap. Rows of the product are taps × channels of the
@@ -38,7 +52,7 @@ func weightGrid(c gpu.Conv) weights {
 	if c.Transposed {
 		grid, shifted, straight = c.In, c.Out.C, c.In.C
 	}
-	w := weights{tile: tileOf(straight), count: [3]int{grid.D, grid.H, grid.W}}
+	w := weights{tile: weightTileOf(straight), count: [3]int{grid.D, grid.H, grid.W}}
 	if c.Transposed && c.Pad == gpu.Replicate {
 		for i := range 3 {
 			beyond := 1

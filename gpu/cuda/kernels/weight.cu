@@ -41,9 +41,9 @@ DEVICE i32 straightRow(const WeightArgs &a, const Row &r) {
 	return (r.n * a.p.d + z) * a.p.h + y;
 }
 
-// weightTile computes WM*64 rows × WN*FN*8 columns with WM*WN = 4 warps. A step is 32 points of a row of the grid.
+// weightTile computes WM*64 rows × WN*FN*8 columns with WM*WN warps. A step is 32 points of a row of the grid.
 template <int WM, int WN, int FN> DEVICE void weightTile(const WeightArgs &a) {
-	constexpr int TM = WM * 64, TN = WN * FN * 8, MC = TM / 8, NC = TN / 8, STAGE = (TM + TN) * DEPTH * 2;
+	constexpr int THREADS = WM * WN * 32, TM = WM * 64, TN = WN * FN * 8, MC = TM / 8, NC = TN / 8, STAGE = (TM + TN) * DEPTH * 2;
 	SHARED(u8, memory);
 	i32 t = threadIdx.x, lane = t % 32, wm = t / 32 / WN, wn = t / 32 % WN, m0 = blockIdx.x * TM, n0 = blockIdx.y * TN;
 	Shared ring = sharedAddress(memory);
@@ -61,15 +61,15 @@ template <int WM, int WN, int FN> DEVICE void weightTile(const WeightArgs &a) {
 			i32 x0 = (first + step) % across * DEPTH;
 			bool ok;
 			i32 q = shiftedRow(a, r, kz, ky, ok), p = straightRow(a, r);
-			UNROLL for (int i = 0; i < DEPTH * MC / 128; i++) {
-				i32 row = t / MC + i * (128 / MC), x = (a.fromX + x0 + row) * a.sx - a.lx + kx;
+			UNROLL for (int i = 0; i < DEPTH * MC / THREADS; i++) {
+				i32 row = t / MC + i * (THREADS / MC), x = (a.fromX + x0 + row) * a.sx - a.lx + kx;
 				bool in = ok && x0 + row < a.grid.w && (a.stored || (x >= 0 && x < a.q.w));
 				i32 n = in ? qBytes : 0;
 				const u16 *from = (const u16 *)a.shifted.at + (n ? cell(a.shifted, a.q.w, q, x) + qc : 0);
 				copyAsync(to + row * TM * 2 + swizzle<MC>(row, t % MC) * 16, from, n);
 			}
-			UNROLL for (int i = 0; i < DEPTH * NC / 128; i++) {
-				i32 row = t / NC + i * (128 / NC), x = a.fromX + x0 + row, n = x0 + row < a.grid.w ? pBytes : 0;
+			UNROLL for (int i = 0; i < DEPTH * NC / THREADS; i++) {
+				i32 row = t / NC + i * (THREADS / NC), x = a.fromX + x0 + row, n = x0 + row < a.grid.w ? pBytes : 0;
 				const u16 *from = (const u16 *)a.straight.at + (n ? cell(a.straight, a.p.w, p, x) + pc : 0);
 				copyAsync(to + DEPTH * TM * 2 + row * TN * 2 + swizzle<NC>(row, t % NC) * 16, from, n);
 			}
@@ -114,7 +114,7 @@ template <int WM, int WN, int FN> DEVICE void weightTile(const WeightArgs &a) {
 	}
 }
 
-KERNEL(weight128x128, WeightArgs, 128, 2) { weightTile<2, 2, 8>(a); }
+KERNEL(weight256x128, WeightArgs, 256, 1) { weightTile<4, 2, 8>(a); }
 KERNEL(weight256x64, WeightArgs, 128, 2) { weightTile<4, 1, 8>(a); }
 KERNEL(weight256x32, WeightArgs, 128, 2) { weightTile<4, 1, 4>(a); }
 
