@@ -17,14 +17,7 @@ func TestFullDisk(t *testing.T) {
 	p := newPlace(t)
 	words := []string{"train.yaml", "train.max_steps=40"}
 	p.must(append(words, "run.dir=whole")...)
-	disk := p.path("disk")
-	p.check(os.Mkdir(disk, 0o777))
-	if err := unix.Mount("none", disk, "tmpfs", 0, "size=700k"); errors.Is(err, unix.EPERM) {
-		t.Skip("no right to mount a small disk")
-	} else {
-		p.check(err)
-	}
-	defer func() { _ = unix.Unmount(disk, unix.MNT_DETACH) }()
+	resize := p.disk("700k")
 	words = append(words, "run.dir=disk/run")
 	paused := func(r *process) {
 		t.Helper()
@@ -38,7 +31,7 @@ func TestFullDisk(t *testing.T) {
 	if n == 0 {
 		t.Fatal("no checkpoint was left")
 	}
-	p.check(unix.Mount("none", disk, "tmpfs", unix.MS_REMOUNT, "size=100m"))
+	resize("100m")
 	if o := r.wait(); o.code != 0 || !strings.Contains(o.stderr, `"event":"resumed"`) {
 		t.Fatalf("exit %d: %s", o.code, o.stderr)
 	}
@@ -48,14 +41,14 @@ func TestFullDisk(t *testing.T) {
 	}
 
 	p.check(os.RemoveAll(p.path("disk", "run")))
-	p.check(unix.Mount("none", disk, "tmpfs", unix.MS_REMOUNT, "size=700k"))
+	resize("700k")
 	r = p.start(words...)
 	paused(r)
 	r.signal(unix.SIGTERM)
 	p.tells(r.wait(), 1, "no space left on device", "make room")
 	p.sound("disk/run")
 	p.swept("disk/run")
-	p.check(unix.Mount("none", disk, "tmpfs", unix.MS_REMOUNT, "size=100m"))
+	resize("100m")
 	p.must(words...)
 	p.sameRun("whole", "disk/run")
 }
@@ -71,4 +64,21 @@ func TestFileSizeLimit(t *testing.T) {
 		t.Error("the checkpoints are gone")
 	}
 	p.must("train.yaml")
+}
+
+// disk makes the folder disk a small one, until the test ends. Without the right to, the test is skipped.
+func (p *place) disk(size string) (resize func(string)) {
+	p.Helper()
+	disk := p.path("disk")
+	p.check(os.Mkdir(disk, 0o777))
+	if err := unix.Mount("none", disk, "tmpfs", 0, "size="+size); errors.Is(err, unix.EPERM) {
+		p.Skip("no right to mount a small disk")
+	} else {
+		p.check(err)
+	}
+	p.Cleanup(func() { _ = unix.Unmount(disk, unix.MNT_DETACH) })
+	return func(size string) {
+		p.Helper()
+		p.check(unix.Mount("none", disk, "tmpfs", unix.MS_REMOUNT, "size="+size))
+	}
 }

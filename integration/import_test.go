@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -53,16 +54,20 @@ func TestImportedWeightsGoOn(t *testing.T) {
 	}
 }
 
-// torch runs reference/weights.py. PYTHON names an interpreter that has torch; without one the test is skipped.
+// interpreter is a Python that has torch: PYTHON, or python3. Without one the test is skipped.
+func interpreter(t testing.TB) string {
+	t.Helper()
+	python := cmp.Or(os.Getenv("PYTHON"), "python3")
+	if err := exec.Command(python, "-c", "import torch").Run(); err != nil {
+		t.Skipf("%s has no torch", python)
+	}
+	return python
+}
+
+// torch runs reference/weights.py.
 func (p *place) torch() func(args ...string) string {
 	p.Helper()
-	python := "python3"
-	if name := os.Getenv("PYTHON"); name != "" {
-		python = name
-	}
-	if err := exec.Command(python, "-c", "import torch").Run(); err != nil {
-		p.Skipf("%s has no torch", python)
-	}
+	python := interpreter(p)
 	script, err := filepath.Abs("reference/weights.py")
 	p.check(err)
 	return func(args ...string) string {

@@ -1,23 +1,15 @@
 package integration
 
 import (
-	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 )
 
 // A perceptual network comes from torchvision's and lpips' files through the script, or as it is from what torch.save wrote: the loss is the
-// same. PYTHON names an interpreter that has torch; without one the test is skipped.
+// same.
 func TestPerceptualWeightsFromPyTorch(t *testing.T) {
 	t.Parallel()
-	python := "python3"
-	if p := os.Getenv("PYTHON"); p != "" {
-		python = p
-	}
-	if err := exec.Command(python, "-c", "import torch").Run(); err != nil {
-		t.Skipf("%s has no torch", python)
-	}
+	python := interpreter(t)
 	reference, err := filepath.Abs("reference")
 	p := newPlace(t)
 	p.check(err)

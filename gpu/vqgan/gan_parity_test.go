@@ -83,19 +83,7 @@ func (f *fixture) still(t *testing.T, i, of int) bool {
 // judgeGradients are the discriminators' of the last step, in the layout and by the names of files.
 func judgeGradients(t *testing.T, s *Session) map[string][]float32 {
 	t.Helper()
-	j := &s.judges
-	host := make([]float32, j.params.Floats())
-	s.e.Read(host, j.grads.At)
-	if err := s.e.Sync(); err != nil {
-		t.Fatal(err)
-	}
-	out := map[string][]float32{}
-	for _, p := range j.params.All() {
-		data := make([]float32, p.Len())
-		toFile(p, data, host[p.Off/4:])
-		out[j.judgeName(p)] = data
-	}
-	return out
+	return byName(t, s, &s.judges.params, s.judges.grads, s.judges.judgeName)
 }
 
 // said compares what a step of a GAN says; what is near 0 with an absolute tolerance.

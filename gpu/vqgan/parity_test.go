@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/flowrun/flowrun/gpu/nn"
 	"github.com/flowrun/flowrun/stages/safetensors"
 )
 
@@ -243,15 +244,21 @@ func less(x, y []float32) []float64 {
 // gradients are those of the last step, in the layout of files.
 func gradients(t *testing.T, s *Session) map[string][]float32 {
 	t.Helper()
-	host := make([]float32, s.params.Floats())
-	s.e.Read(host, s.grads.At)
+	return byName(t, s, &s.params, s.grads, func(p *nn.Param) string { return p.Name })
+}
+
+// byName reads a block with a place for each parameter.
+func byName(t *testing.T, s *Session, params *nn.Params, b *nn.Block, name func(*nn.Param) string) map[string][]float32 {
+	t.Helper()
+	host := make([]float32, params.Floats())
+	s.e.Read(host, b.At)
 	if err := s.e.Sync(); err != nil {
 		t.Fatal(err)
 	}
 	out := map[string][]float32{}
-	for _, p := range s.params.All() {
-		out[p.Name] = make([]float32, p.Len())
-		toFile(p, out[p.Name], host[p.Off/4:])
+	for _, p := range params.All() {
+		out[name(p)] = make([]float32, p.Len())
+		toFile(p, out[name(p)], host[p.Off/4:])
 	}
 	return out
 }

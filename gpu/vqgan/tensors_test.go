@@ -12,7 +12,7 @@ import (
 )
 
 // shapesOf are the tensors of a model's state dict.
-func shapesOf(t testing.TB, c *Config) map[string][]int {
+func shapesOf(t rapid.TB, c *Config) map[string][]int {
 	t.Helper()
 	list, err := c.StateDict()
 	if err != nil {
@@ -49,14 +49,7 @@ func TestOutline(t *testing.T) {
 		if c.Downsample == unit {
 			c.Downsample[1] = 2
 		}
-		list, err := c.StateDict()
-		if err != nil {
-			t.Fatal(err)
-		}
-		shapes := map[string][]int{}
-		for _, e := range list {
-			shapes[e.Name] = e.Shape
-		}
+		shapes := shapesOf(t, &c)
 		got, err := ReadOutline(shapes)
 		want := Outline{c.Hidden, c.Embedding, 1, c.Codes, bits.Len(uint(max(c.Downsample[0], c.Downsample[1], c.Downsample[2]))) - 1, c.Decoder}
 		if err != nil || got != want {

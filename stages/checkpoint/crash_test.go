@@ -104,14 +104,21 @@ func TestKilledAtRandomMoments(t *testing.T) {
 	t.Logf("reached step %d, %d temporary files swept", reached, temps)
 }
 
-// Every beginning of a checkpoint is refused, and so is one with anything after its end.
-func TestTornAtEveryByte(t *testing.T) {
-	dir := t.TempDir()
+// file is a small checkpoint.
+func file(t *testing.T) []byte {
+	t.Helper()
 	x := snap(1, 30)
 	x.Tags = nil
-	save(t, open1(t, dir, 1, "psnr"), x)
-	whole, err := os.ReadFile(filepath.Join(dir, Name(1)))
+	path, err := open1(t, t.TempDir(), 1, "psnr").Save(t.Context(), x)
 	check(t, err)
+	b, err := os.ReadFile(path)
+	check(t, err)
+	return b
+}
+
+// Every beginning of a checkpoint is refused, and so is one with anything after its end.
+func TestTornAtEveryByte(t *testing.T) {
+	whole := file(t)
 	path := filepath.Join(t.TempDir(), "torn")
 	for n := range whole {
 		refused(t, path, whole[:n], fmt.Sprintf("cut at %d", n))
@@ -126,12 +133,7 @@ func TestTornAtEveryByte(t *testing.T) {
 }
 
 func TestEveryFlippedBitIsNoticed(t *testing.T) {
-	dir := t.TempDir()
-	x := snap(1, 30)
-	x.Tags = nil
-	save(t, open1(t, dir, 1, "psnr"), x)
-	whole, err := os.ReadFile(filepath.Join(dir, Name(1)))
-	check(t, err)
+	whole := file(t)
 	path := filepath.Join(t.TempDir(), "flipped")
 	for i := range whole {
 		bit := byte(1) << (i % 8)

@@ -276,17 +276,21 @@ func TestDecodeWaitsForOutputs(t *testing.T) {
 		m := NewIdentity([3]int{4, 4, 4})
 		c := encode(t, v, m, Tiling{})
 		ctx, cancel := context.WithCancelCause(context.Background())
-		got := make(chan *volume.Output, 9)
 		var last error
-		go func() {
-			for out, err := range Decode(ctx, c, v, m, Tiling{}) {
-				if last = err; err == nil {
-					got <- out
+		decode := func() <-chan *volume.Output {
+			got := make(chan *volume.Output, 9)
+			go func() {
+				for out, err := range Decode(ctx, c, v, m, Tiling{}) {
+					if last = err; err == nil {
+						got <- out
+					}
 				}
-			}
-			close(got)
-		}()
-		synctest.Wait()
+				close(got)
+			}()
+			synctest.Wait()
+			return got
+		}
+		got := decode()
 		if len(got) != 2 {
 			t.Errorf("%d outputs at a time", len(got))
 		}
@@ -308,16 +312,7 @@ func TestDecodeWaitsForOutputs(t *testing.T) {
 			t.Errorf("more %v, error %v", more, last)
 		}
 
-		got = make(chan *volume.Output, 9)
-		go func() {
-			for out, err := range Decode(ctx, c, v, m, Tiling{}) {
-				if last = err; err == nil {
-					got <- out
-				}
-			}
-			close(got)
-		}()
-		synctest.Wait()
+		got = decode()
 		cancel(errors.New("enough"))
 		synctest.Wait()
 		for out := range got {

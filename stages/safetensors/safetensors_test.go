@@ -3,6 +3,7 @@ package safetensors
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -89,14 +90,8 @@ func TestWriteThenReadIsIdentity(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, gotMeta, err := Read(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !maps.Equal(meta, gotMeta) {
-			t.Fatalf("metadata %q, want %q", gotMeta, meta)
-		}
-		if err := same(got, arrays); err != nil {
-			t.Fatal(err)
+		if err := errors.Join(err, same(got, arrays)); err != nil || !maps.Equal(meta, gotMeta) {
+			t.Fatalf("metadata %q, want %q: %v", gotMeta, meta, err)
 		}
 	})
 }
@@ -286,14 +281,8 @@ func FuzzRead(f *testing.F) {
 			t.Fatal(err)
 		}
 		got, gotMeta, err := readAll(again.Bytes())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !maps.Equal(meta, gotMeta) {
-			t.Fatalf("metadata %q, want %q", gotMeta, meta)
-		}
-		if err := same(got, arrays); err != nil {
-			t.Fatal(err)
+		if err := errors.Join(err, same(got, arrays)); err != nil || !maps.Equal(meta, gotMeta) {
+			t.Fatalf("metadata %q, want %q: %v", gotMeta, meta, err)
 		}
 	})
 }

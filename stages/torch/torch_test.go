@@ -86,6 +86,16 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// listed is what list makes of an archive.
+func listed(t *testing.T, data []byte) (*File, error) {
+	t.Helper()
+	z, err := zip.NewReader(bytes.NewReader(data), int64(len(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list(z, int64(len(data)))
+}
+
 // A damaged tensor is found by the archive's checksum.
 func TestDamagedTensor(t *testing.T) {
 	whole := mustRead(t, "testdata/small.pth")
@@ -94,11 +104,7 @@ func TestDamagedTensor(t *testing.T) {
 		t.Fatal("no 0, 1, 2 in the fixture")
 	}
 	whole[at+2] ^= 1
-	z, err := zip.NewReader(bytes.NewReader(whole), int64(len(whole)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := list(z, int64(len(whole)))
+	f, err := listed(t, whole)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,11 +123,7 @@ func FuzzPickle(f *testing.F) {
 		")\x81}X\x08\x00\x00\x00_content](comegaconf.nodes\nAnyNode\n)\x81}X\x04\x00\x00\x00_valK\x02sbesbu."))
 	f.Fuzz(func(t *testing.T, pickle []byte) {
 		data := archive(t, "a/data.pkl", string(pickle), "a/data/0", strings.Repeat("\x00\x00\x80\x3f", 4))
-		z, err := zip.NewReader(bytes.NewReader(data), int64(len(data)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		file, err := list(z, int64(len(data)))
+		file, err := listed(t, data)
 		if err != nil {
 			return
 		}

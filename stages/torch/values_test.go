@@ -1,8 +1,6 @@
 package torch
 
 import (
-	"archive/zip"
-	"bytes"
 	"fmt"
 	"maps"
 	"slices"
@@ -37,11 +35,7 @@ func TestSettings(t *testing.T) {
 // A dict that holds itself has an end.
 func TestSettingsInACircle(t *testing.T) {
 	data := archive(t, "a/data.pkl", "\x80\x02}q\x00(X\x01\x00\x00\x00ah\x00X\x01\x00\x00\x00bh\x00X\x01\x00\x00\x00cK\x07u.")
-	z, err := zip.NewReader(bytes.NewReader(data), int64(len(data)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := list(z, int64(len(data)))
+	f, err := listed(t, data)
 	if err != nil || f.Values["a.b.a.c"] != int64(7) {
 		t.Errorf("%v, %v", err, f)
 	}
@@ -55,11 +49,7 @@ func TestLongNames(t *testing.T) {
 		pickle += fmt.Sprintf("X\x02\x00\x00\x00%02dK\x01", i)
 	}
 	data := archive(t, "a/data.pkl", pickle+"us.")
-	z, err := zip.NewReader(bytes.NewReader(data), int64(len(data)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := list(z, int64(len(data))); err == nil || !strings.Contains(err.Error(), "bytes of their names") {
+	if _, err := listed(t, data); err == nil || !strings.Contains(err.Error(), "bytes of their names") {
 		t.Errorf("%v", err)
 	}
 }
@@ -73,11 +63,7 @@ func TestOverlaps(t *testing.T) {
 		pickle += fmt.Sprintf(view, string(name))
 	}
 	data := archive(t, "a/data.pkl", pickle+"u.", "a/data/0", strings.Repeat("\x00\x00\x80\x3f", 256))
-	z, err := zip.NewReader(bytes.NewReader(data), int64(len(data)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := list(z, int64(len(data)))
+	f, err := listed(t, data)
 	if err != nil || len(f.Tensors) != 8 {
 		t.Fatal(err, f)
 	}
@@ -94,11 +80,7 @@ func TestOneStorageTwoTypes(t *testing.T) {
 	const view = "X\x01\x00\x00\x00%sctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\n%sStorage\n" +
 		"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQK\x00K\x04\x85K\x01\x85tR"
 	data := archive(t, "a/data.pkl", "\x80\x02}("+fmt.Sprintf(view, "v", "Float")+fmt.Sprintf(view, "w", "Int")+"u.", "a/data/0", strings.Repeat("\x00\x00\x80\x3f", 4))
-	z, err := zip.NewReader(bytes.NewReader(data), int64(len(data)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := list(z, int64(len(data)))
+	f, err := listed(t, data)
 	if err != nil {
 		t.Fatal(err)
 	}
