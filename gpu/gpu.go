@@ -199,8 +199,17 @@ type Engine interface {
 	Write(dst Ptr, src []float32)
 	Read(dst []float32, src Ptr)
 	Codes(dst []int32, src Ptr)
+	// Upload begins to copy src to the arena, for Store alone: it waits for every Store that was called, but for no other op, so the copy
+	// may go on while they run. It returns when src may change. Store writes y from dense data [N, D, H, W, C] in the arena, behind all
+	// Uploads; it fills the halo.
+	Upload(dst Ptr, src []float32)
+	Store(src Ptr, y Tensor)
 	// Fill sets n floats to a value.
 	Fill(dst Ptr, n int, value float32)
+	// Copy copies n floats to where none of them lies, Gather rows of width floats: row i of dst is row at[i] (int32) of src. Both copy bits,
+	// whatever they stand for. Where width is a multiple of 4, dst is one of 16 bytes.
+	Copy(dst, src Ptr, n int)
+	Gather(dst, src Ptr, width int, at Ptr, n int)
 	// Native is the type of activations that nothing asks to be float32.
 	Native() Type
 	// Bytes is the storage of a tensor.

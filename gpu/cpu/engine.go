@@ -237,6 +237,23 @@ func (e *Engine) Fill(dst gpu.Ptr, n int, value float32) {
 	})
 }
 
+// Upload is Write: an op has finished when it returns.
+func (e *Engine) Upload(dst gpu.Ptr, src []float32) { e.Write(dst, src) }
+
+// Store writes y from dense data.
+func (e *Engine) Store(src gpu.Ptr, y gpu.Tensor) { e.WriteTensor(y, e.floats(src, y.Len())) }
+
+// Copy copies n floats.
+func (e *Engine) Copy(dst, src gpu.Ptr, n int) { copy(e.floats(dst, n), e.floats(src, n)) }
+
+// Gather copies rows.
+func (e *Engine) Gather(dst, src gpu.Ptr, width int, at gpu.Ptr, n int) {
+	rows := e.ints(at, n)
+	for i, r := range rows {
+		copy(e.floats(dst+gpu.Ptr(4*i*width), width), e.floats(src+4*gpu.Ptr(r)*gpu.Ptr(width), width))
+	}
+}
+
 // Native is gpu.Float32, the only type there is here.
 func (e *Engine) Native() gpu.Type { return gpu.Float32 }
 

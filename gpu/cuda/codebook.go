@@ -76,6 +76,13 @@ func (e *Engine) QuantizeGrad(k gpu.Quantizer, z gpu.Tensor, codebook, idx gpu.P
 	run(e, "quantizeGrad", blocks(spots(z.Dims), 256), 256, lookupArgs{Q: e.view(dz), Z: e.view(z), DQ: e.viewOf(dq), D: dimsOf(z.Dims), Codes: e.at(codebook), Idx: e.at(idx), Scale: e.at(scale)})
 }
 
+// Gather copies rows.
+func (e *Engine) Gather(dst, src gpu.Ptr, width int, at gpu.Ptr, n int) {
+	if n > 0 {
+		e.Lookup(gpu.Quantizer{Dim: width}, src, at, gpu.Tensor{Dims: gpu.Dims{N: 1, D: 1, H: 1, W: n, C: width}, At: dst})
+	}
+}
+
 // Lookup writes q = codebook[idx].
 func (e *Engine) Lookup(k gpu.Quantizer, codebook, idx gpu.Ptr, q gpu.Tensor) {
 	checkCodes(k, q)

@@ -35,6 +35,7 @@ type Engine struct {
 	compute, copies cu.Stream
 	modules         []cu.Module
 	kernels         map[string]cu.Function
+	settled         int // pieces of work that had been begun at the last wait
 	memory          []cu.DevicePtr
 }
 
@@ -145,7 +146,14 @@ func (e *Engine) Reserve(bytes int64) error {
 }
 
 // Sync waits until everything that was called has happened, and reports what failed.
-func (e *Engine) Sync() error { return e.wait(e.settle) }
+func (e *Engine) Sync() error {
+	return e.wait(func() error {
+		if e.settled == e.o.pieces-1 {
+			return nil // nothing was called since the last wait
+		}
+		return e.settle()
+	})
+}
 
 // wait does f behind all calls.
 func (e *Engine) wait(f func() error) error {
@@ -154,14 +162,17 @@ func (e *Engine) wait(f func() error) error {
 }
 
 // settle waits for the device.
-func (e *Engine) settle() error { return failed("cuStreamSynchronize", e.compute.Synchronize()) }
+func (e *Engine) settle() error {
+	e.settled = e.o.pieces
+	return failed("cuStreamSynchronize", e.compute.Synchronize())
+}
 
 // Close gives everything back. It reports a failure that Sync hasn't.
 func (e *Engine) Close() error {
 	// Behind a failure the owner does nothing more, and the driver takes everything back with the context.
 	e.o.do(func() error {
 		var errs []error
-		errs = append(errs, e.settle(), e.staging.close())
+		errs = append(errs, e.settle(), failed("cuStreamSynchronize", e.copies.Synchronize()), e.staging.close())
 		for _, r := range e.recordings {
 			errs = append(errs, destroyGraph(r.graph))
 		}

@@ -14,6 +14,8 @@ type owner struct {
 	work chan piece
 	done chan struct{}
 
+	pieces int // of work that were begun; the goroutine's own
+
 	mu   sync.Mutex
 	err  error // the first: what was handed in behind it isn't done
 	said bool  // wait has returned it
@@ -43,6 +45,7 @@ func start(dev cu.Device) (*owner, error) {
 		}
 		for p := range o.work {
 			if o.failure() == nil {
+				o.pieces++
 				o.keep(p.f())
 			}
 			if p.done != nil {

@@ -112,11 +112,13 @@ func roundUp(n, to int) int { return divUp(n, to) * to }
 
 // Overhead is device memory that an engine takes beside its arena and the driver's context: slots for copies, and the tables of
 // convolutions.
-const Overhead = stagingBytes*stagingSlots + tableBytes
+const Overhead = stagingBytes*stagingSlots + smallBytes*smallSlots + tableBytes
 
 const (
 	stagingBytes = 8 << 20 // of a slot, here and in pinned host memory
 	stagingSlots = 4
+	smallBytes   = 64 << 10
+	smallSlots   = 32
 	tableBytes   = 8 << 20
 )
 

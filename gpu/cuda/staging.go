@@ -15,65 +15,99 @@ import (
 	"gorgonia.org/cu"
 )
 
-// staging moves data: through slots of pinned host memory, each with its twin on the device. A slot is free again when what read it on
-// the device has run. All of it is the owner's.
+// staging moves data: through slots of pinned host memory, each with its twin on the device. There are large ones, and small ones so that
+// the numbers of a step don't wait for each other. All of it is the owner's.
 type staging struct {
-	slots [stagingSlots]slot
+	large, small rota
+	uploaded     cu.Event // on the stream of copies, behind the last Upload
+	stored       cu.Event // on the stream of kernels, behind the last Store
+}
+
+// rota is slots that take turns.
+type rota struct {
+	slots []slot
 	next  int
 }
 
+// slot is free again when what read or wrote it, on the device or on its way there, has run.
 type slot struct {
 	host   []float32
 	device uint64
 	filled cu.Event // on the stream of copies
-	free   cu.Event // on the stream of kernels
+	free   cu.Event
 	used   bool
 }
 
 // open takes device memory at at.
 func (s *staging) open(at uint64) error {
-	for i := range s.slots {
-		p := unsafe.Pointer(nil)
-		if err := check("cuMemHostAlloc", C.cuMemHostAlloc(&p, stagingBytes, 0)); err != nil {
-			return err
-		}
-		slot := &s.slots[i]
-		slot.host, slot.device = unsafe.Slice((*float32)(p), stagingBytes/4), at+uint64(i)*stagingBytes
-		for _, e := range []*cu.Event{&slot.filled, &slot.free} {
-			var err error
-			if *e, err = cu.MakeEvent(cu.DisableTiming); err != nil {
-				return failed("cuEventCreate", err)
+	for _, r := range []struct {
+		*rota
+		slots, bytes int
+	}{{&s.large, stagingSlots, stagingBytes}, {&s.small, smallSlots, smallBytes}} {
+		r.rota.slots = make([]slot, r.slots)
+		for i := range r.rota.slots {
+			if err := r.rota.slots[i].open(at, r.bytes); err != nil {
+				return err
 			}
+			at += uint64(r.bytes)
+		}
+	}
+	return makeEvents(&s.uploaded, &s.stored)
+}
+
+func (s *slot) open(at uint64, bytes int) error {
+	p := unsafe.Pointer(nil)
+	if err := check("cuMemHostAlloc", C.cuMemHostAlloc(&p, C.size_t(bytes), 0)); err != nil {
+		return err
+	}
+	s.host, s.device = unsafe.Slice((*float32)(p), bytes/4), at
+	return makeEvents(&s.filled, &s.free)
+}
+
+func makeEvents(events ...*cu.Event) error {
+	for _, e := range events {
+		var err error
+		if *e, err = cu.MakeEvent(cu.DisableTiming); err != nil {
+			return failed("cuEventCreate", err)
 		}
 	}
 	return nil
 }
 
 func (s *staging) close() error {
-	for i := range s.slots {
-		slot := &s.slots[i]
-		if slot.host == nil {
-			continue
-		}
-		for _, err := range []error{
-			check("cuMemFreeHost", C.cuMemFreeHost(unsafe.Pointer(&slot.host[0]))),
-			failed("cuEventDestroy", cu.DestroyEvent(&slot.filled)), failed("cuEventDestroy", cu.DestroyEvent(&slot.free)),
-		} {
-			if err != nil {
+	var events []*cu.Event
+	for _, r := range []*rota{&s.large, &s.small} {
+		for i := range r.slots {
+			slot := &r.slots[i]
+			if slot.host == nil {
+				return nil // it was never opened whole
+			}
+			if err := check("cuMemFreeHost", C.cuMemFreeHost(unsafe.Pointer(&slot.host[0]))); err != nil {
 				return err
 			}
+			events = append(events, &slot.filled, &slot.free)
 		}
-		*slot = slot0
+		r.slots = nil
+	}
+	if events == nil {
+		return nil
+	}
+	for _, e := range append(events, &s.uploaded, &s.stored) {
+		if err := failed("cuEventDestroy", cu.DestroyEvent(e)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-var slot0 slot
-
-// take waits for the next slot.
-func (s *staging) take() (*slot, error) {
-	slot := &s.slots[s.next]
-	s.next = (s.next + 1) % len(s.slots)
+// take waits for the next slot with room for n floats.
+func (s *staging) take(n int) (*slot, error) {
+	r := &s.large
+	if n <= smallBytes/4 {
+		r = &s.small
+	}
+	slot := &r.slots[r.next]
+	r.next = (r.next + 1) % len(r.slots)
 	if !slot.used {
 		slot.used = true
 		return slot, nil
@@ -81,55 +115,78 @@ func (s *staging) take() (*slot, error) {
 	return slot, failed("cuEventSynchronize", slot.free.Synchronize())
 }
 
-// send copies src to the device, in slots, and calls use for each: it puts what reads the slot on the compute stream. Copies have a
-// stream of their own, so they go on while kernels run.
-func (e *Engine) send(src []float32, per int, use func(s *slot, at, n int) error) error {
+// upload copies src to slots, and from there to the device; use puts what follows on the streams.
+func (e *Engine) upload(src []float32, per int, to func(s *slot, at int) uint64, use func(s *slot, at, n int) error) error {
 	for at := 0; at < len(src); at += per {
 		n := min(per, len(src)-at)
-		s, err := e.staging.take()
+		s, err := e.staging.take(n)
 		if err != nil {
 			return err
 		}
 		copy(s.host, src[at:at+n])
-		for _, step := range []func() error{
-			func() error {
-				return failed("cuMemcpyHtoDAsync", cu.MemcpyHtoDAsync(cu.DevicePtr(s.device), unsafe.Pointer(&s.host[0]), int64(4*n), e.copies))
-			},
-			func() error { return failed("cuEventRecord", s.filled.Record(e.copies)) },
-			func() error { return failed("cuStreamWaitEvent", e.compute.Wait(s.filled, 0)) },
-			func() error { return use(s, at, n) },
-			func() error { return failed("cuEventRecord", s.free.Record(e.compute)) },
-		} {
-			if err := step(); err != nil {
-				return err
-			}
+		if err := cu.MemcpyHtoDAsync(cu.DevicePtr(to(s, at)), unsafe.Pointer(&s.host[0]), int64(4*n), e.copies); err != nil {
+			return failed("cuMemcpyHtoDAsync", err)
+		}
+		if err := use(s, at, n); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// receive copies from the device in slots. make puts what fills the slot on the compute stream and says where the data is.
+// send copies src to the device, in slots, and calls use for each: it puts what reads the slot on the compute stream. Copies have a
+// stream of their own, so they go on while kernels run.
+func (e *Engine) send(src []float32, per int, use func(s *slot, at, n int) error) error {
+	return e.upload(src, per, func(s *slot, _ int) uint64 { return s.device }, func(s *slot, at, n int) error {
+		return inTurn(
+			func() error { return failed("cuEventRecord", s.filled.Record(e.copies)) },
+			func() error { return failed("cuStreamWaitEvent", e.compute.Wait(s.filled, 0)) },
+			func() error { return use(s, at, n) },
+			func() error { return failed("cuEventRecord", s.free.Record(e.compute)) },
+		)
+	})
+}
+
+// inTurn does one step after the other, until one fails.
+func inTurn(steps ...func() error) error {
+	for _, f := range steps {
+		if err := f(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// receive copies from the device in slots, and waits once for as many as there are. make puts what fills the slot on the compute stream and
+// says where the data is.
 func (e *Engine) receive(dst []float32, per int, make func(s *slot, at, n int) (uint64, error)) error {
-	for at := 0; at < len(dst); at += per {
-		n := min(per, len(dst)-at)
-		s, err := e.staging.take()
-		if err != nil {
-			return err
-		}
-		from, err := make(s, at, n)
-		if err != nil {
-			return err
-		}
-		if err := cu.MemcpyDtoHAsync(unsafe.Pointer(&s.host[0]), cu.DevicePtr(from), int64(4*n), e.compute); err != nil {
-			return failed("cuMemcpyDtoHAsync", err)
-		}
-		if err := failed("cuEventRecord", s.free.Record(e.compute)); err != nil {
-			return err
+	for from := 0; from < len(dst); from += per * stagingSlots {
+		var slots []*slot
+		end := min(from+per*stagingSlots, len(dst))
+		for at := from; at < end; at += per {
+			n := min(per, end-at)
+			s, err := e.staging.take(n)
+			if err != nil {
+				return err
+			}
+			data, err := make(s, at, n)
+			if err != nil {
+				return err
+			}
+			if err := cu.MemcpyDtoHAsync(unsafe.Pointer(&s.host[0]), cu.DevicePtr(data), int64(4*n), e.compute); err != nil {
+				return failed("cuMemcpyDtoHAsync", err)
+			}
+			if err := failed("cuEventRecord", s.free.Record(e.compute)); err != nil {
+				return err
+			}
+			slots = append(slots, s)
 		}
 		if err := e.settle(); err != nil {
 			return err
 		}
-		copy(dst[at:at+n], s.host)
+		for i, s := range slots {
+			copy(dst[from+i*per:end], s.host)
+		}
 	}
 	return nil
 }
@@ -156,6 +213,41 @@ func (e *Engine) Codes(dst []int32, src gpu.Ptr) {
 	if len(dst) > 0 {
 		e.Read(unsafe.Slice((*float32)(unsafe.Pointer(&dst[0])), len(dst)), src)
 	}
+}
+
+// Upload begins to copy src into the arena, on the stream of copies.
+func (e *Engine) Upload(dst gpu.Ptr, src []float32) {
+	to := func(_ *slot, at int) uint64 { return e.at(dst) + uint64(4*at) }
+	_ = e.wait(func() error {
+		return inTurn(
+			func() error { return failed("cuStreamWaitEvent", e.copies.Wait(e.staging.stored, 0)) },
+			func() error {
+				return e.upload(src, stagingBytes/4, to, func(s *slot, _, _ int) error { return failed("cuEventRecord", s.free.Record(e.copies)) })
+			},
+			func() error { return failed("cuEventRecord", e.staging.uploaded.Record(e.copies)) },
+		)
+	})
+}
+
+// Store writes y from what was uploaded.
+func (e *Engine) Store(src gpu.Ptr, y gpu.Tensor) {
+	e.flush()
+	args := copyArgs{Dense: e.at(src), T: e.view(y), D: dimsOf(y.Dims), Rows: int32(y.N * y.D * y.H)}
+	e.o.do(func() error {
+		return inTurn(
+			func() error { return failed("cuStreamWaitEvent", e.compute.Wait(e.staging.uploaded, 0)) },
+			func() error { return launch(e, "storeTensor", blocks(spots(y.Dims), 256), 256, &args) },
+			func() error { return failed("cuEventRecord", e.staging.stored.Record(e.compute)) },
+		)
+	})
+}
+
+// Copy copies n floats.
+func (e *Engine) Copy(dst, src gpu.Ptr, n int) {
+	args := struct{ dst, src, bytes int64 }{int64(e.at(dst)), int64(e.at(src)), 4 * int64(n)}
+	e.post(call{"copy", [3]int{}, bytesOf(&args), func() error {
+		return failed("cuMemcpyDtoDAsync", cu.MemcpyDtoDAsync(cu.DevicePtr(args.dst), cu.DevicePtr(args.src), args.bytes, e.compute))
+	}})
 }
 
 // Fill sets n floats.

@@ -24,6 +24,8 @@ const arenaBytes = 128 << 20
 func Run(t *testing.T, open func() gpu.Engine) {
 	tests := []test{
 		{"Memory", testMemory, true},
+		{"Upload", testUpload, true},
+		{"Copies", testCopies, false},
 		{"Conv", testConv, true},
 		{"ConvExtent", testConvExtent, true},
 		{"NormAct", testNormAct, true},

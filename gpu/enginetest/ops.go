@@ -26,6 +26,69 @@ func testMemory(t *testing.T, r *rig) {
 	})
 }
 
+// testUpload checks that what is uploaded is there for the Stores behind it, and for those before it is not yet.
+func testUpload(t *testing.T, r *rig) {
+	r.check(t, func(t *rapid.T) {
+		d := drawDims(t, drawChannels(t, "c"))
+		rng, halo, pad := seeded(t), rapid.IntRange(0, 2).Draw(t, "halo"), drawPad(t)
+		at := r.alloc(4 * int64(d.Len()))
+		if err := r.e.Sync(); err != nil { // an Upload doesn't wait for what filled the arena
+			t.Fatalf("%v", err)
+		}
+		for range 3 {
+			a, b := r.random(rng, d.Len()), r.random(rng, d.Len())
+			x, y := r.tensor(d, halo, pad), r.tensor(d, halo, pad)
+			host := float32s(a)
+			r.e.Upload(at, host)
+			clear(host)
+			r.e.Store(at, x)
+			r.e.Upload(at, float32s(b))
+			r.e.Store(at, y)
+			r.exact(t, "first", x, a)
+			r.exact(t, "second", y, b)
+			r.checkHalo(t, "first", x)
+		}
+	})
+}
+
+// testCopies checks that Copy and Gather move any bits, those of integers too.
+func testCopies(t *testing.T, r *rig) {
+	r.check(t, func(t *rapid.T) {
+		width, rows := rapid.IntRange(1, 17).Draw(t, "width"), rapid.IntRange(1, 40).Draw(t, "rows")
+		rng := seeded(t)
+		src := make([]float32, width*rows)
+		for i := range src {
+			src[i] = math.Float32frombits(rng.Uint32() >> rng.IntN(32) &^ (1 << 23)) // no NaN, many denormal
+		}
+		picks := make([]float32, rapid.IntRange(0, 50).Draw(t, "picks"))
+		var want []float32
+		for i := range picks {
+			row := rng.IntN(rows)
+			picks[i] = math.Float32frombits(uint32(row))
+			want = append(want, src[row*width:][:width]...)
+		}
+		from, at, whole := r.alloc(4*int64(len(src))), r.alloc(4*int64(len(picks))), r.alloc(4*int64(len(src)))
+		r.e.Write(from, src)
+		r.e.Write(at, picks)
+		gathered := r.alloc(4 * int64(len(want)))
+		r.e.Gather(gathered, from, width, at, len(picks))
+		r.e.Copy(whole, from, len(src))
+		for _, c := range []struct {
+			what string
+			at   gpu.Ptr
+			want []float32
+		}{{"gathered", gathered, want}, {"copied", whole, src}} {
+			got := make([]float32, len(c.want))
+			r.e.Read(got, c.at)
+			for i, w := range c.want {
+				if math.Float32bits(got[i]) != math.Float32bits(w) {
+					t.Fatalf("%s[%d] = %#x, want %#x", c.what, i, math.Float32bits(got[i]), math.Float32bits(w))
+				}
+			}
+		}
+	})
+}
+
 func testQuantize(t *testing.T, r *rig) {
 	r.check(t, func(t *rapid.T) {
 		k := gpu.Quantizer{Codes: rapid.IntRange(1, 70).Draw(t, "codes"), Dim: rapid.IntRange(1, 17).Draw(t, "dim")}

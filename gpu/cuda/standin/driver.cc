@@ -1,6 +1,8 @@
-// A libcuda.so.1 for machines without a GPU: device memory is host memory, a launch runs the kernel's emulation at once. Fresh
-// memory holds NaN (the rest of a large piece zeros). FLOWRUN_STANDIN_FAULT=CALL=CODE@N makes the Nth of a call give a result (CALL async: the Nth launch breaks
-// the device, which later calls say). One thread calls it at a time.
+// A libcuda.so.1 for machines without a GPU: device memory is host memory, a launch runs the kernel's emulation. Fresh
+// memory holds NaN (the rest of a large piece zeros). What is put on a stream happens at once or
+// when somebody waits for it, by chance: who forgets to wait, or to have others wait, finds out. FLOWRUN_STANDIN_TRACE=FILE has each call appended to a file, a line "CALL STREAM"
+// (streams count from 1; 0 is none). FLOWRUN_STANDIN_FAULT=CALL=CODE@N makes the Nth of a call give a result (CALL async: the Nth launch breaks
+// the device, which later calls say).
 #define FLOWRUN_EMULATION
 #define FLOWRUN_EMULATION_BODY
 #include "../kernels/device.h"
@@ -40,9 +42,11 @@ namespace weight {
 
 #include "../include/cuda.h"
 #include <cstdlib>
+#include <deque>
 #include <dlfcn.h>
 #include <functional>
 #include <map>
+#include <mutex>
 #include <string>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -62,8 +66,75 @@ struct Function {
 	int shared;
 };
 
-typedef std::vector<std::function<CUresult()>> Recording;
+typedef std::function<void()> Work;
+typedef std::vector<Work> Recording;
 Recording *recording;
+
+// Event is a place on a stream; none before it is recorded.
+struct Event {
+	struct Stream *stream;
+	size_t at;
+
+	bool happened();
+	void wait();
+};
+
+// Step is work, behind an event.
+struct Step {
+	Event behind;
+	Work work;
+};
+
+// Stream is what is yet to happen. Behind a failure it never does.
+struct Stream {
+	int number;
+	std::deque<Step> steps;
+	size_t done; // before the first of steps
+	unsigned left;
+	bool lazy;
+
+	void next() {
+		Step s = std::move(steps.front());
+		steps.pop_front();
+		s.behind.wait();
+		done++;
+		if (!broken && s.work) s.work();
+	}
+	void run(size_t until) {
+		while (done < until && !steps.empty()) next();
+	}
+	void put(Step s) {
+		static unsigned chance = 1;
+		steps.push_back(s);
+		if (left-- == 0) { // for a while it is lazy, or isn't
+			chance = chance * 1664525 + 1013904223;
+			lazy = chance >> 31, left = chance >> 8 & 1023;
+		}
+		while (!lazy && !steps.empty() && steps.front().behind.happened()) next();
+	}
+	size_t end() { return done + steps.size(); }
+};
+std::vector<Stream *> streams;
+
+bool Event::happened() { return !stream || stream->done >= at; }
+void Event::wait() {
+	if (stream) stream->run(at);
+}
+
+void runAll() {
+	for (Stream *s : streams) s->run(s->end());
+}
+
+std::mutex alone;
+
+void trace(const char *call, CUstream s) {
+	const char *file = getenv("FLOWRUN_STANDIN_TRACE");
+	if (!file || !*file) return;
+	if (FILE *f = fopen(file, "a")) {
+		fprintf(f, "%s %d\n", call, s ? ((Stream *)s)->number : 0);
+		fclose(f);
+	}
+}
 
 // fault is what a call is told to give.
 CUresult fault(const char *call) {
@@ -80,10 +151,10 @@ CUresult fault(const char *call) {
 	return ++calls[name] == at ? (CUresult)code : CUDA_SUCCESS;
 }
 
-// does runs f now, or records it.
-CUresult does(std::function<CUresult()> f) {
-	if (!recording) return f();
-	recording->push_back(f);
+// does puts f on a stream, or records it.
+CUresult does(CUstream s, Work f) {
+	if (recording) recording->push_back(f);
+	else ((Stream *)s)->put({{}, f});
 	return CUDA_SUCCESS;
 }
 
@@ -92,11 +163,15 @@ size_t pages(size_t n) { return (n + page() - 1) / page() * page(); }
 } // namespace
 
 #define API(name) extern "C" __attribute__((visibility("default"))) CUresult name
-#define ENTER(name) \
+#define ENTER_ON(name, stream) \
+	std::lock_guard<std::mutex> one(alone); \
+	trace(#name, stream); \
 	if (CUresult rc = fault(#name)) return rc
-#define INSIDE(name) \
-	ENTER(name); \
+#define ENTER(name) ENTER_ON(name, nullptr)
+#define INSIDE_ON(name, stream) \
+	ENTER_ON(name, stream); \
 	if (!current) return CUDA_ERROR_INVALID_CONTEXT
+#define INSIDE(name) INSIDE_ON(name, nullptr)
 
 API(cuInit)(unsigned) {
 	ENTER(cuInit);
@@ -142,6 +217,8 @@ API(cuDevicePrimaryCtxRetain)(CUcontext *c, CUdevice) {
 	return CUDA_SUCCESS;
 }
 API(cuDevicePrimaryCtxRelease)(CUdevice) {
+	std::lock_guard<std::mutex> one(alone);
+	runAll();
 	broken = CUDA_SUCCESS; // a new context works again
 	return CUDA_SUCCESS;
 }
@@ -151,6 +228,7 @@ API(cuCtxSetCurrent)(CUcontext c) {
 }
 API(cuCtxSynchronize)(void) {
 	INSIDE(cuCtxSynchronize);
+	runAll();
 	return CUDA_SUCCESS;
 }
 API(cuMemGetInfo)(size_t *unused, size_t *total) {
@@ -173,6 +251,8 @@ API(cuMemAlloc)(CUdeviceptr *at, size_t n) {
 	return CUDA_SUCCESS;
 }
 API(cuMemFree)(CUdeviceptr at) {
+	std::lock_guard<std::mutex> one(alone);
+	runAll();
 	if (!current) return CUDA_ERROR_INVALID_CONTEXT;
 	auto it = allocated.find(at);
 	if (it == allocated.end()) return CUDA_ERROR_INVALID_VALUE;
@@ -187,6 +267,8 @@ API(cuMemHostAlloc)(void **p, size_t n, unsigned) {
 	return CUDA_SUCCESS;
 }
 API(cuMemFreeHost)(void *p) {
+	std::lock_guard<std::mutex> one(alone);
+	runAll();
 	free(p);
 	return broken;
 }
@@ -196,40 +278,45 @@ API(cuMemcpyHtoD)(CUdeviceptr to, const void *from, size_t n) {
 	memcpy((void *)to, from, n);
 	return CUDA_SUCCESS;
 }
-API(cuMemcpyHtoDAsync)(CUdeviceptr to, const void *from, size_t n, CUstream) {
-	INSIDE(cuMemcpyHtoDAsync);
-	return does([=] { memcpy((void *)to, from, n); return CUDA_SUCCESS; });
+API(cuMemcpyHtoDAsync)(CUdeviceptr to, const void *from, size_t n, CUstream s) {
+	INSIDE_ON(cuMemcpyHtoDAsync, s);
+	return does(s, [=] { memcpy((void *)to, from, n); });
 }
-API(cuMemcpyDtoHAsync)(void *to, CUdeviceptr from, size_t n, CUstream) {
-	INSIDE(cuMemcpyDtoHAsync);
-	return does([=] { memcpy(to, (void *)from, n); return CUDA_SUCCESS; });
+API(cuMemcpyDtoHAsync)(void *to, CUdeviceptr from, size_t n, CUstream s) {
+	INSIDE_ON(cuMemcpyDtoHAsync, s);
+	return does(s, [=] { memcpy(to, (void *)from, n); });
 }
-API(cuMemcpyDtoDAsync)(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream) {
-	INSIDE(cuMemcpyDtoDAsync);
-	return does([=] { memmove((void *)to, (void *)from, n); return CUDA_SUCCESS; });
+API(cuMemcpyDtoDAsync)(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream s) {
+	INSIDE_ON(cuMemcpyDtoDAsync, s);
+	return does(s, [=] { memmove((void *)to, (void *)from, n); });
 }
-API(cuMemsetD32Async)(CUdeviceptr at, unsigned v, size_t n, CUstream) {
-	INSIDE(cuMemsetD32Async);
-	return does([=] {
+API(cuMemsetD32Async)(CUdeviceptr at, unsigned v, size_t n, CUstream s) {
+	INSIDE_ON(cuMemsetD32Async, s);
+	return does(s, [=] {
 		for (size_t i = 0; i < n; i++) ((unsigned *)at)[i] = v;
-		return CUDA_SUCCESS;
 	});
 }
 API(cuStreamCreate)(CUstream *s, unsigned) {
 	INSIDE(cuStreamCreate);
-	*s = (CUstream)malloc(8);
+	streams.push_back(new Stream{(int)streams.size() + 1});
+	*s = (CUstream)streams.back();
 	return CUDA_SUCCESS;
 }
-API(cuStreamDestroy)(CUstream s) {
-	free(s);
+API(cuStreamDestroy)(CUstream) {
+	std::lock_guard<std::mutex> one(alone);
+	runAll(); // events may still lie on it: it stays
 	return CUDA_SUCCESS;
 }
-API(cuStreamSynchronize)(CUstream) {
-	INSIDE(cuStreamSynchronize);
-	return recording ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS;
+API(cuStreamSynchronize)(CUstream s) {
+	INSIDE_ON(cuStreamSynchronize, s);
+	if (recording) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+	((Stream *)s)->run(((Stream *)s)->end());
+	return broken;
 }
-API(cuStreamWaitEvent)(CUstream, CUevent, unsigned) {
-	INSIDE(cuStreamWaitEvent);
+API(cuStreamWaitEvent)(CUstream s, CUevent e, unsigned) {
+	INSIDE_ON(cuStreamWaitEvent, s);
+	if (recording) return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
+	((Stream *)s)->put({*(Event *)e, nullptr});
 	return CUDA_SUCCESS;
 }
 API(cuStreamBeginCapture)(CUstream, CUstreamCaptureMode) {
@@ -239,6 +326,7 @@ API(cuStreamBeginCapture)(CUstream, CUstreamCaptureMode) {
 	return CUDA_SUCCESS;
 }
 API(cuStreamEndCapture)(CUstream, CUgraph *g) {
+	std::lock_guard<std::mutex> one(alone);
 	*g = (CUgraph)recording;
 	recording = nullptr;
 	if (CUresult rc = fault("cuStreamEndCapture")) return rc;
@@ -249,11 +337,9 @@ API(cuGraphInstantiateWithFlags)(CUgraphExec *e, CUgraph g, unsigned long long) 
 	*e = (CUgraphExec) new Recording(*(Recording *)g);
 	return CUDA_SUCCESS;
 }
-API(cuGraphLaunch)(CUgraphExec e, CUstream) {
-	INSIDE(cuGraphLaunch);
-	for (auto &f : *(Recording *)e) {
-		if (CUresult rc = f()) return rc;
-	}
+API(cuGraphLaunch)(CUgraphExec e, CUstream s) {
+	INSIDE_ON(cuGraphLaunch, s);
+	for (auto &f : *(Recording *)e) does(s, f);
 	return CUDA_SUCCESS;
 }
 API(cuGraphDestroy)(CUgraph g) {
@@ -266,20 +352,23 @@ API(cuGraphExecDestroy)(CUgraphExec e) {
 }
 API(cuEventCreate)(CUevent *e, unsigned) {
 	INSIDE(cuEventCreate);
-	*e = (CUevent)malloc(8);
+	*e = (CUevent) new Event{};
 	return CUDA_SUCCESS;
 }
 API(cuEventDestroy)(CUevent e) {
-	free(e);
+	delete (Event *)e;
 	return CUDA_SUCCESS;
 }
-API(cuEventRecord)(CUevent, CUstream) {
-	INSIDE(cuEventRecord);
+API(cuEventRecord)(CUevent e, CUstream s) {
+	INSIDE_ON(cuEventRecord, s);
+	if (recording) return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
+	*(Event *)e = {(Stream *)s, ((Stream *)s)->end()};
 	return CUDA_SUCCESS;
 }
-API(cuEventSynchronize)(CUevent) {
+API(cuEventSynchronize)(CUevent e) {
 	INSIDE(cuEventSynchronize);
-	return CUDA_SUCCESS;
+	((Event *)e)->wait();
+	return broken;
 }
 API(cuModuleLoadDataEx)(CUmodule *m, const void *image, unsigned n, CUjit_option *options, void **values) {
 	CUresult rc = fault("cuModuleLoadDataEx");
@@ -313,9 +402,9 @@ API(cuFuncSetAttribute)(CUfunction f, CUfunction_attribute a, int v) {
 	if (a == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) ((Function *)f)->shared = v;
 	return v > 99 << 10 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
-API(cuLaunchKernel)(CUfunction fn, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, CUstream,
+API(cuLaunchKernel)(CUfunction fn, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, CUstream s,
 	void **params, void **) {
-	INSIDE(cuLaunchKernel);
+	INSIDE_ON(cuLaunchKernel, s);
 	Function *f = (Function *)fn;
 	if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || bx < 1 || bx > 1024 || by != 1 || bz != 1) return CUDA_ERROR_INVALID_VALUE;
 	if ((int)shared > f->shared) return CUDA_ERROR_INVALID_VALUE;
@@ -324,9 +413,8 @@ API(cuLaunchKernel)(CUfunction fn, unsigned gx, unsigned gy, unsigned gz, unsign
 		return CUDA_SUCCESS;
 	}
 	std::string args((const char *)params[0], f->size);
-	return does([=] {
-		emu::Shape s = {{gx, gy, gz}, bx, shared};
-		f->run(&s, args.data());
-		return CUDA_SUCCESS;
+	return does(s, [=] {
+		emu::Shape shape = {{gx, gy, gz}, bx, shared};
+		f->run(&shape, args.data());
 	});
 }
