@@ -4,6 +4,6 @@
 // Reading order: table.go (the stages), job.go (from file to Job), run.go (one run from lock to outcome), graph.go (the
 // wiring), data.go (which scans, in which order), replay.go (resuming in mid-epoch), validate.go and whole.go; adopt.go
 // (what a trained model's checkpoint decides), infer.go, codes.go and measure.go (the way back); watch.go
-// (what looks on), page.go and charts.go (the report), serve.go (the live page), tell.go (hooks, stalls, full disks), events.go;
+// (what looks on), page.go and charts.go (the report), serve.go (the live page), tell.go (hooks, stalls), pause.go (disks and memory that are full), events.go;
 // plan.go, demo.go, phantoms.go and inspect.go are the verbs beside the run.
 package flows

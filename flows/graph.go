@@ -121,6 +121,7 @@ func wireRead(w *wiring, s *piece) {
 				good++
 				a := admission{scan: scan, epoch: epoch, wanted: ctx}
 				if !dry {
+					r.await(ctx, r.job.cost(scan), scan.ID)
 					release, err := r.budget.Acquire(ctx, r.job.cost(scan), scan.ID)
 					if err != nil {
 						return err
@@ -243,6 +244,8 @@ func wireBatch(w *wiring, s *piece) {
 }
 
 func wireTrain(w *wiring, s *piece) {
+	w.loop.Wanted = w.wanted
+	w.loop.Room = func(ctx context.Context) { w.await(ctx, w.parts.snapshot, "a checkpoint") }
 	if w.job.ends().learn != nil {
 		w.loop.Wanted = w.wantsCheckpoint
 	}

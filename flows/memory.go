@@ -2,15 +2,13 @@ package flows
 
 import (
 	"fmt"
-	"os"
-	"strconv"
-	"strings"
 
 	"github.com/flowrun/flowrun/gpu"
 	"github.com/flowrun/flowrun/stages/augment"
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/codes"
 	"github.com/flowrun/flowrun/stages/infer"
+	"github.com/flowrun/flowrun/stages/observe"
 	"github.com/flowrun/flowrun/stages/shuffle"
 	"github.com/flowrun/flowrun/stages/tile"
 	"github.com/flowrun/flowrun/stages/train"
@@ -153,26 +151,12 @@ func size(n int64) string {
 	return fmt.Sprintf("%d B", n)
 }
 
-// hostMemory is the memory that this process may use: the machine's, or the container's where that is less.
+// hostMemory is the memory that this process may use: the machine's, or its control group's where that is less.
 func hostMemory() int64 {
-	total := int64(8 << 30) // where nobody says
-	if text, err := os.ReadFile("/proc/meminfo"); err == nil {
-		if f := strings.Fields(string(text)); len(f) > 1 && f[0] == "MemTotal:" {
-			if kib, err := strconv.ParseInt(f[1], 10, 64); err == nil {
-				total = kib << 10
-			}
-		}
+	if _, total := observe.Available(); total > 0 {
+		return total
 	}
-	for _, file := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			continue
-		}
-		if n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64); err == nil && n > 0 {
-			total = min(total, n)
-		}
-	}
-	return total
+	return 8 << 30 // where nobody says
 }
 
 // list says x, y, z as YAML does.

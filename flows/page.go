@@ -86,7 +86,7 @@ func (w *watch) sentence(now time.Time) (outcome, advice, command string) {
 		return outcome, "The same command goes on from there:", commandLine(again)
 	}
 	if w.state == report.Paused {
-		return sentenceOf("Paused, for the disk is full", w.why), "The run goes on by itself as soon as there is room.", ""
+		return sentenceOf("Paused, for "+w.short, w.why), "The run goes on by itself as soon as there is room.", ""
 	}
 	return w.progress(now), "", ""
 }

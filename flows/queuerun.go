@@ -247,11 +247,14 @@ func (r *run) lacks(v queue.Void) error {
 	return nil
 }
 
-// wantsCheckpoint says that the patches of another batch might not fit beside those that were trained since the last
+// wantsCheckpoint says whether the patches of another batch might not fit beside those that were trained since the last
 // checkpoint: without one, nothing more would come.
-func (r *run) wantsCheckpoint(trained int) bool {
+func (r *run) wantsCheckpoint(trained int) string {
 	need, err := r.job.waiting()
-	return err == nil && trained+need > r.job.bounds().Held
+	if err == nil && trained+need > r.job.bounds().Held {
+		return "queue"
+	}
+	return r.wanted(trained)
 }
 
 // ledgered is a snapshot that also says which patches it holds.

@@ -159,6 +159,7 @@ func wireReadQueued(w *wiring, s *piece) {
 				if p.scan == nil {
 					continue
 				}
+				r.await(ctx, read.Cost(p.scan, o), p.scan.ID)
 				release, err := r.budget.Acquire(ctx, read.Cost(p.scan, o), p.scan.ID)
 				if err != nil {
 					p.remove()

@@ -134,6 +134,7 @@ func (r *run) status(text string) {
 // validate measures the model on the held-out scans, records it and draws a picture. What can't be recorded or drawn
 // doesn't end the run: a disk without room does that when the checkpoint is written, and says what to do.
 func (r *run) validate(ctx context.Context, step int) (map[string]float64, error) {
+	r.await(ctx, r.parts.validation, "a validation")
 	values, pic, err := r.validator.measure(ctx)
 	r.status("")
 	if err != nil {

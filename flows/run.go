@@ -68,6 +68,9 @@ type run struct {
 	sample string             // the newest picture's path
 	values map[string]float64 // of the newest validation
 
+	available func() (free, total int64) // memory, in bytes
+	short     atomic.Bool                // memory has become short, and no checkpoint was written since
+
 	learnt  atomic.Int64 // the step at which the train stage ended; -1 while it goes on
 	durable atomic.Int64 // the newest checkpoint's step
 
@@ -94,7 +97,7 @@ func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) 
 		return j.unwritable(err)
 	}
 	defer unlock()
-	r := &run{job: j, out: ui.Out, epochs: 1, warned: map[string]bool{}, began: time.Now()}
+	r := &run{job: j, out: ui.Out, epochs: 1, warned: map[string]bool{}, began: time.Now(), available: observe.Available}
 	r.progress = observe.NewProgress(ui.Err, observe.ProgressOptions{Terminal: ui.Terminal, Quiet: ui.Quiet})
 	defer func() { _ = r.progress.Close() }()
 	var closeLog func() error
@@ -209,6 +212,7 @@ func (r *run) prepare(ctx context.Context) error {
 	if r.parts, err = j.divide(r.data, j.onHost(arena), state, batches); err != nil {
 		return err
 	}
+	r.limitMemory(os.Getenv)
 	r.budget = pipe.NewBudget(r.parts.scans)
 	if err := r.openQueue(ctx, snap); err != nil {
 		return err

@@ -2,12 +2,10 @@ package flows
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/flowrun/flowrun/stages/observe"
@@ -123,85 +121,5 @@ func (w *watch) service(now time.Time) {
 		w.mu.Unlock()
 		_ = w.systemd.Tell("STATUS=" + strings.ReplaceAll(text, "\n", " "))
 		w.stated = now
-	}
-}
-
-// room looks at what is left of disk and memory, and warns before they run out; once, until there is enough again.
-func (w *watch) room() {
-	r := w.run
-	if free, ok := observe.FreeSpace(r.job.run.Dir); ok && r.store != nil {
-		need := 2 * r.parts.snapshot
-		if free < need && !w.warned["disk"] {
-			r.log.Warn().Str("event", "disk").Str("free", report.Bytes(free)).Str("checkpoint", report.Bytes(r.parts.snapshot)).Msg("the disk is nearly full: make room, or lower checkpoint.keep")
-		}
-		w.warned["disk"] = free < need
-	}
-	if free, total := observe.Available(); total > 0 {
-		if free < total/40 && !w.warned["memory"] {
-			r.log.Warn().Str("event", "memory").Str("free", report.Bytes(free)).Msg("the machine's memory is nearly full: end other programs, or lower run.memory")
-		}
-		w.warned["memory"] = free < total/40 || w.warned["memory"] && free < total/20
-	}
-}
-
-// full says that a write failed for want of room on the disk.
-func full(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
-}
-
-// retryEvery is how often a write is tried again on a full disk.
-const retryEvery = 2 * time.Second
-
-// patiently writes, and where the disk is full, pauses until it isn't: whoever calls it waits, and all behind him. A stop
-// ends the pause with the error.
-func (r *run) patiently(write func() error) error {
-	err := write()
-	if !full(err) || r.stopping == nil {
-		return err
-	}
-	r.watch.pause(err)
-	defer r.watch.unpause()
-	tick := time.NewTicker(retryEvery)
-	defer tick.Stop()
-	for full(err) {
-		select {
-		case <-tick.C:
-			err = write()
-		case <-r.stopping:
-			return write()
-		case <-r.hard:
-			return err
-		}
-	}
-	return err
-}
-
-// pause notes that a writer waits for room.
-func (w *watch) pause(why error) {
-	w.mu.Lock()
-	w.pauses++
-	first := w.pauses == 1
-	if first {
-		w.state = report.Paused
-	}
-	w.why = why
-	w.mu.Unlock()
-	if !first {
-		return
-	}
-	w.run.log.Warn().Str("event", "paused").Err(why).Msg("the disk is full: the run waits until there is room")
-	w.tell("paused", fmt.Sprintf("%s: paused, the disk is full: %v", w.run.job.run.Dir, why))
-}
-
-func (w *watch) unpause() {
-	w.mu.Lock()
-	w.pauses--
-	last := w.pauses == 0 && w.state == report.Paused
-	if last {
-		w.state = report.Running
-	}
-	w.mu.Unlock()
-	if last {
-		w.run.log.Info().Str("event", "resumed").Msg("there is room again")
 	}
 }

@@ -60,9 +60,10 @@ type watch struct {
 	saved    string // the newest checkpoint's path
 	savedAt  int    // and step
 	memory   []sample
-	peak     int64 // resident bytes
-	pauses   int   // writers that wait for room
-	why      error // of the newest pause
+	peak     int64  // resident bytes
+	pauses   int    // who wait for room
+	short    string // of what, in the newest pause
+	why      error  // of it
 
 	stop chan struct{}
 	done sync.WaitGroup

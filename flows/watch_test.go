@@ -8,9 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -27,7 +25,7 @@ func watched(t *testing.T, stats []pipe.Stat, options observe.Options) (*run, *s
 	t.Helper()
 	log := new(strings.Builder)
 	r := &run{job: &Job{run: RunOptions{Dir: t.TempDir()}, observe: options, again: []string{"flowrun", "a.yaml"}},
-		log: zerolog.New(log), budget: pipe.NewBudget(1 << 30), progress: observe.NewProgress(io.Discard, observe.ProgressOptions{})}
+		available: func() (int64, int64) { return 0, 0 }, log: zerolog.New(log), budget: pipe.NewBudget(1 << 30), progress: observe.NewProgress(io.Discard, observe.ProgressOptions{})}
 	w, err := newWatch(t.Context(), r, new(observe.Incidents))
 	if err != nil {
 		t.Fatal(err)
@@ -88,59 +86,6 @@ func TestSignsOfLife(t *testing.T) {
 	}
 	if r.watch.state != report.Running || log.Len() > 0 {
 		t.Errorf("%s: %s", r.watch.state, log)
-	}
-}
-
-// A writer waits for room on a full disk, until there is room, a stop, or another error.
-func TestPatiently(t *testing.T) {
-	noRoom := fmt.Errorf("a/b: %w", &os.PathError{Op: "write", Path: "a/b", Err: syscall.ENOSPC})
-	boom := errors.New("boom")
-	for _, c := range []struct {
-		name    string
-		answers []error // of the writes; the last one again and again
-		stop    string
-		want    error
-		writes  int
-		waited  time.Duration
-	}{
-		{"room", []error{nil}, "", nil, 1, 0},
-		{"another error", []error{boom}, "", boom, 1, 0},
-		{"room in time", []error{noRoom, noRoom, noRoom, nil}, "", nil, 4, 3 * retryEvery},
-		{"another error in time", []error{noRoom, boom}, "", boom, 2, retryEvery},
-		{"a soft stop", []error{noRoom}, "soft", noRoom, 4, 2*retryEvery + retryEvery/2},
-		{"a soft stop, with room by then", []error{noRoom, noRoom, noRoom, nil}, "soft", nil, 4, 2*retryEvery + retryEvery/2},
-		{"a hard stop", []error{noRoom}, "hard", noRoom, 3, 2*retryEvery + retryEvery/2},
-	} {
-		synctest.Test(t, func(t *testing.T) {
-			r, log := watched(t, nil, observe.Options{})
-			soft, hard := make(chan struct{}), make(chan struct{})
-			r.stopping, r.hard = soft, hard
-			if c.stop != "" {
-				time.AfterFunc(2*retryEvery+retryEvery/2, func() {
-					r.watch.mu.Lock()
-					defer r.watch.mu.Unlock()
-					if r.watch.state != report.Paused {
-						t.Errorf("%s: %s", c.name, r.watch.state)
-					}
-					close(map[string]chan struct{}{"soft": soft, "hard": hard}[c.stop])
-				})
-			}
-			writes, began := 0, time.Now()
-			err := r.patiently(func() error {
-				writes++
-				return c.answers[min(writes, len(c.answers))-1]
-			})
-			if !errors.Is(err, c.want) || writes != c.writes || time.Since(began) != c.waited {
-				t.Errorf("%s: %v after %d writes and %v; want %v, %d, %v", c.name, err, writes, time.Since(began), c.want, c.writes, c.waited)
-			}
-			if paused := strings.Contains(log.String(), "paused"); paused != (c.waited > 0) || r.watch.state != report.Running {
-				t.Errorf("%s: %s, %s", c.name, r.watch.state, log)
-			}
-		})
-	}
-	r := &run{}
-	if err := r.patiently(func() error { return noRoom }); !errors.Is(err, noRoom) {
-		t.Errorf("before the graph runs nobody waits: %v", err)
 	}
 }
 

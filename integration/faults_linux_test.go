@@ -200,7 +200,7 @@ func (n *night) deadDisk() bool {
 	if n.gate == nil {
 		return false
 	}
-	back, hit := make(chan struct{}), make(chan struct{})
+	back, hit, told := make(chan struct{}), make(chan struct{}), false
 	once := sync.OnceFunc(func() { close(hit) })
 	n.gate.watch(func(c call) error {
 		if n.own(c) {
@@ -218,12 +218,18 @@ func (n *night) deadDisk() bool {
 			n.r.wait()
 		case 1:
 			n.r.signal(unix.SIGTERM)
+			told = true
 		}
 	case <-n.r.over:
 	case <-time.After(2 * time.Second):
 	}
 	n.gate.watch(nil)
 	close(back)
+	if told {
+		if o := n.r.wait(); o.code > 0 && o.code != 75 {
+			n.Fatalf("exit %d: %s", o.code, o.said())
+		}
+	}
 	select {
 	case <-hit:
 		return true

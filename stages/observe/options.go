@@ -19,7 +19,7 @@ type Options struct {
 	LogSize int64    `key:"log_size" default:"64MiB" unit:"bytes" min:"64KiB" doc:"log.jsonl becomes log.jsonl.1 when it is as large, up to log.jsonl.3."`
 	Webhook string   `key:"webhook" secret:"true" default:"\"\"" example:"${FLOWRUN_WEBHOOK}" doc:"URL to which JSON is posted when what on lists happens; Slack and Discord show it as it is. $NAME stands for an environment variable. It is never logged or saved."`
 	Command []string `key:"command" default:"[]" example:"[mail, -s, flowrun, me@example.org]" doc:"Program and arguments to run when what on lists happens. It gets FLOWRUN_EVENT, FLOWRUN_DIR and FLOWRUN_TEXT in its environment and the webhook's JSON on its standard input. It is saved in config.yaml as it stands: leave secrets to the environment."`
-	On      []string `key:"on" default:"[done, failed, diverged, stalled, paused, interrupted]" oneof:"done failed diverged stalled paused interrupted" doc:"What webhook and command are told of. paused is a full disk."`
+	On      []string `key:"on" default:"[done, failed, diverged, stalled, paused, interrupted]" oneof:"done failed diverged stalled paused interrupted" doc:"What webhook and command are told of. paused is a disk or memory that is full."`
 }
 
 // Check finds what no single key shows.

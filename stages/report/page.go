@@ -21,7 +21,7 @@ type State string
 // The states of a run.
 const (
 	Running     State = "running"
-	Paused      State = "paused"  // waits for room on the disk
+	Paused      State = "paused"  // waits for room, on the disk or in memory
 	Stalled     State = "stalled" // nothing has moved for long
 	Done        State = "done"
 	Failed      State = "failed"

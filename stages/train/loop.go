@@ -1,6 +1,7 @@
 package train
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,7 +71,8 @@ type Loop struct {
 	Report   func(Step)
 	Meta     func(*Loop) (map[string]string, error) // what a snapshot says beside its arrays
 	Guard    *Guard                                 // ends the loop where training goes wrong; nil: only numbers that aren't finite do
-	Wanted   func(trained int) bool                 // says that a snapshot is due after so many patches since the last one; may be nil
+	Wanted   func(trained int) string               // why a snapshot is due after so many patches since the last one, "" for none; may be nil
+	Room     func(ctx context.Context)              // waits until there is memory for a snapshot, or a stop; may be nil
 	Stopping <-chan struct{}                        // closed: finish the step, snapshot, return
 
 	// Where the loop is; set to resume.
@@ -198,8 +200,8 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 				if l.Every > 0 && l.Step%l.Every == 0 {
 					why = "every"
 				}
-				if why == "validate" && l.Wanted != nil && l.Wanted(len(l.tags)) {
-					why = "queue"
+				if why == "validate" && !validate && l.Wanted != nil {
+					why = cmp.Or(l.Wanted(len(l.tags)), why)
 				}
 				if validate || why != "validate" {
 					if !emit(why, validate) {
@@ -283,6 +285,9 @@ func (l *Loop) snapshot(ctx context.Context, reason string, metrics map[string]f
 	case l.slot <- struct{}{}:
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
+	}
+	if l.Room != nil {
+		l.Room(ctx)
 	}
 	state, err := l.Model.State()
 	if err != nil {

@@ -634,7 +634,12 @@ func TestLoopStopsInAValidation(t *testing.T) {
 func TestWantedSnapshots(t *testing.T) {
 	f := newFeed(9)
 	l := &train.Loop{Model: new(model), Every: 100, Stopping: make(chan struct{}), Schedule: optim.Schedule{LR: 1},
-		Wanted: func(trained int) bool { return trained > 4 }}
+		Wanted: func(trained int) string {
+			if trained > 4 {
+				return "queue"
+			}
+			return ""
+		}}
 	var steps, tags []int
 	var why []string
 	for s, err := range l.Run(context.Background(), f.from(0)) {

@@ -20,7 +20,7 @@ type Snapshot struct {
 	Arrays  []Array            // weights under their state-dict names; "ema.", "adam.m.", "adam.v." before those of the rest
 	Meta    map[string]string  // JSON by name: config, scans, model, counters
 	Metrics map[string]float64 // of the validation at this step, if there was one; keys as in metrics.jsonl
-	Reason  string             // "every", "validate", "queue" (which waits for it), "stop" or "end"
+	Reason  string             // "every", "validate", "queue" (which waits for it), "stop" (one that may come at any step) or "end"
 	Tags    []Tag              // trained since the snapshot before it
 	Free    func()             // gives the host copy back; may be nil
 }
