@@ -11,7 +11,7 @@ CUDA = CGO_ENABLED=1 CGO_CFLAGS="-O2 -I$(CURDIR)/gpu/cuda/include" CGO_LDFLAGS="
 TAGS = -tags cuda
 endif
 
-.PHONY: build demo test race lint vuln fuzz chaos soak bench generate generated gpu-programs test-gpu kernels fixtures clean
+.PHONY: build demo test race lint vuln fuzz chaos soak bench generate generated gpu-programs test-gpu kernels kernels-resources fixtures clean
 
 build: ## the program, in bin/
 	$(CUDA) $(GO) build $(TAGS) -trimpath -o bin/flowrun ./cmd/flowrun
@@ -69,6 +69,9 @@ test-gpu: gpu-programs ## on a machine with a card: right, the same twice, kille
 
 kernels: ## the CUDA kernels' PTX; needs clang++-19
 	cd gpu/cuda && $(GO) run ./internal/compile
+
+kernels-resources: ## what NVIDIA's assembler says of them: PTXAS=ptxas, of a CUDA toolkit from 11.8 on
+	$(CUDA) $(GO) test $(TAGS) ./gpu/cuda -run '^TestResources$$' -count 1 -update
 
 fixtures: ## what PyTorch and scikit-image say, for tests; needs Debian's python3-torch and python3-skimage
 	mkdir -p bin

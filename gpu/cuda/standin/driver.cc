@@ -64,6 +64,7 @@ struct Function {
 	void (*run)(const emu::Shape *, const void *);
 	size_t size;
 	int shared;
+	unsigned threads; // of a block: the PTX's .maxntid, which kernels count on
 };
 
 typedef std::function<void()> Work;
@@ -389,13 +390,14 @@ API(cuModuleUnload)(CUmodule m) {
 }
 API(cuModuleGetFunction)(CUfunction *f, CUmodule m, const char *name) {
 	INSIDE(cuModuleGetFunction);
-	if (!strstr((const char *)m, (std::string(".entry ") + name + "(").c_str())) return CUDA_ERROR_NOT_FOUND;
+	const char *text = strstr((const char *)m, (std::string(".entry ") + name + "(").c_str()), *most = text ? strstr(text, ".maxntid ") : nullptr;
+	if (!most) return CUDA_ERROR_NOT_FOUND;
 	Dl_info own;
 	dladdr((void *)cuInit, &own);
 	void *lib = dlopen(own.dli_fname, RTLD_NOW), *run = dlsym(lib, (std::string(name) + "__run").c_str());
 	size_t (*size)(void) = (size_t(*)(void))dlsym(lib, (std::string(name) + "__size").c_str());
 	if (!run || !size) return CUDA_ERROR_NOT_FOUND;
-	*f = (CUfunction) new Function{(void (*)(const emu::Shape *, const void *))run, size(), 48 << 10};
+	*f = (CUfunction) new Function{(void (*)(const emu::Shape *, const void *))run, size(), 48 << 10, (unsigned)atoi(most + 9)};
 	return CUDA_SUCCESS;
 }
 API(cuFuncSetAttribute)(CUfunction f, CUfunction_attribute a, int v) {
@@ -406,7 +408,7 @@ API(cuLaunchKernel)(CUfunction fn, unsigned gx, unsigned gy, unsigned gz, unsign
 	void **params, void **) {
 	INSIDE_ON(cuLaunchKernel, s);
 	Function *f = (Function *)fn;
-	if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || bx < 1 || bx > 1024 || by != 1 || bz != 1) return CUDA_ERROR_INVALID_VALUE;
+	if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || bx != f->threads || by != 1 || bz != 1) return CUDA_ERROR_INVALID_VALUE;
 	if ((int)shared > f->shared) return CUDA_ERROR_INVALID_VALUE;
 	if (CUresult rc = fault("async")) {
 		broken = rc;
