@@ -1,10 +1,11 @@
-// Package vqgan is the 3D VQ-GAN's autoencoder: encoder, quantiser and decoder of medicaldiffusion (after TATS), its training step
+// Package vqgan is the 3D VQ-GAN of medicaldiffusion (after TATS): encoder, quantiser, decoder and discriminators, its training step
 // and its state. A Session holds a model on one engine: Step trains on a batch, Reconstruct runs it, State and SetState
 // move everything that a run needs to go on with the same bits.
 //
 // Reading order: config.go, model.go (the network), quantiser.go (how latents become codes), codebook.go (how codes follow latents),
 // levels.go (what a session keeps of each codebook), session.go, state.go (names and layouts in files), coder.go (inference alone: the two
-// halves of the model at any size).
+// halves of the model at any size), field.go (how far a code sees); losses of networks: discriminator.go, gan.go and judges.go,
+// perceptual.go; state dicts: statedict.go and tensors.go.
 package vqgan
 
 import (

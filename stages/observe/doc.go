@@ -22,5 +22,7 @@
 //
 // Reading order: record.go (the names of the metrics), metrics.go (their files), history.go (their curves in little
 // memory), log.go and rotate.go, incidents.go (what is notable in the log), progress.go (live line and JSON lines), line.go
-// (how the live line looks), bound.go (what bounds a run), resources.go, lock.go; options.go (the keys).
+// (how the live line looks), bound.go (what bounds a run), divergence.go (incidents.jsonl), memory.go, resources.go, lock.go; what
+// asks from outside, or is told: serve.go, prometheus.go, hooks.go, stall.go, systemd.go, scalars.go and tfevents (TensorBoard);
+// options.go (the keys).
 package observe

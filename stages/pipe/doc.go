@@ -34,4 +34,9 @@
 // element that is given to the graph (emitted, returned, yielded) is the graph's, also when that fails. The value beside
 // a non-nil error is ignored. The graph releases, once, whatever it drops that has Release, slices of such
 // included.
+//
+// # Reading order
+//
+// graph.go (how it starts and ends), node.go (what every operator is), operators.go and collect.go, element.go, budget.go (memory
+// that sources wait for), stat.go (what each stage has done, and what it owes).
 package pipe

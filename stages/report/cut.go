@@ -13,35 +13,28 @@ type Cuts struct {
 	Sagittal []float32 // ny columns (front to back), nz rows
 }
 
-// Cutter takes the planes out of a volume that comes slice by slice.
-type Cutter struct {
+// cutter takes the planes out of a volume that comes slice by slice.
+type cutter struct {
 	size, at [3]int
 	cuts     Cuts
 }
 
-// NewCutter cuts a volume of size x, y, z through the voxel at; Centre gives the middle one. It fails if at lies outside.
-func NewCutter(size, at [3]int) (*Cutter, error) {
+// newCutter cuts a volume of size x, y, z through the voxel at; Centre gives the middle one. It fails if at lies outside.
+func newCutter(size, at [3]int) (*cutter, error) {
 	for a := range 3 {
 		if at[a] < 0 || at[a] >= size[a] {
 			return nil, fmt.Errorf("planes through voxel %v of a volume of %v", at, size)
 		}
 	}
-	return &Cutter{size, at, Cuts{
+	return &cutter{size, at, Cuts{
 		Axial:    make([]float32, size[0]*size[1]),
 		Coronal:  make([]float32, size[0]*size[2]),
 		Sagittal: make([]float32, size[1]*size[2]),
 	}}, nil
 }
 
-// Slice takes slice z, x fastest, and keeps none of it. Slices may come in any order.
-func (c *Cutter) Slice(z int, vox []float32) {
-	c.slice(z, func(i int) float32 { return vox[i] })
-}
-
-// Cuts returns the planes; where no slice came they are 0.
-func (c *Cutter) Cuts() Cuts { return c.cuts }
-
-func (c *Cutter) slice(z int, at func(int) float32) {
+// slice takes slice z: at gives its voxels, x fastest. Slices may come in any order.
+func (c *cutter) slice(z int, at func(int) float32) {
 	nx, ny := c.size[0], c.size[1]
 	down := c.size[2] - 1 - z
 	for x := range nx {
@@ -62,7 +55,7 @@ func Centre(size [3]int) [3]int { return [3]int{size[0] / 2, size[1] / 2, size[2
 
 // Cut takes the planes out of a volume held whole.
 func Cut(vox []float32, size, at [3]int) (Cuts, error) {
-	c, err := NewCutter(size, at)
+	c, err := newCutter(size, at)
 	if err != nil {
 		return Cuts{}, err
 	}
@@ -71,14 +64,14 @@ func Cut(vox []float32, size, at [3]int) (Cuts, error) {
 		return Cuts{}, fmt.Errorf("%d voxels in a volume of %v", len(vox), size)
 	}
 	for z := range size[2] {
-		c.Slice(z, vox[z*plane:][:plane])
+		c.slice(z, func(i int) float32 { return vox[z*plane+i] })
 	}
 	return c.cuts, nil
 }
 
 // CutVolume takes the planes out of a volume of samples, scaled by its window to [-1, 1] and clipped. It holds a slice.
 func CutVolume(v *volume.Volume, at [3]int) (Cuts, error) {
-	c, err := NewCutter(v.Dims, at)
+	c, err := newCutter(v.Dims, at)
 	if err != nil {
 		return Cuts{}, err
 	}
