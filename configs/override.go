@@ -101,9 +101,13 @@ func (l *loader) patch(node **yaml.Node, path []string, value *yaml.Node, word s
 	*node = fresh
 	for i := 0; i+1 < len(fresh.Content); i += 2 {
 		if k := resolve(fresh.Content[i]); k.Kind == yaml.ScalarNode && k.Value == path[0] {
-			if len(path) > 1 {
+			child := resolve(fresh.Content[i+1])
+			switch {
+			case len(path) > 1 && (child.Kind == yaml.MappingNode || isNull(child)):
 				l.patch(&fresh.Content[i+1], path[1:], value, word)
-			} else {
+			case len(path) > 1: // a value has no keys: decoding says so
+				fresh.Content[i], fresh.Content[i+1] = l.key(path[0], word), l.nest(path[1:], value, word)
+			default:
 				key := l.key(path[0], word)
 				key.Line = k.Line
 				fresh.Content[i], fresh.Content[i+1] = key, value
@@ -111,11 +115,15 @@ func (l *loader) patch(node **yaml.Node, path []string, value *yaml.Node, word s
 			return
 		}
 	}
-	child := value
-	for _, name := range slices.Backward(path[1:]) {
-		child = &yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{l.key(name, word), child}}
+	fresh.Content = append(fresh.Content, l.key(path[0], word), l.nest(path[1:], value, word))
+}
+
+// nest puts value into a mapping for each name of path.
+func (l *loader) nest(path []string, value *yaml.Node, word string) *yaml.Node {
+	for _, name := range slices.Backward(path) {
+		value = &yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{l.key(name, word), value}}
 	}
-	fresh.Content = append(fresh.Content, l.key(path[0], word), child)
+	return value
 }
 
 // key returns a key node that came from an override.

@@ -58,6 +58,16 @@ func TestOverrideReplacesBadValue(t *testing.T) {
 	}
 }
 
+// A key below a value is an error, whether the file gives the value or not, and isn't passed over.
+func TestOverrideBelowAValue(t *testing.T) {
+	for _, file := range []string{"flow:\n  - train: {lr: 1}\n", "flow:\n  - train\n", "flow:\n  - train: &a {lr: 1}\n"} {
+		_, _, err := load(file, "train.lr.peak=3")
+		if want := "command line: train.lr.peak=3: train.lr: want a number, got a block of keys"; err == nil || err.Error() != want {
+			t.Errorf("%q: got %v, want %s", file, err, want)
+		}
+	}
+}
+
 // A mapping shared by an alias isn't changed where it wasn't named.
 func TestOverrideOfAlias(t *testing.T) {
 	f, _, err := load("flow:\n  - augment: &a {flip: [x]}\n  - augment: *a\n", "augment[1].flip=z")

@@ -426,6 +426,7 @@ func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
 	if err := r.conclude(); err != nil {
 		return err
 	}
+	_ = r.progress.Close() // done is the last line
 	r.done()
 	return nil
 }
