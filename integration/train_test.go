@@ -29,12 +29,17 @@ func TestTrains(t *testing.T) {
 	if o.stdout != "" || len(o.said()) > 0 {
 		t.Errorf("stdout %q, said %q", o.stdout, o.said())
 	}
+	var event any
 	for line := range strings.Lines(o.stderr) {
 		p.write("line", line)
 		e := p.lines("line")
 		if _, err := time.Parse(time.RFC3339, e[0]["time"].(string)); err != nil || e[0]["level"] == nil {
 			t.Errorf("%v in %s", err, line)
 		}
+		event = e[0]["event"]
+	}
+	if event != "done" {
+		t.Errorf("the last line is of %v", event)
 	}
 
 	steps, validations := p.steps("run")

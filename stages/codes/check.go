@@ -31,8 +31,6 @@ func check(c *volume.Codes) error {
 		return fmt.Errorf("scan.digest: %.100q is no digest", c.Scan.Digest)
 	case len(c.Model) > maxText || !utf8.ValidString(c.Model):
 		return fmt.Errorf("model: %.100q is no fingerprint", c.Model)
-	case !finite(c.Window[:]...) || c.Window[0] >= c.Window[1]:
-		return fmt.Errorf("window_hu: %v isn't a window (want low < high)", c.Window)
 	case c.Count < 1 || c.Count > math.MaxInt32:
 		return fmt.Errorf("codebook: %d codes (want 1 to %d)", c.Count, math.MaxInt32)
 	case c.Depth < 1 || c.Depth > maxDepth:
@@ -53,6 +51,9 @@ func check(c *volume.Codes) error {
 		case c.Tile[a] < 1 || c.Tile[a] > c.Padded[a] || c.Tile[a]%f != 0:
 			return fmt.Errorf("tile: %d along %s (want 1 to %d, a multiple of the factor %d)", c.Tile[a], axis, c.Padded[a], f)
 		}
+	}
+	if err := volume.CheckWindow(c.Window); err != nil {
+		return fmt.Errorf("window_hu: %w", err)
 	}
 	if err := checkGeometry(c); err != nil {
 		return fmt.Errorf("geometry.%w", err)

@@ -108,7 +108,7 @@ func TestLoadRefuses(t *testing.T) {
 			info["tile"], info["padded"], info["dims"], info["tiles"] = []int{2, 4, 6}, []int{4, 4, 6}, []int{4, 4, 6}, [][]int{{0, 0, 0}, {2, 0, 0}}
 			geometry(info)["source_dims"] = []int{4, 4, 6}
 		}},
-		{"window_hu: [1000 -1000] isn't a window", set("window_hu", []int{1000, -1000})},
+		{"window_hu: [1000, -1000] isn't a window", set("window_hu", []int{1000, -1000})},
 		{"window_hu: 1 values", set("window_hu", []int{1000})},
 		{"codebook: 0 codes", set("codebook", 0)},
 		{"codebook: 4294967296 codes", set("codebook", 1<<32)},

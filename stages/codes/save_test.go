@@ -21,7 +21,7 @@ func TestSaveRefuses(t *testing.T) {
 	for want, spoil := range map[string]func(*volume.Codes){
 		"codes of no scan": func(c *volume.Codes) { c.Scan = nil },
 		"scan a/b.nii.gz: dims: [5 4 7], but the scan has [5 4 6]":                  func(c *volume.Codes) { c.Dims[2] = 7 },
-		"scan a/b.nii.gz: window_hu: [NaN 1000] isn't a window (want low < high)":   func(c *volume.Codes) { c.Window[0] = math.NaN() },
+		"scan a/b.nii.gz: window_hu: [NaN, 1000] isn't a window (want low < high)":  func(c *volume.Codes) { c.Window[0] = math.NaN() },
 		"scan a/b.nii.gz: geometry.affine: not finite":                              func(c *volume.Codes) { c.Geometry.Affine[1][2] = math.Inf(1) },
 		"b.codes.safetensors: 11 codes for cells [2 2 3]":                           func(c *volume.Codes) { c.Index = c.Index[1:] },
 		"b.codes.safetensors: code 12 at place 3 (want 0 to 11)":                    func(c *volume.Codes) { c.Index[3] = 12 },

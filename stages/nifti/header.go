@@ -112,6 +112,9 @@ const (
 	maxExtensions = 1 << 20
 )
 
+// farthest is the largest intensity that samples of 16 bits may be scaled to: what float32 holds, and room to compute with.
+const farthest = 1e30
+
 // codec moves a header's fields from or to its bytes. Each method takes the field's offset in NIfTI-1 and in NIfTI-2.
 type codec struct {
 	b     []byte
@@ -329,7 +332,7 @@ func (h *Header) checkScaling() error {
 	case slope == 0 || !finite(slope):
 	case !finite(inter):
 		return fmt.Errorf("header: scl_inter=%v with scl_slope=%v (want a number)", inter, slope)
-	case !finite(math.Abs(slope)*(1<<16) + math.Abs(inter)): // samples of 16 bits would be infinite
+	case math.Abs(slope)*(1<<16)+math.Abs(inter) > farthest:
 		return fmt.Errorf("header: scl_slope=%v with scl_inter=%v are out of range", slope, inter)
 	case slope < 0:
 		h.warn("header: scl_slope=%v is negative: intensities run against the samples", slope)

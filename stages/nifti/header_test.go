@@ -68,9 +68,11 @@ func TestParseRefuses(t *testing.T) {
 
 func TestHugeSlope(t *testing.T) {
 	h := fixtureHeader(Int16, 2, binary.LittleEndian)
-	h.SclSlope = 1e306
-	if _, err := Parse(file(t, h)); err == nil || !strings.Contains(err.Error(), "scl_slope=1e+306") {
-		t.Error(err)
+	for slope, want := range map[float64]string{1e306: "scl_slope=1e+306", -1e38: "scl_slope=-1e+38"} {
+		h.SclSlope = slope
+		if _, err := Parse(file(t, h)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v", slope, err)
+		}
 	}
 }
 

@@ -3,6 +3,8 @@ package queue
 import (
 	"errors"
 	"fmt"
+
+	"github.com/flowrun/flowrun/stages/volume"
 )
 
 // ListOptions are the keys of the stage scans.
@@ -43,8 +45,8 @@ type SubscribeOptions struct {
 
 // Check finds what no single key shows.
 func (o *SubscribeOptions) Check() error {
-	if lo, hi := o.WindowHU[0], o.WindowHU[1]; !finite(lo, hi) || lo >= hi {
-		return fmt.Errorf("window_hu: [%v, %v] isn't a window (want low < high)", lo, hi)
+	if err := volume.CheckWindow(o.WindowHU); err != nil {
+		return fmt.Errorf("window_hu: %w", err)
 	}
 	zeros := 0
 	for a := range 3 {

@@ -3,6 +3,8 @@ package read
 import (
 	"fmt"
 	"math"
+
+	"github.com/flowrun/flowrun/stages/volume"
 )
 
 // Options of the stage read.
@@ -20,10 +22,8 @@ type Options struct {
 
 // Check finds what is wrong between keys.
 func (o *Options) Check() error {
-	lo, hi := o.WindowHU[0], o.WindowHU[1]
-	switch {
-	case !finite(lo) || !finite(hi) || lo >= hi:
-		return fmt.Errorf("window_hu: [%v, %v] isn't a window (want low < high)", lo, hi)
+	if err := volume.CheckWindow(o.WindowHU); err != nil {
+		return fmt.Errorf("window_hu: %w", err)
 	}
 	zeros := 0
 	for _, s := range o.Spacing {
