@@ -108,6 +108,14 @@ func TestMemoryLimit(t *testing.T) {
 	if !errors.As(err, &tight) || small == nil || tight.Need != small.Total || tight.Limit != free.Total/3 || !strings.Contains(err.Error(), "micro_batch: 1 needs") {
 		t.Errorf("error %v", err)
 	}
+	// Nothing else is compiled where a micro-batch doesn't fit: of a large one all its parts would take hours.
+	names := map[string]bool{}
+	for _, p := range small.Programs {
+		names[p.Name] = true
+	}
+	if !names["train 4 patches of 32×32×32"] || names["train 3 patches of 32×32×32"] {
+		t.Errorf("programs %v", names)
+	}
 }
 
 func TestConfigChecks(t *testing.T) {

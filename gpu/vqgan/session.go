@@ -150,15 +150,20 @@ func assemble(e gpu.Engine, c Config, o Options) (*Session, error) {
 			wanted = append(wanted, regularised)
 		}
 	}
-	// Any part of a micro-batch can be left over at the end of a batch.
 	for _, ph := range wanted {
-		for i := range o.MicroBatch {
-			p, err := s.training(i+1, ph, limit)
+		whole, err := s.training(o.MicroBatch, ph, limit)
+		if err != nil {
+			return nil, err
+		}
+		// Any part of a micro-batch can be left over at the end of a batch. Where the whole doesn't fit, parts change nothing.
+		for n := 1; n < o.MicroBatch && (limit == 0 || whole.Bytes() <= limit); n++ {
+			part, err := s.training(n, ph, limit)
 			if err != nil {
 				return nil, err
 			}
-			s.train[ph] = append(s.train[ph], p)
+			s.train[ph] = append(s.train[ph], part)
 		}
+		s.train[ph] = append(s.train[ph], whole)
 	}
 	if s.infer = s.single; o.Infer > 1 {
 		if s.infer, err = s.inference(o.Infer); err != nil {

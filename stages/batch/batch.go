@@ -16,7 +16,7 @@ import (
 
 // Options says how many patches make a batch.
 type Options struct {
-	Size int `key:"size" default:"2" unit:"patches" min:"1" doc:"Patches in a batch: one optimiser step. Batches go across scans and epochs; only the last one of a run may be smaller."`
+	Size int `key:"size" default:"2" unit:"patches" min:"1" max:"65536" doc:"Patches in a batch: one optimiser step. Batches go across scans and epochs; only the last one of a run may be smaller."`
 }
 
 // Maker makes batches in buffers of its own. Set its fields before it is used.
