@@ -94,6 +94,7 @@ func TestUsageErrors(t *testing.T) {
 	for _, c := range []struct{ args, want string }{
 		{"", "flowrun: which file? as in flowrun train.yaml; see flowrun --help"},
 		{"god.yaml", "flowrun: god.yaml: no such file; did you mean good.yaml?"},
+		{"completion nosh", "flowrun: which shell? as in flowrun completion bash (or zsh, fish, powershell); see flowrun completion --help"},
 		{"pln good.yaml", "flowrun: pln: no such verb, nor a file; did you mean flowrun plan?"},
 		{".", "flowrun: .: is a directory; want a .yaml file"},
 		{"typo.yaml", `flowrun: typo.yaml:3: trian: unknown stage; did you mean "train"? (stages: scans, publish, subscribe, read, tile, shuffle, augment, batch, train, checkpoint, infer, merge, measure, write, encode, save, load, decode)`},
@@ -112,7 +113,8 @@ flowrun: many.yaml: 2 problems, listed above; flowrun help STAGE documents the k
 		{"bench good.yaml --steps 0", "flowrun: --steps and --seconds want more than 0; see flowrun bench --help"},
 		{"demo a b", "flowrun: b: want key=value words behind the file, such as train.lr=3e-4; see flowrun demo --help"},
 		{"phantom", "flowrun: want one folder, as in flowrun phantom scans; see flowrun phantom --help"},
-		{"phantom a --size 3", "flowrun: --size and --spacing want three numbers, as in 128,128,96; see flowrun phantom --help"},
+		{"phantom a --size 3", `flowrun: invalid argument "3" for "--size" flag: want three numbers, as in 128,128,96; see flowrun phantom --help`},
+		{"phantom a --size 8,8,x", `flowrun: invalid argument "8,8,x" for "--size" flag: "x" isn't a number that fits (want three, as in 128,128,96); see flowrun phantom --help`},
 		{"inspect", "flowrun: want one file, as in flowrun inspect scan.nii.gz; see flowrun inspect --help"},
 		{"import", "flowrun: want a file of weights, as in flowrun import model.ckpt; see flowrun import --help"},
 		{"import model.ckpt norm", "flowrun: norm: want key=value words behind the file, such as model.norm=channel; see flowrun import --help"},
@@ -201,9 +203,11 @@ func TestShippedConfigs(t *testing.T) {
 }
 
 func TestVersion(t *testing.T) {
-	out, _, code := flowrun(t, t.TempDir(), "version")
-	if code != 0 || !strings.HasPrefix(out, "flowrun ") || strings.Count(out, "\n") != 1 {
-		t.Errorf("exit %d %q", code, out)
+	for _, word := range []string{"version", "--version"} {
+		out, _, code := flowrun(t, t.TempDir(), word)
+		if code != 0 || !strings.HasPrefix(out, "flowrun ") || strings.Count(out, "\n") != 1 {
+			t.Errorf("%s: exit %d %q", word, code, out)
+		}
 	}
 }
 

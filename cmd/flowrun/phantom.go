@@ -1,17 +1,17 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"strings"
+
 	"github.com/spf13/cobra"
 
 	"github.com/flowrun/flowrun/flows"
 )
 
 func phantomCommand() *cobra.Command {
-	var (
-		o       flows.PhantomOptions
-		size    []int
-		spacing []float64
-	)
+	o := flows.PhantomOptions{Size: [3]int{128, 128, 128}}
 	c := &cobra.Command{
 		Use:   "phantom DIR",
 		Short: "make CT-like chest scans to try things on",
@@ -25,10 +25,6 @@ another patient, and the same seed is always the same one.`,
 			return nil, cobra.ShellCompDirectiveFilterDirs
 		},
 		RunE: func(c *cobra.Command, args []string) error {
-			if len(size) != 3 || len(spacing) != 3 {
-				return usagef("phantom", "--size and --spacing want three numbers, as in 128,128,96")
-			}
-			o.Size, o.Spacing = [3]int(size), [3]float64(spacing)
 			ctx, stop := cancelled(c.Context())
 			defer stop()
 			return phantoms(ctx, args[0], o)
@@ -36,11 +32,31 @@ another patient, and the same seed is always the same one.`,
 	}
 	f := c.Flags()
 	f.IntVar(&o.Count, "count", 4, "how many scans")
-	f.IntSliceVar(&size, "size", []int{128, 128, 128}, "voxels along x,y,z")
-	f.Float64SliceVar(&spacing, "spacing", []float64{0, 0, 0}, "millimetres a voxel along x,y,z; 0 lets the whole chest fit")
+	f.Var((*axes[int])(&o.Size), "size", "voxels along each axis")
+	f.Var((*axes[float64])(&o.Spacing), "spacing", "millimetres a voxel; 0 lets the whole chest fit")
 	f.Uint64Var(&o.Seed, "seed", 1, "the first patient")
 	f.Float64Var(&o.Noise, "noise", 12, "standard deviation of the scanner's noise, in HU")
 	f.BoolVar(&o.Gzip, "gz", false, "compress: .nii.gz")
 	c.SilenceUsage = true
 	return c
+}
+
+// axes is a flag's value along x, y and z.
+type axes[T int | float64] [3]T
+
+func (a *axes[T]) Type() string { return "x,y,z" }
+
+func (a *axes[T]) String() string { return fmt.Sprintf("%v,%v,%v", a[0], a[1], a[2]) }
+
+func (a *axes[T]) Set(text string) error {
+	parts := strings.Split(text, ",")
+	if len(parts) != 3 {
+		return errors.New("want three numbers, as in 128,128,96")
+	}
+	for i, p := range parts {
+		if n, err := fmt.Sscanf(p+"\n", "%v\n", &a[i]); n != 1 || err != nil {
+			return fmt.Errorf("%q isn't a number that fits (want three, as in 128,128,96)", p)
+		}
+	}
+	return nil
 }

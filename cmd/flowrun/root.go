@@ -58,6 +58,9 @@ func rootCommand() *cobra.Command {
 			return runFile(ctx, soft, args[0], args[1:], ui(c.OutOrStdout(), c.ErrOrStderr(), quiet))
 		},
 	}
+	root.Version = version()
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.Flags().Bool("version", false, "print the version")
 	root.Flags().BoolVarP(&quiet, "quiet", "q", false, "say only what is wrong")
 	root.AddCommand(planCommand(), benchCommand(), devicesCommand(), demoCommand(), phantomCommand(), inspectCommand(), exportCommand(), importCommand(),
 		publishCommand(), queueCommand(), deadCommand(), versionCommand())
@@ -66,6 +69,9 @@ func rootCommand() *cobra.Command {
 	for _, c := range root.Commands() {
 		if c.Name() == "completion" {
 			c.Short = "write a completion script for your shell"
+			c.Args, c.RunE = cobra.ArbitraryArgs, func(*cobra.Command, []string) error {
+				return usagef("completion", "which shell? as in flowrun completion bash (or zsh, fish, powershell)")
+			}
 		}
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {

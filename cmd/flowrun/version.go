@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"runtime"
 	"runtime/debug"
 
@@ -15,17 +14,22 @@ func versionCommand() *cobra.Command {
 		Short: "print the version",
 		Args:  arguments(0, 0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			info, ok := debug.ReadBuildInfo()
-			if !ok {
-				info = &debug.BuildInfo{}
-			}
-			return printVersion(c.OutOrStdout(), info)
+			_, err := fmt.Fprintln(c.OutOrStdout(), version())
+			return err
 		},
 	}
 }
 
-// printVersion writes one line: module version, commit, Go and platform.
-func printVersion(w io.Writer, info *debug.BuildInfo) error {
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		info = &debug.BuildInfo{}
+	}
+	return versionOf(info)
+}
+
+// versionOf is module version, commit, Go and platform.
+func versionOf(info *debug.BuildInfo) string {
 	version, commit, dirty := info.Main.Version, "", ""
 	if version == "" {
 		version = "(devel)"
@@ -38,6 +42,5 @@ func printVersion(w io.Writer, info *debug.BuildInfo) error {
 			dirty = ", with changes"
 		}
 	}
-	_, err := fmt.Fprintf(w, "flowrun %s%s%s, %s %s/%s\n", version, commit, dirty, runtime.Version(), runtime.GOOS, runtime.GOARCH)
-	return err
+	return fmt.Sprintf("flowrun %s%s%s, %s %s/%s", version, commit, dirty, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
