@@ -19,11 +19,12 @@ type decoder struct {
 	moved  map[*yaml.Node]*Error // where a node came from, if not from its line of file
 	keys   map[string]*yaml.Node // the key node that set a dotted key
 	preset map[*yaml.Node]bool   // the key nodes that are a preset's
+	hidden map[string]string     // overrides of secret keys, as they may be shown
 	errs   Errors
 }
 
 func newDecoder(file string) *decoder {
-	return &decoder{file: file, moved: map[*yaml.Node]*Error{}, keys: map[string]*yaml.Node{}, preset: map[*yaml.Node]bool{}}
+	return &decoder{file: file, moved: map[*yaml.Node]*Error{}, keys: map[string]*yaml.Node{}, preset: map[*yaml.Node]bool{}, hidden: map[string]string{}}
 }
 
 // Decode sets the options struct at ptr from a YAML mapping (or a document that is one), then calls Check on every
@@ -165,9 +166,15 @@ func (d *decoder) field(key, value *yaml.Node, v reflect.Value, path string, fie
 // hide keeps the value of an override out of errors about its key.
 func (d *decoder) hide(key *yaml.Node) {
 	if from := d.moved[key]; from != nil {
-		name, _, _ := strings.Cut(from.Override, "=")
-		from.Override = name + "=…"
+		hidden := masked(from.Override)
+		d.hidden[from.Override], from.Override = hidden, hidden
 	}
+}
+
+// masked is an override without its value.
+func masked(word string) string {
+	name, _, _ := strings.Cut(word, "=")
+	return name + "=…"
 }
 
 // keyNames lists the keys of fields, then those of the blocks nested in them, dotted.

@@ -9,8 +9,8 @@
 //
 // SetDefaults, Decode, Describe and Encode read these tags by reflection, so that what is checked is what is
 // documented. Tags: key, default and example (written as YAML), unit, min, max (both inclusive, for each element), oneof
-// (words parted by spaces, for each element), required:"true", secret:"true" (a text that is neither saved nor said in
-// errors), doc. A field without a key isn't an option. Fields are string, bool, int, int64, uint64, float64, [2] or [3] of int or float64,
+// (words parted by spaces, for each element), required:"true", secret:"true" (text, or a list of it, that is neither saved nor
+// said in errors), doc. A field without a key isn't an option. Fields are string, bool, int, int64, uint64, float64, [2] or [3] of int or float64,
 // []string, []int and structs (a nested block). An integer whose unit is bytes is written as 512MiB, 16GiB, 2GB or 1e9. A field without a default has its
 // zero value. Rules that join keys are a method Check() error on the struct, whose text starts with the key.
 //

@@ -262,6 +262,10 @@ func (f *File) Words() []string {
 	}
 	words := slices.Clone(f.words)
 	for i := range words {
+		if hidden, ok := f.decoder.hidden[words[i]]; ok {
+			words[i] = hidden
+			continue
+		}
 		for _, s := range all {
 			words[i] = strings.ReplaceAll(words[i], s, "…")
 		}
@@ -269,8 +273,8 @@ func (f *File) Words() []string {
 	return words
 }
 
-// secrets are the values of secret keys that are set. Those with a quote or a backslash stand differently in YAML, but
-// no URL, token or password of those that keys are for has either.
+// secrets are the texts of secret keys that are set, for other words that may hold them as well. Lists hold too much that isn't
+// secret.
 func secrets(v reflect.Value) (all []string) {
 	fields, err := fieldsOf(v.Type())
 	if err != nil {
@@ -280,7 +284,7 @@ func secrets(v reflect.Value) (all []string) {
 		switch fv := v.Field(f.index); {
 		case f.shape == block:
 			all = append(all, secrets(fv)...)
-		case f.secret && fv.String() != "":
+		case f.secret && f.shape == scalar && fv.String() != "":
 			all = append(all, fv.String())
 		}
 	}

@@ -2,6 +2,7 @@ package configs
 
 import (
 	"fmt"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -26,13 +27,16 @@ func (l *loader) override(word string) {
 		fail("want key=value, such as train.lr=3e-4 or run.seed=7")
 		return
 	}
+	head, number, path := m[1], m[2], strings.Split(strings.TrimPrefix(m[3], "."), ".")
+	target, reason := l.target(head, number)
 	value, err := parseValue(text)
 	if err != nil {
+		if target != nil && l.holdsSecrets(target) {
+			word = masked(word)
+		}
 		fail("%s", err)
 		return
 	}
-	head, number, path := m[1], m[2], strings.Split(strings.TrimPrefix(m[3], "."), ".")
-	target, reason := l.target(head, number)
 	switch {
 	case reason != "":
 		fail("%s", reason)
@@ -141,6 +145,26 @@ func (l *loader) mark(node *yaml.Node, word string) {
 	}
 }
 
+// holdsSecrets says that one of the entry's keys is secret.
+func (l *loader) holdsSecrets(e *entry) bool {
+	v, err := structOf(l.options(e))
+	return err == nil && holdsSecrets(v.Type())
+}
+
+func holdsSecrets(t reflect.Type) bool {
+	fields, err := fieldsOf(t)
+	return err == nil && slices.ContainsFunc(fields, func(f field) bool { return f.secret || f.shape == block && holdsSecrets(f.typ) })
+}
+
+// options is a struct of the entry's type.
+func (l *loader) options(e *entry) any {
+	if options := l.blocks.Top[e.name]; options != nil {
+		return options
+	}
+	options, _ := l.blocks.Stage(e.name)
+	return options
+}
+
 // overridable lists every key that an override of this file can set, for suggestions.
 func (l *loader) overridable() []string {
 	var names []string
@@ -155,11 +179,7 @@ func (l *loader) overridable() []string {
 }
 
 func (l *loader) keysOf(e *entry) []string {
-	options := l.blocks.Top[e.name]
-	if options == nil {
-		options, _ = l.blocks.Stage(e.name)
-	}
-	v, err := structOf(options)
+	v, err := structOf(l.options(e))
 	if err != nil {
 		return nil
 	}

@@ -184,8 +184,8 @@ func lint(t reflect.Type) error {
 		if f.required && f.hasDefault {
 			return fmt.Errorf("options %s: %s is required and has a default", t, f.key)
 		}
-		if f.secret && (f.kind != text || f.shape != scalar) {
-			return fmt.Errorf("options %s: %s is secret and isn't one text", t, f.key)
+		if f.secret && (f.kind != text || f.shape == block) {
+			return fmt.Errorf("options %s: %s is secret and isn't text", t, f.key)
 		}
 		if f.example != "" {
 			node, err := parseValue(f.example)

@@ -10,8 +10,9 @@ import (
 
 // hook has a key that is secret, with a rule that finds fault with it.
 type hook struct {
-	Token string `key:"token" secret:"true" doc:"Token."`
-	Name  string `key:"name" doc:"Name."`
+	Token string   `key:"token" secret:"true" doc:"Token."`
+	Name  string   `key:"name" doc:"Name."`
+	Run   []string `key:"run" secret:"true" doc:"Program and arguments."`
 }
 
 // A secret is used, and never written: not in the resolved file, the words of the command line or an error.
@@ -26,21 +27,21 @@ func TestSecret(t *testing.T) {
 		})
 		return f, h, err
 	}
-	f, h, err := load("hook: {token: "+secret+"}\nflow: [tell: {token: other}]\n", "hook.name=n", "tell.token=second")
+	f, h, err := load("hook: {token: "+secret+"}\nflow: [tell: {token: other}]\n", "hook.name=n-s", "tell.token=second", "tell.run=[say, -s, s3cr3t]", "hook={run: [s3cr3t], name: m}", "hook.name=n-s")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h.Token != secret || f.Stages[0].Options.(*hook).Token != "second" {
+	if h.Token != "" || h.Run[0] != "s3cr3t" || f.Stages[0].Options.(*hook).Run[2] != "s3cr3t" || f.Stages[0].Options.(*hook).Token != "second" {
 		t.Errorf("got %+v and %+v", h, f.Stages[0].Options)
 	}
 	resolved, err := f.Resolved()
-	if err != nil || strings.Contains(string(resolved), "token") || !strings.Contains(string(resolved), "name: n") {
+	if err != nil || strings.Contains(string(resolved), "token") || strings.Contains(string(resolved), "run") && strings.Contains(string(resolved), "s3cr3t") || !strings.Contains(string(resolved), "name: n") {
 		t.Errorf("%v: %s", err, resolved)
 	}
-	if got, want := f.Words(), []string{"hook.name=n", "tell.token=…"}; !slices.Equal(got, want) {
+	if got, want := f.Words(), []string{"hook.name=n-s", "tell.token=…", "tell.run=…", "hook=…", "hook.name=n-s"}; !slices.Equal(got, want) {
 		t.Errorf("words %q, want %q", got, want)
 	}
-	for _, words := range [][]string{{"hook.token=[" + secret + "]"}, {"hook.token={a: " + secret + "}"}} {
+	for _, words := range [][]string{{"hook.token=[" + secret + "]"}, {"hook.token={a: " + secret + "}"}, {"hook.token=[" + secret}, {"hook={token: " + secret}, {"tell.run={a: " + secret + "}"}, {"hook.run=[[" + secret + "]]"}} {
 		if _, _, err := load("flow: [tell: {}]\n", words...); err == nil || strings.Contains(err.Error(), "s3cr3t") {
 			t.Errorf("%s: error %v", words, err)
 		}

@@ -92,8 +92,9 @@ func TestSecretsStaySecret(t *testing.T) {
 	p.write("home/nats/context/there.json", `{"url": "nats://127.0.0.1:1", "user": "u", "password": "`+secret+`"}`)
 	p.write("home/nats/context/torn.json", `{"url": "nats://u:`+secret+`@127.0.0.1:1", "password": "`+secret)
 	p.write("publish.yaml", queuePublisher)
+	p.write("told.yaml", "observe: {command: [sh, -c, \"echo $TOLD "+secret+"; exit 3\", me, 'Bearer "+secret+"']}\n"+tiny)
 	p.write("hook.yaml", "observe: {webhook: \"https://127.0.0.1:1/"+secret+"\", http: 0}\n"+tiny)
-	env := []string{"XDG_CONFIG_HOME=" + p.path("home"), "FLOWRUN_WEBHOOK=http://127.0.0.1:1/" + secret}
+	env := []string{"XDG_CONFIG_HOME=" + p.path("home"), "FLOWRUN_WEBHOOK=http://127.0.0.1:1/" + secret, "TOLD=" + secret}
 	for _, words := range [][]string{
 		{"publish.yaml", "queue.context=there"},
 		{"publish.yaml", "queue.context=torn"},
@@ -101,6 +102,12 @@ func TestSecretsStaySecret(t *testing.T) {
 		{"publish.yaml", "queue.url=nats://" + secret + "@127.0.0.1:1"},
 		{"hook.yaml", "train.max_steps=3", "run.dir=hook"},
 		{"train.yaml", "train.max_steps=3", "run.dir=env", "observe.webhook=${FLOWRUN_WEBHOOK}"},
+		{"told.yaml", "train.max_steps=3", "run.dir=told"},
+		{"train.yaml", "train.max_steps=3", "run.dir=words", "observe.command=[cat, '" + secret + "']", "observe.webhook=http://127.0.0.1:1/" + secret},
+		{"plan", "told.yaml", "observe.webhook=http://127.0.0.1:1/" + secret},
+		{"plan", "told.yaml", "observe.command=[" + secret},
+		{"train.yaml", "run.dir=bad", "observe={webhook: [" + secret + "]}"},
+		{"train.yaml", "run.dir=bad", "observe={webhook: " + secret},
 		{"train.yaml", "train.max_steps=3", "run.dir=bad", "observe.webhook=gopher://" + secret},
 		{"train.yaml", "train.max_steps=3", "run.dir=bad", "observe.webhook=[" + secret + "]"},
 	} {
@@ -119,11 +126,11 @@ func TestSecretsStaySecret(t *testing.T) {
 	for _, f := range p.tree("home", "scans") {
 		info, err := os.Stat(p.path(f))
 		p.check(err)
-		if info.Mode().IsRegular() && f != "hook.yaml" && strings.Contains(p.text(f), secret) {
+		if info.Mode().IsRegular() && f != "hook.yaml" && f != "told.yaml" && strings.Contains(p.text(f), secret) {
 			t.Errorf("%s has it", f)
 		}
 	}
-	if len(p.events("hook", "done")) != 1 || len(p.events("env", "done")) != 1 {
+	if len(p.events("hook", "done")) != 1 || len(p.events("env", "done")) != 1 || len(p.events("told", "done")) != 1 || len(p.events("words", "done")) != 1 {
 		t.Error("a webhook that can't be reached is no reason not to train")
 	}
 }

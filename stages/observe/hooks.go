@@ -45,6 +45,7 @@ type Hooks struct {
 const (
 	hookTimeout = 10 * time.Second // of a try, and of the command
 	tries       = 3
+	shown       = 500 // bytes of what a command says that failed
 )
 
 // NewHooks are those of the options. Environment variables in the webhook are put in.
@@ -157,17 +158,46 @@ func (h *Hooks) run(ctx context.Context, n Notice, body []byte) error {
 		err = fmt.Errorf("took longer than %v", hookTimeout)
 	}
 	if err != nil && len(said) > 0 {
-		err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(said)))
+		text := h.conceal(string(said), os.Getenv)
+		err = fmt.Errorf("%w: %s", err, strings.TrimSpace(strings.ToValidUTF8(text[max(0, len(text)-shown):], "")))
 	}
 	return err
 }
 
-// tail keeps the end of what is written to it.
+// conceal takes what may be a secret out of what the command said: its arguments, parts of them that look like one, and the
+// variables of the environment that they name.
+func (h *Hooks) conceal(text string, getenv func(string) string) string {
+	const short = 4 // characters up to which nothing is a secret
+	hidden := []string{h.webhook}
+	for _, arg := range h.command[1:] {
+		hidden = append(hidden, arg)
+		for _, part := range strings.FieldsFunc(arg, func(r rune) bool { return strings.ContainsRune(" \t\n\"'=,;()", r) }) {
+			if strings.ContainsAny(part, "0123456789") || strings.Contains(part, "://") {
+				hidden = append(hidden, part)
+			}
+		}
+		os.Expand(arg, func(name string) string {
+			if !slices.Contains([]string{"FLOWRUN_EVENT", "FLOWRUN_DIR", "FLOWRUN_TEXT"}, name) {
+				hidden = append(hidden, getenv(name))
+			}
+			return ""
+		})
+	}
+	slices.SortFunc(hidden, func(a, b string) int { return len(b) - len(a) }) // the whole before its parts
+	for _, s := range hidden {
+		if len(s) > short {
+			text = strings.ReplaceAll(text, s, "…")
+		}
+	}
+	return text
+}
+
+// tail keeps the end of what is written to it: more than is shown, so that no secret is cut before it is found.
 type tail []byte
 
 func (t *tail) Write(b []byte) (int, error) {
 	*t = append(*t, b...)
-	if over := len(*t) - 500; over > 0 {
+	if over := len(*t) - 16<<10; over > 0 {
 		*t = append((*t)[:0], (*t)[over:]...)
 	}
 	return len(b), nil

@@ -115,6 +115,15 @@ func TestCommandHook(t *testing.T) {
 	if err := h.Tell(t.Context(), Notice{Event: "done"}); err == nil || err.Error() != "command sh: exit status 3: why" {
 		t.Errorf("%v", err)
 	}
+	t.Setenv("HOOK_TOKEN", "s3cr3t-of-the-environment")
+	h.command = []string{"sh", "-c", "echo $1 $HOOK_TOKEN https://host/s3cr3t >&2; exit 3", "me", "Bearer s3cr3t"}
+	if err := h.Tell(t.Context(), Notice{Event: "done"}); err == nil || strings.Contains(err.Error(), "s3cr3t") || err.Error() != "command sh: exit status 3: … … …" {
+		t.Errorf("%v", err)
+	}
+	h.command = []string{"sh", "-c", "seq 100000 >&2; exit 3"}
+	if err := h.Tell(t.Context(), Notice{Event: "done"}); err == nil || len(err.Error()) > 600 || !strings.HasSuffix(err.Error(), "\n99999\n…") && !strings.HasSuffix(err.Error(), "\n100000") {
+		t.Errorf("%v", err)
+	}
 	h.command = []string{filepath.Join(t.TempDir(), "none")}
 	if h.Tell(t.Context(), Notice{Event: "done"}) == nil {
 		t.Error("no program, no error")

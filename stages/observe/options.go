@@ -18,7 +18,7 @@ type Options struct {
 	Stall   float64  `key:"stall" default:"30" unit:"minutes" min:"0" doc:"After so long without anything moving, and ten times the longest such pause before, the run counts as stalled: the stage is named, and what every goroutine does is written to the run's folder. 0 is never."`
 	LogSize int64    `key:"log_size" default:"64MiB" unit:"bytes" min:"64KiB" doc:"log.jsonl becomes log.jsonl.1 when it is as large, up to log.jsonl.3."`
 	Webhook string   `key:"webhook" secret:"true" default:"\"\"" example:"${FLOWRUN_WEBHOOK}" doc:"URL to which JSON is posted when what on lists happens; Slack and Discord show it as it is. $NAME stands for an environment variable. It is never logged or saved."`
-	Command []string `key:"command" default:"[]" example:"[mail, -s, flowrun, me@example.org]" doc:"Program and arguments to run when what on lists happens. It gets FLOWRUN_EVENT, FLOWRUN_DIR and FLOWRUN_TEXT in its environment and the webhook's JSON on its standard input. It is saved in config.yaml as it stands: leave secrets to the environment."`
+	Command []string `key:"command" secret:"true" default:"[]" example:"[mail, -s, flowrun, me@example.org]" doc:"Program and arguments to run when what on lists happens. It gets FLOWRUN_EVENT, FLOWRUN_DIR and FLOWRUN_TEXT in its environment and the webhook's JSON on its standard input. Like the webhook it is never logged or saved."`
 	On      []string `key:"on" default:"[done, failed, diverged, stalled, paused, interrupted]" oneof:"done failed diverged stalled paused interrupted" doc:"What webhook and command are told of. paused is a disk or memory that is full."`
 }
 
