@@ -13,18 +13,29 @@ import (
 type events struct {
 	run   *run
 	file  *tfevents.Writer // nil: none
-	wrote time.Time        // scalars of a step
+	began time.Time
+	wrote time.Time // scalars of a step
+	drew  time.Time // a picture
 	lost  bool
 }
 
-// scalarsEvery is how often the scalars of a step are written at most. TensorBoard shows a thousand of them.
-const scalarsEvery = 3 * time.Second
+// How often the scalars of a step and pictures are written at most, in time and in shares of the time that the run has taken: the
+// longer it takes, the rarer, so that the file of a week is hardly larger than that of a day. TensorBoard shows a thousand
+// points and ten pictures.
+const (
+	scalarsEvery  = 3 * time.Second
+	scalarsShare  = 2000
+	picturesShare = 16
+)
 
 // open begins an event file behind a step.
 func (e *events) open(step int) {
 	file, err := tfevents.Create(e.run.job.run.Dir, time.Now(), step)
 	e.told(err)
-	e.file, e.wrote = file, time.Time{}
+	e.file, e.wrote, e.drew = file, time.Time{}, time.Time{}
+	if e.began.IsZero() {
+		e.began = time.Now()
+	}
 }
 
 func (e *events) close() {
@@ -42,7 +53,7 @@ func (e *events) told(err error) {
 }
 
 func (e *events) step(s observe.Step) {
-	if now := time.Now(); e.file != nil && now.Sub(e.wrote) >= scalarsEvery {
+	if now := time.Now(); e.file != nil && now.Sub(e.wrote) >= max(scalarsEvery, now.Sub(e.began)/scalarsShare) {
 		e.told(e.file.Scalars(now, s.Step, s.Scalars()))
 		e.wrote = now
 	}
@@ -56,12 +67,14 @@ func (e *events) validation(v observe.Val, usage []int64) {
 }
 
 func (e *events) picture(step int, path string) {
-	if e.file == nil {
+	now := time.Now()
+	if e.file == nil || now.Sub(e.drew) < now.Sub(e.began)/picturesShare {
 		return
 	}
+	e.drew = now
 	png, err := os.ReadFile(path)
 	if err == nil {
-		err = e.file.Image(time.Now(), step, "val/sample", png)
+		err = e.file.Image(now, step, "val/sample", png)
 	}
 	e.told(err)
 }

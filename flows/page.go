@@ -49,8 +49,12 @@ func (w *watch) page() *report.Page {
 		p.Incidents = append(p.Incidents, report.Incident{Time: i.Time.Local(), Level: i.Level, What: what, Detail: i.Detail})
 	}
 	if r.quarantine != nil {
-		for _, b := range r.quarantine.All() {
+		bad := r.quarantine.All()
+		for _, b := range bad[:min(len(bad), pageScans)] {
 			p.Quarantine = append(p.Quarantine, report.Incident{What: b.Scan, Detail: b.Reason})
+		}
+		if more := len(bad) - len(p.Quarantine); more > 0 {
+			p.Quarantine = append(p.Quarantine, report.Incident{What: fmt.Sprintf("and %s more", grouped(more)), Detail: "quarantine.jsonl has them all"})
 		}
 	}
 	return p

@@ -166,7 +166,7 @@ func (r *run) draw(step int, pic *picture, values map[string]float64) error {
 	if r.validator.ema {
 		weights, psnr = "EMA", "val/ema_psnr"
 	}
-	path := r.file("samples", fmt.Sprintf("step-%08d.png", step))
+	path := r.samplePath(step)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
@@ -176,6 +176,7 @@ func (r *run) draw(step int, pic *picture, values map[string]float64) error {
 		r.sample = path
 		r.watch.drew(path)
 		r.watch.events.picture(step, path)
+		err = r.thinSamples()
 	}
 	return err
 }

@@ -207,6 +207,13 @@ func (w *watch) drew(path string) {
 	}
 }
 
+// removed notes that a picture is no more.
+func (w *watch) removed(path string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.pictures = slices.DeleteFunc(w.pictures, func(p string) bool { return p == path })
+}
+
 // kept notes a checkpoint.
 func (w *watch) kept(path string, step int) {
 	w.mu.Lock()
@@ -268,10 +275,11 @@ func (w *watch) write() {
 	}
 }
 
-// pagePictures and pageBytes bound what a report embeds.
+// What a report shows at most: pictures, their bytes, and scans that were set aside.
 const (
 	pagePictures = 6
 	pageBytes    = 4 << 20
+	pageScans    = 200
 )
 
 // embed makes data URIs of the pictures: the first, the last and some between.
@@ -304,8 +312,7 @@ func (w *watch) link(path string) string {
 
 // caption says what a picture shows.
 func (w *watch) caption(path string) string {
-	var step int
-	if _, err := fmt.Sscanf(filepath.Base(path), "step-%d.png", &step); err == nil {
+	if step, ok := sampleStep(path); ok {
 		return fmt.Sprintf("Step %d", step)
 	}
 	return w.link(path)

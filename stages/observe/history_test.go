@@ -53,6 +53,18 @@ func TestHistoryMeans(t *testing.T) {
 	}
 }
 
+// A week at a step a second takes no more than an hour does.
+func TestHistoryOfAWeek(t *testing.T) {
+	h := newHistory()
+	for step := range 7 * 24 * 3600 {
+		h.add(step, []field{{"x", float64(step)}, {"bound_by", "train 90%"}})
+	}
+	points := h.Curve("x")
+	if n := cap(h.curves["x"].buckets); len(points) > resolution || len(points) < resolution/2 || n > 2*resolution || len(h.bounds) != 1 {
+		t.Errorf("%d points in room for %d", len(points), n)
+	}
+}
+
 // A run that goes on has the history of what it goes on from, and of no later steps.
 func TestHistoryOfARecord(t *testing.T) {
 	dir := t.TempDir()

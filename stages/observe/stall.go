@@ -85,7 +85,11 @@ func Culprit(stats []pipe.Stat) string {
 	return ""
 }
 
-// DumpGoroutines writes what every goroutine does to a file in dir, named after the time, and returns its path.
+// dumps is how many of DumpGoroutines' files stay.
+const dumps = 10
+
+// DumpGoroutines writes what every goroutine does to a file in dir, named after the time, and returns its path. The oldest of
+// such files go.
 func DumpGoroutines(dir string, now time.Time) (path string, err error) {
 	path = filepath.Join(dir, "stall-"+now.Format("20060102-150405")+".txt")
 	f, err := os.Create(path)
@@ -100,5 +104,13 @@ func DumpGoroutines(dir string, now time.Time) (path string, err error) {
 	if _, err := fmt.Fprintf(f, "flowrun, pid %d, %s: every goroutine\n\n", os.Getpid(), now.Format(time.RFC3339)); err != nil {
 		return "", err
 	}
-	return path, pprof.Lookup("goroutine").WriteTo(f, 2)
+	if err := pprof.Lookup("goroutine").WriteTo(f, 2); err != nil {
+		return "", err
+	}
+	files, err := filepath.Glob(filepath.Join(filepath.Dir(path), "stall-*.txt"))
+	for len(files) > dumps && err == nil {
+		err = os.Remove(files[0])
+		files = files[1:]
+	}
+	return path, err
 }

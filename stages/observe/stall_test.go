@@ -94,6 +94,15 @@ func TestDumpGoroutines(t *testing.T) {
 	if path != filepath.Join(dir, "stall-20260102-030405.txt") || !strings.Contains(read(t, dir, filepath.Base(path)), "TestDumpGoroutines") {
 		t.Errorf("%s", path)
 	}
+	for minute := range 20 { // those of a bad week don't pile up
+		_, err := DumpGoroutines(dir, time.Date(2026, 1, 2, 4, minute, 0, 0, time.UTC))
+		check(t, err)
+	}
+	left, err := filepath.Glob(filepath.Join(dir, "*"))
+	check(t, err)
+	if len(left) != dumps || filepath.Base(left[0]) != "stall-20260102-041000.txt" {
+		t.Errorf("%d are left: %v", len(left), left)
+	}
 	if _, err := DumpGoroutines(filepath.Join(dir, "none"), time.Now()); err == nil {
 		t.Error("no folder, no error")
 	}
