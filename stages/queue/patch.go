@@ -10,6 +10,7 @@ import (
 	"strings"
 	"unsafe"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/nats-io/nats.go"
 
 	"github.com/flowrun/flowrun/stages/volume"
@@ -97,7 +98,7 @@ func (p *Patch) encode(n names) (*nats.Msg, error) {
 	}
 	m.Data = bytesOf(p.Samples)
 	m.Header.Set(schemaHeader, patchSchema)
-	m.Header.Set(digestHeader, digestOf(m.Data))
+	m.Header.Set(digestHeader, checksumOf(m.Data))
 	m.Header.Set(dtypeHeader, dtype)
 	m.Header.Set(shapeHeader, fmt.Sprintf("%d,%d,%d", p.Size[2], p.Size[1], p.Size[0]))
 	m.Header.Set(tilesHeader, strconv.Itoa(p.Tiles))
@@ -163,7 +164,7 @@ func (p *Patch) decode(h nats.Header, body []byte) error {
 	if len(body) != 2*n {
 		return fmt.Errorf("%d bytes for a patch of %v (want %d)", len(body), p.Size, 2*n)
 	}
-	if got := digestOf(body); got != h.Get(digestHeader) {
+	if got := checksumOf(body); got != h.Get(digestHeader) {
 		return errors.New("its samples don't have the digest that they were sent with")
 	}
 	var more rest
@@ -267,6 +268,10 @@ func samplesOf(b []byte) []int16 {
 	}
 	return out
 }
+
+// checksumOf is "xxh64:" and the 16 hex digits of the XXH64 of b: it finds damage on the way, and is meant for nothing else. SHA-256
+// of both ends was a third of the processor time of a patch on its way.
+func checksumOf(b []byte) string { return fmt.Sprintf("xxh64:%016x", xxhash.Sum64(b)) }
 
 // oneLine is text that can stand in a header.
 func oneLine(text string) string {
