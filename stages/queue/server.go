@@ -22,6 +22,10 @@ const startWithin = 30 * time.Second
 // maxPayload is what a server must take in one message.
 const maxPayload = 32 << 20
 
+// maxPending is what may be on its way to one client. Two patches are, and two more when it has taken these before the server
+// has counted them off: at 64 MiB four patches of 256×256×128 made a busy machine's trainer a slow consumer, rarely.
+const maxPending = 4 * maxPayload
+
 // StartServer starts a server whose store is in dir, unless o names another folder.
 func StartServer(o Server, dir string) (*Embedded, error) {
 	s := &server.Options{ServerName: "flowrun", DontListen: o.Listen == ""}
@@ -56,7 +60,7 @@ func StartServer(o Server, dir string) (*Embedded, error) {
 	}
 	s.NoSigs, s.NoLog, s.JetStream = true, true, true // signals and logs are the program's
 	s.MaxPayload = max(s.MaxPayload, maxPayload)
-	s.MaxPending = max(s.MaxPending, 2*maxPayload)
+	s.MaxPending = max(s.MaxPending, maxPending)
 	s.SyncAlways = true
 	if s.JetStreamMaxMemory <= 0 {
 		s.JetStreamMaxMemory = 16 << 20
