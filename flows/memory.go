@@ -84,6 +84,19 @@ func (j *Job) divide(d *data, arena, snapshot int64, batches int64) (memory, err
 	return m, nil
 }
 
+// heap is what Go's heap should stay below in a process with a queue's server: messages of megabytes are garbage soon, and the
+// collector would let it double the heap before it comes. The engine's arena lies elsewhere.
+func (m memory) heap(reads bool) int64 {
+	n := m.batches + m.snapshot + m.validation + m.queue + heapBesides
+	if reads {
+		n += max(0, m.scans)
+	}
+	return n
+}
+
+// heapBesides is room for what the plan doesn't count.
+const heapBesides = 256 << 20
+
 // batched is the most that scans cost which a batch on the way back may hold beside its first one, while it waits for a tile
 // of the next: those with few tiles. Any that lie between them may turn out to be bad.
 func (j *Job) batched(d *data) int64 {

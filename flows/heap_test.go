@@ -1,0 +1,36 @@
+package flows
+
+import (
+	"math"
+	"runtime/debug"
+	"testing"
+)
+
+// A process with a queue's server bounds its heap by what it planned; a bound that was given from outside stays.
+func TestHeapIsBound(t *testing.T) {
+	now := func() int64 { return debug.SetMemoryLimit(-1) }
+	if now() != math.MaxInt64 {
+		t.Skip("GOMEMLIMIT is set")
+	}
+	m := memory{limit: 16 << 30, engine: 8 << 30, batches: 1 << 30, queue: serverBytes, scans: 6 << 30}
+	trainer, worker := m.heap(false), m.heap(true)
+	if want := int64(1<<30 + serverBytes + heapBesides); trainer != want || worker != want+6<<30 {
+		t.Errorf("%d, and %d where scans are read (want %d and 6 GiB more)", trainer, worker, want)
+	}
+	m.scans = -1 // a plan that doesn't fit is refused elsewhere
+	if m.heap(true) != trainer {
+		t.Error("a lack of room lowers the bound")
+	}
+	free := boundHeap(trainer)
+	if now() != trainer {
+		t.Errorf("bound %d (want %d)", now(), trainer)
+	}
+	boundHeap(worker)()
+	if now() != trainer {
+		t.Errorf("bound %d: another's was changed", now())
+	}
+	free()
+	if now() != math.MaxInt64 {
+		t.Error("the bound stays")
+	}
+}
