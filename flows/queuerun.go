@@ -115,7 +115,7 @@ func (r *run) openQueue(ctx context.Context, snap *volume.Snapshot) error {
 
 // queueError places what a server refuses from the start with the configuration.
 func queueError(err error) error {
-	if errors.Is(err, queue.ErrRefused) || errors.Is(err, queue.ErrFeature) || errors.Is(err, queue.ErrTaken) {
+	if errors.Is(err, queue.ErrRefused) || errors.Is(err, queue.ErrTLS) || errors.Is(err, queue.ErrFeature) || errors.Is(err, queue.ErrTaken) {
 		return configErrorf("queue: %w", err)
 	}
 	return fmt.Errorf("queue: %w", err)

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 
 	"github.com/flowrun/flowrun/stages/files"
 )
@@ -133,6 +134,9 @@ func (o *Options) credentials() (string, []nats.Option, error) {
 	}
 	switch {
 	case creds != "":
+		if err := checkCreds(creds); err != nil {
+			return "", nil, err
+		}
 		list = append(list, nats.UserCredentials(creds))
 	case nkey != "":
 		opt, err := nats.NkeyOptionFromSeed(nkey)
@@ -157,6 +161,23 @@ func (o *Options) credentials() (string, []nats.Option, error) {
 	return url, list, nil
 }
 
+// checkCreds refuses what isn't a credentials file; its words hold nothing of what is in it.
+func checkCreds(path string) error {
+	text, err := files.Read(path, 1<<20)
+	if err != nil {
+		return fmt.Errorf("creds: %s: %w", path, plain(err))
+	}
+	_, bad := nkeys.ParseDecoratedJWT(text)
+	pair, err := nkeys.ParseDecoratedUserNKey(text)
+	if err == nil {
+		pair.Wipe()
+	}
+	if bad != nil || err != nil {
+		return fmt.Errorf("creds: %s: doesn't hold a user's JWT and seed, as nsc generate creds writes them", path)
+	}
+	return nil
+}
+
 var secrets = regexp.MustCompile(`//[^/@\s"]*@|(?i)(pass(word)?|token|seed|secret)("?\s*[:=]\s*"?)[^\s",}]+|\bS[ACNOUX][A-Z2-7]{40,}|eyJ[A-Za-z0-9_.-]{20,}`)
 
 // redact takes out of text what looks like a password, a token, a seed or a JWT.
@@ -167,6 +188,11 @@ func redact(text string) string {
 		}
 		return "***"
 	})
+}
+
+// expired says that credentials were good until now.
+func expired(err error) bool {
+	return errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAccountAuthExpired) || strings.Contains(strings.ToLower(err.Error()), "authentication expired")
 }
 
 // refusal says whether an error of the connection is one that no retry mends: a user who isn't known, or who may not.

@@ -59,6 +59,9 @@ type Queue struct {
 // ErrRefused is an error of the server's: wrong credentials, or a permission that is missing. No retry mends it.
 var ErrRefused = errors.New("the NATS server refuses this client")
 
+// ErrTLS is a handshake that comes to nothing: the two ends don't take each other's certificates.
+var ErrTLS = errors.New("no TLS connection to the NATS server")
+
 // ErrFeature is a server that can't do what flowrun needs.
 var ErrFeature = errors.New("the NATS server can't be used")
 
@@ -79,6 +82,11 @@ func Open(ctx context.Context, c Config, role string) (*Queue, error) {
 	url, list, err := c.credentials()
 	if err != nil {
 		return nil, err
+	}
+	for _, set := range list {
+		if err := set(&nats.Options{}); err != nil { // else it would look as if the server weren't there
+			return nil, fmt.Errorf("tls: %w", plain(err))
+		}
 	}
 	list = append(list, q.options()...)
 	if c.Embedded != nil && !c.External() {
@@ -123,7 +131,13 @@ func (q *Queue) options() []nats.Option {
 		nats.FlusherTimeout(10 * time.Second),
 		nats.Timeout(5 * time.Second),
 		nats.CustomInboxPrefix("_INBOX_" + q.Role),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { q.trouble(err) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if expired(err) { // a new file may be there: it is read again by the next try, whose refusal counts
+				q.log(Event{true, "queue: the credentials have expired; trying those that the file holds now"})
+				return
+			}
+			q.trouble(err)
+		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			q.cut()
 			if err != nil {
@@ -171,8 +185,10 @@ func (q *Queue) dial(ctx context.Context, url string, list []nats.Option, wait t
 		}
 		switch {
 		case refusal(err):
-			return fmt.Errorf("%w: %s: %s", ErrRefused, where, redact(err.Error()))
-		case !temporary(err) || time.Now().After(end):
+			return fmt.Errorf("%w: %s: %s; are these the credentials of the role %s?", ErrRefused, where, redact(err.Error()), q.Role)
+		case untrusted(err):
+			return fmt.Errorf("%w: %s: %s; look at queue.tls (or ca, cert and key of the context) and at the server's certificate", ErrTLS, where, redact(err.Error()))
+		case time.Now().After(end):
 			return fmt.Errorf("%s: %s; is the server running there?", where, redact(err.Error()))
 		}
 		if err := pause(ctx, 200*time.Millisecond); err != nil {
@@ -181,10 +197,11 @@ func (q *Queue) dial(ctx context.Context, url string, list []nats.Option, wait t
 	}
 }
 
-// temporary says that a server may be there later.
-func temporary(err error) bool {
+// untrusted says that the two ends don't take each other's certificates, or that one of them wants TLS and the other doesn't.
+func untrusted(err error) bool {
 	text := err.Error()
-	return !strings.Contains(text, "x509") && !strings.Contains(text, "tls:") && !strings.Contains(text, "certificate")
+	return strings.Contains(text, "x509") || strings.Contains(text, "tls:") || strings.Contains(text, "certificate") ||
+		errors.Is(err, nats.ErrSecureConnRequired) || errors.Is(err, nats.ErrSecureConnWanted)
 }
 
 // suits refuses servers without what is needed.
@@ -223,8 +240,15 @@ func older(version string, than [3]int) bool {
 // Close ends the connection. What is held goes back to the queue when the server notices.
 func (q *Queue) Close() {
 	q.fail(errors.New("closed"))
-	_ = q.nc.FlushTimeout(2 * time.Second) // best effort: the connection may be down
+	q.flush()
 	q.nc.Close()
+}
+
+// flush gives what was said last two seconds to get away.
+func (q *Queue) flush() {
+	if q.nc.IsConnected() {
+		_ = q.nc.FlushTimeout(2 * time.Second) // best effort
+	}
 }
 
 // Failed ends when the connection can't be used any more; its cause says why.

@@ -253,5 +253,5 @@ func (c *consumer) close() {
 	c.cancel()
 	c.joined.Wait()
 	c.handBack()
-	_ = c.q.nc.FlushTimeout(2 * time.Second) // best effort
+	c.q.flush()
 }
