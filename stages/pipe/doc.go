@@ -19,8 +19,8 @@
 // At the end of data: sources return, each operator flushes and closes its output.
 //
 // By a soft stop (Stop) or because a Transform has all it wants (Done): sources end as if the data had, without an error;
-// what is inside flows on, except that Batch and Group release what is incomplete. Only Stop closes Stopping, by which
-// a stage tells an interruption from an end.
+// what is inside flows on, as far as there is a stage that takes it, except that Batch and Group release what is incomplete. Only
+// Stop closes Stopping, by which a stage tells an interruption from an end.
 //
 // By a hard stop: the parent context is cancelled, or a stage returns an error or panics. The first of these is what
 // Wait returns. Every operator then stops sending, drains its input until that closes, and releases what it drops. An

@@ -21,6 +21,9 @@ type node struct {
 	ended bool            // the input has closed
 	until <-chan struct{} // once closed, the input isn't waited for; nil: never
 
+	before *node         // whose output is read, if that is a node
+	idle   chan struct{} // closed once who reads the output only drops it
+
 	alone bool  // body's goroutine is the stage's only worker: receive and send note its waiting
 	keeps bool  // what comes in is inside until it is sent, else until the next is asked for
 	last  int64 // bytes of the element received last, where it isn't kept
@@ -54,7 +57,7 @@ func newNode(g *Graph, stage string) *node {
 
 // metered adds a node to the graph.
 func metered(g *Graph, m *meter) *node {
-	n := &node{g: g, m: m, in: make(chan any), out: make(chan any), done: make(chan struct{})}
+	n := &node{g: g, m: m, in: make(chan any), out: make(chan any), done: make(chan struct{}), idle: make(chan struct{})}
 	n.from = n.in
 	g.mu.Lock()
 	g.meters = append(g.meters, n.m)
@@ -76,7 +79,7 @@ func port[T any](n *node) Port[T] {
 func take[T any](in Port[T], n *node) {
 	n.tally = n.tally || mayBe[Sizer](reflect.TypeFor[T]())
 	if from := n.claim(in.edge); from != nil {
-		n.from = from.out
+		n.from, n.before = from.out, from
 	} else {
 		close(n.in)
 	}
@@ -127,7 +130,7 @@ func (n *node) To(s streams.Sink) {
 // AwaitCompletion waits until the node has ended.
 func (n *node) AwaitCompletion() { <-n.done }
 
-// start runs body. The input is read until it closes, whatever happens in body.
+// start runs body. The input is read until it closes, whatever happens in body; who sends it is told that nobody wants it.
 func (n *node) start(body func() error) {
 	n.g.running.Go(func() {
 		defer close(n.done)
@@ -141,6 +144,9 @@ func (n *node) start(body func() error) {
 func (n *node) drain() {
 	if n.from == nil {
 		return
+	}
+	if n.before != nil {
+		close(n.before.idle)
 	}
 	for v := range n.from {
 		n.drop(v)
@@ -226,7 +232,7 @@ func (n *node) received(v any, ok bool, was doing) (any, bool) {
 	return v, true
 }
 
-// send hands v to the next stage; after a hard stop, or once until ends, it drops v and returns false.
+// send hands v to the next stage; after a hard stop, once until ends, or where the next stage has ended, it drops v and returns false.
 func (n *node) send(v any, until <-chan struct{}) bool {
 	var bytes, before int64
 	if n.tally {
@@ -235,7 +241,7 @@ func (n *node) send(v any, until <-chan struct{}) bool {
 			before = bytes
 		}
 	}
-	if isClosed(until) {
+	if isClosed(until) || isClosed(n.idle) {
 		n.drop(v)
 		return false
 	}
@@ -253,10 +259,11 @@ func (n *node) send(v any, until <-chan struct{}) bool {
 		n.move(blocked, working, 0, 1, -bytes)
 		return true
 	case <-until:
-		n.move(blocked, working, 0, 0, -bytes)
-		n.drop(v)
-		return false
+	case <-n.idle:
 	}
+	n.move(blocked, working, 0, 0, -bytes)
+	n.drop(v)
+	return false
 }
 
 func isClosed(c <-chan struct{}) bool {

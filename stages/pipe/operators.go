@@ -62,6 +62,9 @@ func Map[T, R any](in Port[T], stage string, workers int, fn func(context.Contex
 		})
 		for {
 			room <- struct{}{}
+			if isClosed(n.idle) {
+				return nil
+			}
 			v, ok := receive[T](n)
 			if !ok {
 				return nil
@@ -106,7 +109,7 @@ func Expand[T, R any](in Port[T], stage string, fn func(context.Context, T) iter
 // early at a hard stop: look at ctx before acting on its end.
 //
 // When the sequence ends before its input, without an error, the graph is Done: the rest of the input is
-// released.
+// released, and the stages before it, which nobody waits for any more, are broken off (yield gives false).
 func Transform[T, R any](in Port[T], stage string, fn func(ctx context.Context, in iter.Seq[T]) iter.Seq2[R, error]) Port[R] {
 	t, r := reflect.TypeFor[T](), reflect.TypeFor[R]()
 	return transform(in, stage, r == t || r == reflect.SliceOf(t), func(n *node, in iter.Seq[T]) iter.Seq2[R, error] {

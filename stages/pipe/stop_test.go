@@ -249,3 +249,47 @@ func TestSoftStopEndsAPromptStageAtOnce(t *testing.T) {
 		}
 	})
 }
+
+// Where a stage has all that it wants, those before it don't work through what they have at hand.
+func TestNobodyWorksForNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l ledger
+		var turned atomic.Int64
+		cut := 0
+		g := New(t.Context())
+		cuts := Expand(count(g, 3), "cut", func(context.Context, int) iter.Seq2[*item, error] {
+			return func(yield func(*item, error) bool) {
+				for cut < 1000 && yield(l.item(cut), nil) {
+					cut++
+				}
+			}
+		})
+		turns := Map(cuts, "turn", 2, func(_ context.Context, it *item) (*item, error) {
+			turned.Add(1)
+			return it, nil
+		})
+		mixed := Transform(turns, "mix", func(_ context.Context, in iter.Seq[*item]) iter.Seq2[*item, error] {
+			return func(yield func(*item, error) bool) {
+				for it := range in {
+					if !yield(it, nil) {
+						return
+					}
+				}
+			}
+		})
+		Discard(Prompt(mixed, "train", func(_ context.Context, in iter.Seq[*item]) iter.Seq2[int, error] {
+			return func(func(int, error) bool) {
+				for it := range in {
+					time.Sleep(time.Second)
+					it.Release()
+				}
+			}
+		}), "sink")
+		time.Sleep(10 * time.Second)
+		g.Stop()
+		if err := g.Wait(); err != nil || cut < 10 || cut > 20 || turned.Load() > 20 {
+			t.Error(err, cut, turned.Load())
+		}
+		l.check(t)
+	})
+}
