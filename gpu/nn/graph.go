@@ -26,7 +26,9 @@ type Graph struct {
 	inputs []*Value
 	values []*Value
 	names  map[string]bool
-	err    error
+
+	results int // floats that ops leave for the host
+	err     error
 }
 
 // NewGraph starts a graph whose ops take their parameters from a set, and whose losses train that set.
@@ -308,7 +310,7 @@ func (g *Graph) Statistics(v *Value) *Scalars {
 		return nil
 	}
 	if o.said == nil {
-		o.said = &Scalars{n: 2 * v.C}
+		o.said = g.scalars(2 * v.C)
 	}
 	return o.said
 }
@@ -357,7 +359,7 @@ func (g *Graph) Quantize(name string, z *Value, k Codebook, commitment float64) 
 		g.fail(name, "counts and sums come together")
 		return Quantized{}
 	}
-	o := &quantizeOp{id: g.scope + name, book: k, z: z, commitment: commitment, loss: &Scalars{n: 1}}
+	o := &quantizeOp{id: g.scope + name, book: k, z: z, commitment: commitment, loss: g.scalars(1)}
 	o.q = g.value(name, z.Dims, o, z)
 	o.q.wide = z.wide
 	return Quantized{Q: o.q, Loss: o.loss, op: o}
@@ -374,7 +376,7 @@ func (g *Graph) ReconLoss(name string, y, t *Value, l1, l2 float64) *Scalars {
 		return nil
 	}
 	o := &lossOp{id: g.scope + name, kind: "loss", of: g.main, reads: []*Value{y, t}, scale: Weight{Constant: 1}.number(), work: lossWork(y), over: true,
-		result: &Scalars{n: 4}}
+		result: g.scalars(4)}
 	o.run = func(e gpu.Engine, at []gpu.Tensor, c lossCall) {
 		e.ReconLoss(at[0], at[1], float32(l1), float32(l2), c.scale, c.dy, c.out, c.work)
 	}
@@ -400,5 +402,18 @@ type number struct {
 	shared   bool
 }
 
-// Scalars are floats that an op leaves for the host.
-type Scalars struct{ n int }
+// Scalars are floats that an op leaves for the host, among the results of its program.
+type Scalars struct{ at, n int }
+
+// Of are the scalars, of all results of a run of their program.
+func (s *Scalars) Of(results []float32) []float32 { return results[s.at : s.at+s.n] }
+
+// scalars takes a place among the results; each lies at 16 bytes.
+func (g *Graph) scalars(n int) *Scalars {
+	s := &Scalars{g.results, n}
+	g.results += (n + 3) / 4 * 4
+	return s
+}
+
+// Results is how many floats a run of the graph leaves for the host.
+func (g *Graph) Results() int { return g.results }

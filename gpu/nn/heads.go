@@ -72,7 +72,7 @@ func (o *lossOp) emit(l *lowering, dy *tensor) {
 			delete(l.grad, o.reads[0])
 		}
 		if o.scaleBy != nil {
-			from := l.results[o.scaleBy]
+			from := l.left[o.scaleBy]
 			in.reads = append(in.reads, from)
 			scale = func() gpu.Ptr { return from.at + gpu.Ptr(4*o.at) }
 		} else {
@@ -113,7 +113,7 @@ func (g *Graph) Judge(name string, of *Params, logits *Value, j gpu.Judge, w Wei
 		return nil
 	}
 	o := &lossOp{id: g.scope + name, kind: "judge", of: of, reads: []*Value{logits}, scale: w.number(), work: lossWork(logits), over: true,
-		result: &Scalars{n: 2}}
+		result: g.scalars(2)}
 	if lecam != nil {
 		o.anchor = []number{{constant: lecam.Weight}, {constant: 1, by: lecam.Anchor}}
 	}
@@ -138,7 +138,7 @@ func (g *Graph) Match(name string, of *Params, y, t *Value, w Weight) *Scalars {
 		return nil
 	}
 	o := &lossOp{id: g.scope + name, kind: "loss", of: of, reads: []*Value{y, t}, scale: w.number(), work: lossWork(y), over: true,
-		result: &Scalars{n: 4}}
+		result: g.scalars(4)}
 	o.run = func(e gpu.Engine, at []gpu.Tensor, c lossCall) {
 		e.ReconLoss(at[0], at[1], 1, 0, c.scale, c.dy, c.out, c.work)
 	}
@@ -162,7 +162,7 @@ func (g *Graph) Perceptual(name string, of *Params, y, t *Value, w Weight) *Scal
 		return nil
 	}
 	o := &lossOp{id: g.scope + name, kind: "perceptual", of: of, reads: []*Value{y, t}, scale: w.number(), work: lossWork(y), adds: true,
-		result: &Scalars{n: 1}}
+		result: g.scalars(1)}
 	o.run = func(e gpu.Engine, at []gpu.Tensor, c lossCall) {
 		e.PerceptualLoss(at[0], at[1], lin.weight(), c.scale, c.add, c.dy, c.out, c.work)
 	}
@@ -179,7 +179,7 @@ func (g *Graph) Similarity(name string, of *Params, y, t *Value, k gpu.Similarit
 		g.fail(name, "similarity of %v and %v over %d scales", y.Dims, t.Dims, len(k.Weights))
 		return nil
 	}
-	o := &lossOp{id: g.scope + name, kind: "similarity", of: of, reads: []*Value{y, t}, scale: w.number(), result: &Scalars{n: 1},
+	o := &lossOp{id: g.scope + name, kind: "similarity", of: of, reads: []*Value{y, t}, scale: w.number(), result: g.scalars(1),
 		work: func(s Sizes) int64 { return s.SimilarityWork(k, y.Dims) }}
 	o.run = func(e gpu.Engine, at []gpu.Tensor, c lossCall) {
 		e.SimilarityLoss(k, at[0], at[1], c.scale, c.dy, c.out, c.work)
@@ -201,9 +201,9 @@ func (g *Graph) Nudge(name string, x, slope *Value, h float64, w Weight) Nudged 
 		return Nudged{}
 	}
 	w.Constant /= 2 * h
-	n := Nudged{Norm: &Scalars{n: 3}}
+	n := Nudged{Norm: g.scalars(3)}
 	n.Ahead = g.nudge(name+".ahead", x, slope, h, w, n.Norm)
-	n.Behind = g.nudge(name+".behind", x, slope, -h, w, &Scalars{n: 3})
+	n.Behind = g.nudge(name+".behind", x, slope, -h, w, g.scalars(3))
 	return n
 }
 
@@ -249,7 +249,7 @@ func (g *Graph) JudgeAlong(name string, of *Params, ahead, behind *Value, n Nudg
 			return
 		}
 		o := &lossOp{id: g.scope + id, kind: "judge", of: of, reads: []*Value{v}, scaleBy: n.Norm, at: 1 + i, work: lossWork(v), over: true,
-			result: &Scalars{n: 2}}
+			result: g.scalars(2)}
 		o.run = func(e gpu.Engine, at []gpu.Tensor, c lossCall) {
 			e.JudgeLoss(gpu.Judge{Loss: gpu.Mean, Side: gpu.OfGenerator}, at[0], c.scale, -1, c.dy, c.out, c.work)
 		}
@@ -275,7 +275,7 @@ func (g *Graph) Balance(name string, y *Value, limit float64, w Weight) Balanced
 		g.fail(name, "%s isn't a convolution's output", y.Name)
 		return Balanced{}
 	}
-	o := &balanceOp{id: g.scope + name, conv: c, y: y, limit: float32(limit), factor: number{constant: w.Constant, by: w.By}, lambda: &Scalars{n: 2}}
+	o := &balanceOp{id: g.scope + name, conv: c, y: y, limit: float32(limit), factor: number{constant: w.Constant, by: w.By}, lambda: g.scalars(2)}
 	o.plain = g.value(name+".plain", y.Dims, o, y)
 	o.weighted = &Value{Name: g.scope + name + ".weighted", Dims: y.Dims, by: o, within: g.within, on: o.plain.on, wide: y.wide}
 	o.plain.wide = y.wide

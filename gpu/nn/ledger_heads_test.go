@@ -25,8 +25,9 @@ func (l *ledger) Balance(a, b gpu.Ptr, limit float32, factor, out gpu.Ptr) {
 	l.number("balance", factor)
 	l.expect("balance", 4, "squares", a)
 	l.expect("balance", 4, "squares", b)
-	l.write(8, "lambda", out)
+	l.leave(8, "lambda", out)
 }
+func (l *ledger) Copy(dst, src gpu.Ptr, n int) { l.leave(4*int64(n), "copied", dst) }
 func (l *ledger) SumSquares(x gpu.Ptr, n int, out, workspace gpu.Ptr) {
 	l.write(16, "workspace", workspace)
 	l.write(4, "squares", out)
@@ -106,7 +107,7 @@ func (l *ledger) JudgeLoss(j gpu.Judge, x gpu.Tensor, scale, lecam gpu.Ptr, dx *
 		l.number("judge", lecam)
 		l.number("judge", lecam+4)
 	}
-	l.write(8, "judged", out)
+	l.leave(8, "judged", out)
 	if dx != nil {
 		if l.lies[scale-4].what != "nudged" && l.lies[scale-8].what != "nudged" {
 			l.number("judge", scale)
@@ -118,7 +119,7 @@ func (l *ledger) JudgeLoss(j gpu.Judge, x gpu.Tensor, scale, lecam gpu.Ptr, dx *
 func (l *ledger) PerceptualLoss(a, b gpu.Tensor, w, scale gpu.Ptr, add, da *gpu.Tensor, out, workspace gpu.Ptr) {
 	l.write(l.LossWork(a.Dims), "workspace", workspace)
 	l.read("perceptual", a, b)
-	l.write(4, "distance", out)
+	l.leave(4, "distance", out)
 	if da != nil {
 		l.number("perceptual", scale)
 		l.apart("perceptual", *da, a, b)
@@ -132,7 +133,7 @@ func (l *ledger) PerceptualLoss(a, b gpu.Tensor, w, scale gpu.Ptr, add, da *gpu.
 func (l *ledger) SimilarityLoss(k gpu.Similarity, y, t gpu.Tensor, scale gpu.Ptr, dy *gpu.Tensor, out, workspace gpu.Ptr) {
 	l.write(l.SimilarityWork(k, y.Dims), "workspace", workspace)
 	l.read("similarity", y, t)
-	l.write(4, "similarity", out)
+	l.leave(4, "similarity", out)
 	if dy != nil {
 		l.number("similarity", scale)
 		l.apart("similarity", *dy, y, t)
@@ -145,5 +146,5 @@ func (l *ledger) Nudge(x, g gpu.Tensor, h float32, factor gpu.Ptr, y gpu.Tensor,
 	l.number("nudge", factor)
 	l.apart("nudge", y, x, g)
 	l.put(y)
-	l.write(12, "nudged", out)
+	l.leave(12, "nudged", out)
 }

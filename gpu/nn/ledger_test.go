@@ -71,7 +71,15 @@ func (l *ledger) read(op string, ts ...gpu.Tensor) {
 	}
 }
 func (l *ledger) write(bytes int64, what string, at gpu.Ptr) {
-	if at < 0 || int64(at)+bytes > l.size || at%gpu.Align != 0 {
+	if at%gpu.Align != 0 {
+		l.fault("%s of %d bytes at %d", what, bytes, at)
+	}
+	l.leave(bytes, what, at)
+}
+
+// leave is write of single numbers, which lie at 16 bytes.
+func (l *ledger) leave(bytes int64, what string, at gpu.Ptr) {
+	if at < 0 || int64(at)+bytes > l.size || at%16 != 0 {
 		l.fault("%s of %d bytes at %d of %d", what, bytes, at, l.size)
 	}
 	for p, e := range l.lies {
@@ -165,7 +173,7 @@ func (l *ledger) Quantize(k gpu.Quantizer, z gpu.Tensor, codebook, idx gpu.Ptr, 
 	l.apart("quantize", q, z)
 	l.put(q)
 	l.write(4*int64(z.Voxels()), "codes", idx)
-	l.write(4, "loss", loss)
+	l.leave(4, "loss", loss)
 }
 func (l *ledger) QuantizeGrad(k gpu.Quantizer, z gpu.Tensor, codebook, idx gpu.Ptr, dq *gpu.Tensor, scale gpu.Ptr, dz gpu.Tensor) {
 	l.read("quantize grad", z)
@@ -179,7 +187,7 @@ func (l *ledger) QuantizeGrad(k gpu.Quantizer, z gpu.Tensor, codebook, idx gpu.P
 func (l *ledger) ReconLoss(y, t gpu.Tensor, l1, l2 float32, scale gpu.Ptr, dy *gpu.Tensor, out, workspace gpu.Ptr) {
 	l.write(l.LossWork(y.Dims), "workspace", workspace)
 	l.read("loss", y, t)
-	l.write(16, "result", out)
+	l.leave(16, "result", out)
 	if dy != nil {
 		l.number("loss", scale)
 		l.apart("loss", *dy, t)

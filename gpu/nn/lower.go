@@ -31,7 +31,8 @@ type buffer struct {
 	whole       bool // lives through the whole program
 	off         int64
 	at          gpu.Ptr // once bound
-	into        *buffer // the buffer whose memory this one took over
+	into        *buffer // the buffer whose memory this one took over, or is part of
+	part        int64   // where in it
 }
 
 func (b *buffer) root() *buffer {
@@ -79,7 +80,8 @@ type lowering struct {
 	tensors []*tensor
 	at      map[*Value]*tensor // where a value is now
 	grad    map[*Value]*tensor // its gradient, as far as it is known
-	results map[*Scalars]*buffer
+	left    map[*Scalars]*buffer
+	results *buffer        // of which those are parts; nil where ops leave nothing
 	stats   map[op]*buffer // what an op's forward leaves for its backward
 	packed  map[packing]*packs
 	convs   []*packs
@@ -94,8 +96,12 @@ type lowering struct {
 // lower emits the instructions of a graph.
 func lower(g *Graph, s Sizes, train bool, again map[*Value]bool) *lowering {
 	l := &lowering{sizes: s, train: train, again: again, at: map[*Value]*tensor{}, grad: map[*Value]*tensor{},
-		results: map[*Scalars]*buffer{}, stats: map[op]*buffer{}, packed: map[packing]*packs{}, player: g.main,
+		left: map[*Scalars]*buffer{}, stats: map[op]*buffer{}, packed: map[packing]*packs{}, player: g.main,
 		halos: map[*Value]int{}}
+	if g.results > 0 {
+		l.results = l.buffer("results", Activations, 4*int64(g.results))
+		l.results.whole = true
+	}
 	for _, v := range g.inputs {
 		t := l.tensor(v.Name, Inputs, gpu.Tensor{Dims: v.Dims, Halo: v.halo, Pad: v.pad, Type: l.kind(v)})
 		t.buf.first = -1
@@ -146,10 +152,11 @@ func (l *lowering) buffer(name string, kind Kind, bytes int64) *buffer {
 	return b
 }
 
+// scalars is the place of what an op leaves for the host.
 func (l *lowering) scalars(name string, s *Scalars) *buffer {
 	b := l.buffer(name, Activations, 4*int64(s.n))
-	b.kept = true
-	l.results[s] = b
+	b.into, b.part = l.results, 4*int64(s.at)
+	l.left[s] = b
 	return b
 }
 

@@ -87,14 +87,16 @@ func (o *normOp) forward(l *lowering) {
 	x, y := l.need(o.x), l.y(o.y)
 	stats := l.buffer(o.id+" statistics", Activations, l.sizes.NormStats(o.norm, o.x.Dims))
 	l.stats[o] = stats
-	if o.said != nil {
-		stats.kept, l.results[o.said] = true, stats
-	}
 	l.at[o.y] = y
 	l.emit(instr{kind: "norm", name: o.id, out: y, reads: []*buffer{x.buf}, writes: []*buffer{y.buf, stats},
 		run: func(e gpu.Engine, _ *Call) {
 			e.NormAct(o.norm, x.Tensor, o.gain.weight(), o.shift.weight(), stats.at, y.Tensor)
 		}})
+	if o.said != nil {
+		said := l.scalars(o.id+" batch", o.said)
+		l.emit(instr{kind: "copy", name: o.id, reads: []*buffer{stats}, writes: []*buffer{said},
+			run: func(e gpu.Engine, _ *Call) { e.Copy(said.at, stats.at, o.said.n) }})
+	}
 }
 
 func (o *normOp) replay(l *lowering) {

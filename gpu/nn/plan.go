@@ -20,6 +20,7 @@ const (
 	Averages                // running means of the weights
 	Codes                   // codebook, and its counts and sums of one step
 	Scratch                 // of ops outside a program
+	Staged                  // the next batch, on its way while a program runs
 	Packed                  // weights as the convolutions want them
 	Inputs                  // what is written before a run
 	Activations             // and norm statistics, codes' indices, losses
@@ -29,7 +30,7 @@ const (
 	kinds
 )
 
-var kindNames = [kinds]string{"parameters", "gradients", "optimiser", "weight averages", "codebook", "scratch", "packed weights",
+var kindNames = [kinds]string{"parameters", "gradients", "optimiser", "weight averages", "codebook", "scratch", "next batch", "packed weights",
 	"inputs", "activations", "activation gradients", "workspace", "gaps"}
 
 func (k Kind) String() string { return kindNames[k] }

@@ -37,7 +37,8 @@ type Program struct {
 	buffers    []*buffer
 	tensors    []*tensor
 	at         map[*Value]*tensor
-	scalars    map[*Scalars]*buffer
+	results    *buffer // floats that ops leave for the host; nil for none
+	left       int     // how many
 	codes      map[op]*buffer
 	numbers    []number
 	given      *buffer
@@ -120,7 +121,7 @@ func compile(g *Graph, s Sizes, train bool, again map[*Value]bool) *Program {
 	lives(l)
 	reuse(l)
 	p := &Program{ins: l.program, convs: l.convs, buffers: l.buffers, tensors: l.tensors, at: l.at,
-		scalars: l.results, codes: l.stats, numbers: l.numbers, given: l.given, values: make([]float32, len(l.numbers)), size: place(l)}
+		results: l.results, left: g.results, codes: l.stats, numbers: l.numbers, given: l.given, values: make([]float32, len(l.numbers)), size: place(l)}
 	p.peakAt, p.live = peak(l)
 	for v := range again {
 		p.recomputed = append(p.recomputed, v.Name)
@@ -149,7 +150,7 @@ func (p *Program) FLOPs() (forward, total int64) {
 // Bind puts the program's region at a place in the arena.
 func (p *Program) Bind(region gpu.Ptr) {
 	for _, b := range p.buffers {
-		b.at = region + gpu.Ptr(b.root().off)
+		b.at = region + gpu.Ptr(b.root().off+b.part)
 	}
 	for _, t := range p.tensors {
 		t.At = t.buf.at
@@ -171,15 +172,38 @@ func (p *Program) Pack(e gpu.Engine, sets ...*Params) {
 	}
 }
 
+// Store sets an input from dense data that was uploaded.
+func (p *Program) Store(e gpu.Engine, v *Value, src gpu.Ptr) { e.Store(src, p.at[v].Tensor) }
+
 // Write sets an input: dense [N, D, H, W, C].
 func (p *Program) Write(e gpu.Engine, v *Value, src []float32) { e.WriteTensor(p.at[v].Tensor, src) }
 
 // Read reads a kept value after a run: dense [N, D, H, W, C].
 func (p *Program) Read(e gpu.Engine, v *Value, dst []float32) { e.ReadTensor(dst, p.at[v].Tensor) }
 
-// Scalars reads what an op left for the host.
-func (p *Program) Scalars(e gpu.Engine, s *Scalars, dst []float32) {
-	e.Read(dst[:s.n], p.scalars[s].at)
+// Results copies to dst in the arena, where there is room for so many floats, what a run left for the host: the graph's Results.
+func (p *Program) Results(e gpu.Engine, dst gpu.Ptr, room int) {
+	if p.left > room {
+		panic(fmt.Sprintf("nn: %s leaves %d floats where there is room for %d", p.Name, p.left, room))
+	}
+	if p.results != nil {
+		e.Copy(dst, p.results.at, p.left)
+	}
+}
+
+// Pick copies rows of channels of a kept value, which is float32 and has no halo, to dst in the arena: those of the n voxels, counted through
+// the value, whose numbers (int32) lie at at.
+func (p *Program) Pick(e gpu.Engine, v *Value, dst, at gpu.Ptr, n int) {
+	t := p.at[v]
+	if t.Halo != 0 || t.Type != gpu.Float32 {
+		panic(fmt.Sprintf("nn: rows of %s, which has a halo of %d and is %v", v.Name, t.Halo, t.Type))
+	}
+	e.Gather(dst, t.At, t.C, at, n)
+}
+
+// PickCodes likewise copies the index of those voxels' codes.
+func (p *Program) PickCodes(e gpu.Engine, q Quantized, dst, at gpu.Ptr, n int) {
+	e.Gather(dst, p.codes[q.op].at, 1, at, n)
 }
 
 // Codes reads the index of each voxel's code: [N, D, H, W].

@@ -61,7 +61,7 @@ func (g *Graph) Slope(name string, logits, x *Value, leaf *Leaf) *Value {
 		return g.fail(name, "%s doesn't depend on %s within a segment", logits.Name, x.Name)
 	}
 	from := slices.Index(g.ops, x.by) + 1 // what makes x keeps its gradient
-	o := &slopeOp{id: g.scope + name, logits: logits, x: x, ops: slices.Clone(g.ops[from:]), marker: &leaf.marker, result: &Scalars{n: 2}}
+	o := &slopeOp{id: g.scope + name, logits: logits, x: x, ops: slices.Clone(g.ops[from:]), marker: &leaf.marker, result: g.scalars(2)}
 	o.slope = g.value(name, x.Dims, o, logits)
 	o.slope.on, o.slope.wide = nil, x.wide
 	return o.slope

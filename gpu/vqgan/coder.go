@@ -163,28 +163,19 @@ func assembleCoder(e gpu.Engine, c Config, o CoderOptions) (*Coder, error) {
 // encoding builds the program from voxels to codes.
 func (s *Coder) encoding(size [3]int) (*program, error) {
 	g := nn.NewGraph(&s.params)
-	p := &program{n: 1, input: g.Input("input", dims(1, size, 1))}
+	p := &program{n: 1, title: title("encode", 1, size), input: g.Input("input", dims(1, size, 1))}
 	p.quantised = quantise(g, &s.c, encoder(g, &s.c, p.input), s.books, 0)
 	g.Keep(p.quantised.z)
-	return p, s.compile(p, g, "encode", size)
+	return p, p.compile(g, s.e, nn.Options{})
 }
 
 // decoding builds the program from quantised latents to voxels.
 func (s *Coder) decoding(size [3]int) (*program, error) {
 	g := nn.NewGraph(&s.params)
-	p := &program{n: 1, input: g.Input("latents", dims(1, s.c.Latents(size), s.c.Embedding))}
+	p := &program{n: 1, title: title("decode", 1, size), input: g.Input("latents", dims(1, s.c.Latents(size), s.c.Embedding))}
 	p.y = decoder(g, &s.c, p.input)
 	g.Keep(p.y)
-	return p, s.compile(p, g, "decode", size)
-}
-
-func (s *Coder) compile(p *program, g *nn.Graph, what string, size [3]int) error {
-	var err error
-	if p.Program, err = nn.Compile(g, s.e, nn.Options{}); err != nil {
-		return err
-	}
-	p.Name = title(what, 1, size)
-	return nil
+	return p, p.compile(g, s.e, nn.Options{})
 }
 
 // Config is the model's shape.

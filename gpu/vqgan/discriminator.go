@@ -74,20 +74,18 @@ type runningStats struct {
 	name           string
 	mean, variance []float32
 	batches        int64
-	said           []float32
 }
 
 // momentum is PyTorch's share of the new.
 const momentum = 0.1
 
-// take updates the buffers by what a run took of its batch.
-func (b *runningStats) take(e gpu.Engine, p *program, of batchNorm) {
-	p.Scalars(e, of.said, b.said)
-	n := float64(of.voxels)
+// take updates the buffers by what a run took of its batch, mean and variance, over so many voxels.
+func (b *runningStats) take(said []float32, voxels int) {
+	n := float64(voxels)
 	c := len(b.mean)
 	for i := range c {
-		b.mean[i] += momentum * (b.said[i] - b.mean[i])
-		b.variance[i] += momentum * (b.said[c+i]*float32(n/max(1, n-1)) - b.variance[i])
+		b.mean[i] += momentum * (said[i] - b.mean[i])
+		b.variance[i] += momentum * (said[c+i]*float32(n/max(1, n-1)) - b.variance[i])
 	}
 	b.batches++
 }

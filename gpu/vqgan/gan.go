@@ -224,37 +224,39 @@ func (s *Session) cut(p *program, at int) {
 	}
 }
 
-// hear adds what the discriminators of a micro-batch had to say, of a share of the batch.
-func (s *Session) hear(p *program, share float64, said *GANStats) {
-	read := func(c *nn.Scalars, n int) []float32 {
-		p.Scalars(s.e, c, s.scalars[:n])
-		return s.scalars[:n]
-	}
+// hear adds what the discriminators of a micro-batch had to say, a share of the batch, in what it left.
+func (p *program) hear(left []float32, share float64, said *GANStats) {
 	for _, c := range p.critics {
 		by := share * c.share
 		for i, judged := range []*nn.Scalars{c.onReal, c.onFake} {
-			x := read(judged, 2)
+			x := judged.Of(left)
 			said.Discriminator += by / 2 * float64(x[0])
 			c.network.heard[i] += share * c.part * float64(x[1])
 		}
-		said.Generator += by * float64(read(c.wanted, 2)[0])
+		said.Generator += by * float64(c.wanted.Of(left)[0])
 		for _, f := range c.features {
-			said.Features += by * float64(read(f, 4)[0])
+			said.Features += by * float64(f.Of(left)[0])
 		}
 		if c.slope != nil {
-			norm := float64(read(c.slope, 3)[0])
+			norm := float64(c.slope.Of(left)[0])
 			said.R1 += by * norm * norm / float64(p.n)
-		}
-		for _, pass := range c.batches {
-			for i, b := range pass {
-				c.network.buffers[i].take(s.e, p, b)
-			}
 		}
 	}
 	if p.lambda != nil {
-		said.Weight += share * float64(read(p.lambda, 2)[0])
+		said.Weight += share * float64(p.lambda.Of(left)[0])
 	} else if len(p.critics) > 0 {
 		said.Weight += share
+	}
+}
+
+// remember updates the buffers of the discriminators' batch norms by what a micro-batch left.
+func (p *program) remember(left []float32) {
+	for _, c := range p.critics {
+		for _, run := range c.batches {
+			for i, b := range run {
+				c.network.buffers[i].take(b.said.Of(left), b.voxels)
+			}
+		}
 	}
 }
 

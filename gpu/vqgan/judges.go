@@ -19,7 +19,7 @@ type judges struct {
 
 	weights, grads, first, second *nn.Block
 	kernels, vectors              *nn.Block // with spectral norm: weights divided by σ; u, v and σ of each
-	norm, work                    *nn.Block
+	work                          *nn.Block
 	spectral                      []spectral
 
 	steps int // of their Adam
@@ -83,7 +83,6 @@ func (s *Session) assembleJudges() error {
 		j.vectors = s.layout.Add("singular vectors", nn.Parameters, size)
 		j.params.Kernels = j.kernels.At
 	}
-	j.norm = s.layout.Add("discriminators' gradient norm", nn.Scratch, 4)
 	j.work = s.layout.Add("discriminators' workspace", nn.Scratch, work)
 	j.params.Weights, j.params.Grads = j.weights.At, j.grads.At
 	for _, n := range j.networks() {
@@ -102,7 +101,7 @@ func belongs(name, prefix string) bool {
 
 func newRunningStats(gain *nn.Param) *runningStats {
 	c := gain.Len()
-	b := &runningStats{name: gain.Name[:len(gain.Name)-len("weight")], mean: make([]float32, c), variance: make([]float32, c), said: make([]float32, 2*c)}
+	b := &runningStats{name: gain.Name[:len(gain.Name)-len("weight")], mean: make([]float32, c), variance: make([]float32, c)}
 	b.reset()
 	return b
 }
@@ -127,13 +126,13 @@ func (j *judges) prepare(e gpu.Engine) {
 	}
 }
 
-// measure ends the backward pass: the gradient of the weights themselves, and its sum of squares on the engine.
-func (j *judges) measure(e gpu.Engine) {
+// measure ends the backward pass: the gradient of the weights themselves, and its sum of squares.
+func (j *judges) measure(e gpu.Engine, squares gpu.Ptr) {
 	for _, k := range j.spectral {
 		at, v := gpu.Ptr(k.p.Off), j.vectors.At
 		e.SpectralGrad(j.grads.At+at, j.kernels.At+at, k.rows, k.columns, v+k.u, v+k.v, v+k.sigma, j.work.At)
 	}
-	e.SumSquares(j.grads.At, j.params.Floats(), j.norm.At, j.work.At)
+	e.SumSquares(j.grads.At, j.params.Floats(), squares, j.work.At)
 }
 
 // update takes the discriminators' step.
@@ -147,26 +146,6 @@ func (j *judges) update(e gpu.Engine, o *GAN, lr, clip float64) {
 			} else {
 				f.Value = float64(float32(lecamDecay*f.Value + (1-lecamDecay)*n.heard[i])) // float32, as a checkpoint keeps it
 			}
-		}
-	}
-}
-
-// remember keeps what a step that isn't taken must not change; the function puts it back.
-func (j *judges) remember() (undo func()) {
-	var undos []func()
-	for _, n := range j.networks() {
-		for _, b := range n.buffers {
-			mean, variance, batches := slices.Clone(b.mean), slices.Clone(b.variance), b.batches
-			undos = append(undos, func() {
-				copy(b.mean, mean)
-				copy(b.variance, variance)
-				b.batches = batches
-			})
-		}
-	}
-	return func() {
-		for _, f := range undos {
-			f()
 		}
 	}
 }

@@ -74,6 +74,7 @@ func residual(g *nn.Graph, c *Config, name string, x *nn.Value) *nn.Value {
 // program is the model at one batch.
 type program struct {
 	*nn.Program
+	title         string
 	n             int
 	input, target *nn.Value // target in training only
 	quantised     quantised
@@ -86,21 +87,24 @@ type program struct {
 	views         []view
 }
 
-// training builds a phase's program of a micro-batch of n patches.
-func (s *Session) training(n int, ph phase, limit int64) (*program, error) {
+// training describes a phase's program of a micro-batch of n patches, to be compiled.
+func (s *Session) training(n int, ph phase) (*program, *nn.Graph) {
 	g := nn.NewGraph(&s.params)
 	d := s.dims(n)
-	p := &program{n: n, input: g.Input("input", d), target: g.Input("target", d)}
+	p := &program{n: n, title: title([phases]string{"train", "train with discriminators", "train with R1"}[ph], n, s.o.Patch), input: g.Input("input", d), target: g.Input("target", d)}
 	p.quantised = quantise(g, &s.c, encoder(g, &s.c, p.input), s.codebooks(), s.o.Loss.Commitment)
 	p.quantised.keep(g)
 	p.y = decoder(g, &s.c, p.quantised.q)
 	s.heads(g, p, ph)
-	var err error
-	if p.Program, err = nn.Compile(g, s.e, nn.Options{Train: true, Recompute: s.o.recompute, MemoryLimit: limit}); err != nil {
-		return nil, err
+	return p, g
+}
+
+// compile makes the program of its graph.
+func (p *program) compile(g *nn.Graph, e nn.Sizes, o nn.Options) (err error) {
+	if p.Program, err = nn.Compile(g, e, o); err == nil {
+		p.Name = p.title
 	}
-	p.Name = title([phases]string{"train", "train with discriminators", "train with R1"}[ph], n, s.o.Patch)
-	return p, nil
+	return err
 }
 
 // inference builds the program that reconstructs n patches.
@@ -111,16 +115,11 @@ func (s *Session) inference(n int) (*program, error) {
 // reconstruction builds the program from n patches to what the model makes of them.
 func reconstruction(e nn.Sizes, params *nn.Params, c *Config, books []nn.Codebook, n int, patch [3]int) (*program, error) {
 	g := nn.NewGraph(params)
-	p := &program{n: n, input: g.Input("input", dims(n, patch, 1))}
+	p := &program{n: n, title: title("reconstruct", n, patch), input: g.Input("input", dims(n, patch, 1))}
 	p.quantised = quantise(g, c, encoder(g, c, p.input), books, 0)
 	p.y = decoder(g, c, p.quantised.q)
 	g.Keep(p.y)
-	var err error
-	if p.Program, err = nn.Compile(g, e, nn.Options{}); err != nil {
-		return nil, err
-	}
-	p.Name = title("reconstruct", n, patch)
-	return p, nil
+	return p, p.compile(g, e, nn.Options{})
 }
 
 func dims(n int, size [3]int, channels int) gpu.Dims {

@@ -347,12 +347,11 @@ func (s *Session) look(p *program, at int) {
 	}
 }
 
-// distances is the mean LPIPS of a micro-batch's slices.
-func (s *Session) distances(p *program) (sum float64) {
+// distances is the mean LPIPS of a micro-batch's slices, by what it left.
+func (p *program) distances(left []float32) (sum float64) {
 	for _, v := range p.views {
 		for _, said := range v.said {
-			p.Scalars(s.e, said, s.scalars[:1])
-			sum += v.share * float64(s.scalars[0])
+			sum += v.share * float64(said.Of(left)[0])
 		}
 	}
 	return sum

@@ -89,6 +89,7 @@ func perceived(t testing.TB, o Options, n, threads int) (*Session, *program) {
 	}
 	s.weights, s.grads = s.layout.Add("weights", nn.Parameters, s.params.Bytes()), s.layout.Add("gradients", nn.Gradients, s.params.Bytes())
 	s.params.Weights, s.params.Grads = s.weights.At, s.grads.At
+	s.result.block = s.layout.Add("results", nn.Scratch, 4*int64(g.Results()))
 	s.layout.Bind(p.Program)
 	if err := e.Reserve(s.layout.Bytes()); err != nil {
 		t.Fatal(err)
@@ -163,6 +164,9 @@ func TestLPIPSIsThatOfPyTorch(t *testing.T) {
 	if layers != 13 {
 		t.Errorf("%d layers", layers)
 	}
+	p.Results(s.e, s.result.at(0), int(s.result.block.Bytes/4))
+	left := make([]float32, s.result.block.Bytes/4)
+	s.e.Read(left, s.result.at(0))
 	want := 0.0
 	for i, plane := range o.Perceptual.Planes {
 		got := make([]float32, 5)
@@ -171,8 +175,7 @@ func TestLPIPSIsThatOfPyTorch(t *testing.T) {
 				continue
 			}
 			for k, said := range v.said {
-				p.Scalars(s.e, said, s.scalars[:1])
-				got[k] += s.scalars[0] * float32(v.share) * 3
+				got[k] += said.Of(left)[0] * float32(v.share) * 3
 			}
 		}
 		w.near(1e-5, got, by.Data[i*5:][:5], "distances across %s", plane)
@@ -180,7 +183,7 @@ func TestLPIPSIsThatOfPyTorch(t *testing.T) {
 			want += float64(x) / 3
 		}
 	}
-	w.see(1e-5, math.Abs(s.distances(p)/want-1), "loss")
+	w.see(1e-5, math.Abs(p.distances(left)/want-1), "loss")
 	for i := range gradient {
 		gradient[i] *= 2 // of the weight
 	}

@@ -15,7 +15,6 @@ import (
 
 	"github.com/flowrun/flowrun/gpu"
 	"github.com/flowrun/flowrun/gpu/nn"
-	"github.com/flowrun/flowrun/gpu/optim"
 )
 
 // Session is a model on an engine. It is not for concurrent use.
@@ -28,7 +27,7 @@ type Session struct {
 	layout                        nn.Layout
 	weights, grads, first, second *nn.Block
 	average                       *nn.Block // nil without EMA
-	norm, work                    *nn.Block
+	work                          *nn.Block
 	levels                        []*level
 	judges                        judges
 	lpips                         lpips
@@ -41,14 +40,15 @@ type Session struct {
 
 	packedOf *nn.Block
 
-	step int // optimiser steps taken
+	step   int // optimiser steps taken
+	fed    *feed
+	flight *flight
+	staged *nn.Block // a micro-batch that was fed: inputs, targets
+	result results
 
-	// Host memory that every step uses again.
-	latents []float32 // of a micro-batch
-	nearest []int32   // its codes of one level
-	grid    []int32   // likewise, of a pass of Reconstruct
-	scalars [4]float32
-	where   []float32 // slices of a micro-batch
+	// Host memory that is used again and again.
+	grid  []int32   // codes of one level, of a pass of Reconstruct
+	where []float32 // slices of a micro-batch
 
 	at   func(plane string, patch int) []float32 // where tests cut them, from a patch of the batch on
 	ramp nn.Factor                               // of the adversarial weights
@@ -73,13 +73,8 @@ func Open(e gpu.Engine, c Config, o Options) (*Session, error) {
 	if err := e.Reserve(s.layout.Bytes()); err != nil {
 		return nil, err
 	}
-	s.latents, s.nearest = make([]float32, s.o.MicroBatch*s.latentLen()), make([]int32, s.o.MicroBatch*s.cells())
 	s.where = make([]float32, s.o.MicroBatch*s.o.GAN.Slices)
-	for _, l := range s.levels {
-		if l.used = make([]float32, s.c.Codes); l.book != nil {
-			l.totals = make([]float32, s.c.Codes*s.c.Embedding)
-		}
-	}
+	s.result.host = make([]float32, s.result.block.Bytes/4)
 	if err := s.fillPerceptual(); err != nil {
 		return nil, err
 	}
@@ -129,7 +124,6 @@ func assemble(e gpu.Engine, c Config, o Options) (*Session, error) {
 	if o.EMA > 0 {
 		s.average = s.layout.Add("weight averages", nn.Averages, n)
 	}
-	s.norm = s.layout.Add("gradient norm", nn.Scratch, 4)
 	s.work = s.layout.Add("gradient norm workspace", nn.Scratch, e.SumSquaresWork(s.params.Floats()))
 	s.params.Weights, s.params.Grads = s.weights.At, s.grads.At
 	if err := s.assembleJudges(); err != nil {
@@ -139,10 +133,6 @@ func assemble(e gpu.Engine, c Config, o Options) (*Session, error) {
 		return nil, err
 	}
 
-	limit := int64(0)
-	if o.MemoryLimit > 0 {
-		limit = max(1, o.MemoryLimit-s.layout.Size())
-	}
 	wanted := []phase{plain}
 	if o.GAN.on() {
 		wanted = append(wanted, adversarial)
@@ -150,15 +140,28 @@ func assemble(e gpu.Engine, c Config, o Options) (*Session, error) {
 			wanted = append(wanted, regularised)
 		}
 	}
+	wholes, graphs, most := [phases]*program{}, [phases]*nn.Graph{}, 0
 	for _, ph := range wanted {
-		whole, err := s.training(o.MicroBatch, ph, limit)
-		if err != nil {
+		wholes[ph], graphs[ph] = s.training(o.MicroBatch, ph)
+		most = max(most, graphs[ph].Results())
+	}
+	s.newBooks()
+	s.addResults(most)
+	s.staged = s.layout.Add("next batch", nn.Staged, 2*4*int64(o.MicroBatch*s.voxels()))
+	limit := int64(0)
+	if o.MemoryLimit > 0 {
+		limit = max(1, o.MemoryLimit-s.layout.Size())
+	}
+	options := nn.Options{Train: true, Recompute: o.recompute, MemoryLimit: limit}
+	for _, ph := range wanted {
+		whole := wholes[ph]
+		if err := whole.compile(graphs[ph], s.e, options); err != nil {
 			return nil, err
 		}
 		// Any part of a micro-batch can be left over at the end of a batch. Where the whole doesn't fit, parts change nothing.
 		for n := 1; n < o.MicroBatch && (limit == 0 || whole.Bytes() <= limit); n++ {
-			part, err := s.training(n, ph, limit)
-			if err != nil {
+			part, g := s.training(n, ph)
+			if err := part.compile(g, s.e, options); err != nil {
 				return nil, err
 			}
 			s.train[ph] = append(s.train[ph], part)
@@ -179,7 +182,6 @@ func assemble(e gpu.Engine, c Config, o Options) (*Session, error) {
 	if s.single != s.infer {
 		s.layout.Bind(s.single.Program)
 	}
-	s.newBooks()
 	return s, nil
 }
 
@@ -208,155 +210,6 @@ func (s *Session) cells() int { return product(s.Latents()) }
 func (s *Session) codesLen() int { return s.cells() * s.c.Depth() }
 
 func (s *Session) latentLen() int { return s.cells() * s.c.Embedding }
-
-// Stats is what one optimiser step has to say. Means are over all voxels (or latents) of the batch.
-type Stats struct {
-	L1, L2       float64 // mean absolute and squared error, unweighted, intensities in [-1, 1]
-	Clipped      float64 // mean squared error of both clipped to [-1, 1]
-	SSIM         float64 // 1 - multi-scale SSIM, unweighted; 0 where it isn't a loss
-	Perceptual   float64 // mean LPIPS of the slices that were compared, unweighted; 0 where it isn't a loss
-	Commitment   float64 // mean squared distance of latents to their codes, unweighted; of two codebooks the sum, 0 with fsq
-	Total        float64 // what was minimised
-	GradNorm     float64 // before clipping
-	ClipFactor   float64
-	AverageDecay float64 // of the weights' running mean, this step
-	Perplexity   float64 // of the codes in this step; of two codebooks the geometric mean
-	Used         int     // codes, of both codebooks
-	Restarted    int     // codes
-	Voxels       int
-	GAN          GANStats
-}
-
-// PSNR is in dB, over the whole window: 10·log10(2²/Clipped).
-func (s Stats) PSNR() float64 { return 10 * math.Log10(4/s.Clipped) }
-
-// Step takes one optimiser step on n patches, 1 to Options.Batch, at a learning rate. input and target are [n, D, H, W].
-// Micro-batches are weighted so that the result is that of the mean over all n.
-//
-// Where the loss or the gradient isn't finite the step isn't taken and the error is a *NonFiniteError. Behind an error of the engine
-// the session is of no more use.
-func (s *Session) Step(input, target []float32, n int, lr float64) (Stats, error) {
-	if n < 1 || n > s.o.Batch || len(input) != n*s.voxels() || len(target) != len(input) {
-		return Stats{}, fmt.Errorf("batch: %d patches, %d and %d voxels (want 1 to %d patches of %d)", n, len(input), len(target),
-			s.o.Batch, s.voxels())
-	}
-	var ph phase
-	ph, s.ramp.Value = s.phaseOf(s.step + 1)
-	fresh := s.unborn()
-	if fresh {
-		if err := s.firstCodes(input, n); err != nil {
-			return Stats{}, err
-		}
-	}
-	undo := s.judges.remember()
-	stats, err := s.accumulate(input, target, n, ph, fresh)
-	if err != nil {
-		undo()
-		if fresh {
-			s.clearBooks()
-		}
-		return stats, err
-	}
-	err = s.update(&stats, n, lr)
-	return stats, err
-}
-
-// accumulate sums gradients, counts and statistics over the micro-batches and clips. It changes nothing of the state.
-func (s *Session) accumulate(input, target []float32, n int, ph phase, fresh bool) (Stats, error) {
-	if ph > plain {
-		s.judges.prepare(s.e)
-		s.packed = nil // the weights over their singular values changed
-	}
-	s.e.Fill(s.grads.At, s.params.Floats(), 0)
-	s.count(n, fresh)
-	stats := Stats{Voxels: n * s.voxels()}
-	wrong := 0.0
-	s.passes(n, ph, func(p *program, at int) {
-		share := float64(p.n) / float64(n)
-		from, to := at*s.voxels(), (at+p.n)*s.voxels()
-		p.Write(s.e, p.input, input[from:to])
-		p.Write(s.e, p.target, target[from:to])
-		s.cut(p, at)
-		s.look(p, at)
-		s.call.Share = share
-		p.Run(s.e, &s.call)
-		p.Scalars(s.e, p.loss, s.scalars[:])
-		stats.L1 += share * float64(s.scalars[0])
-		stats.L2 += share * float64(s.scalars[1])
-		stats.Clipped += share * float64(s.scalars[2])
-		wrong += float64(s.scalars[3])
-		for _, k := range p.quantised.each {
-			if k.Loss != nil {
-				p.Scalars(s.e, k.Loss, s.scalars[:])
-				stats.Commitment += share * float64(s.scalars[0])
-			}
-		}
-		if p.ssim != nil {
-			p.Scalars(s.e, p.ssim, s.scalars[:])
-			stats.SSIM += share * float64(s.scalars[0])
-		}
-		stats.Perceptual += share * s.distances(p)
-		s.hear(p, share, &stats.GAN)
-		for i, l := range s.levels {
-			if l.book != nil {
-				s.gather(p, i, at, true)
-			}
-		}
-	})
-	s.e.SumSquares(s.grads.At, s.params.Floats(), s.norm.At, s.work.At)
-	s.e.Read(s.scalars[:1], s.norm.At)
-	if ph > plain {
-		s.judges.measure(s.e)
-		s.e.Read(s.scalars[1:2], s.judges.norm.At)
-	}
-	s.counted()
-	if err := s.e.Sync(); err != nil {
-		return stats, fmt.Errorf("step %d: %w", s.step+1, err)
-	}
-	stats.Total = s.o.Loss.L1*stats.L1 + s.o.Loss.L2*stats.L2 + s.o.Loss.SSIM*stats.SSIM + s.o.Loss.Commitment*stats.Commitment
-	stats.Total += s.o.Perceptual.Weight * stats.Perceptual
-	if ph > plain {
-		s.sum(&stats.GAN)
-		stats.GAN.clip, stats.GAN.GradNorm = optim.ClipFactor(float64(s.scalars[1]), s.o.Clip)
-		stats.Total += s.o.GAN.Weight * s.ramp.Value * stats.GAN.Weight * (stats.GAN.Generator + s.o.GAN.Features*stats.GAN.Features)
-	}
-	stats.ClipFactor, stats.GradNorm = optim.ClipFactor(float64(s.scalars[0]), s.o.Clip)
-	stats.Perplexity, stats.Used = s.usage()
-	switch {
-	case wrong > 0:
-		return stats, &NonFiniteError{Step: s.step + 1, What: fmt.Sprintf("the reconstruction (%.0f of %d voxels)", wrong, stats.Voxels)}
-	case !finite(stats.Total):
-		return stats, &NonFiniteError{Step: s.step + 1, What: "the loss"}
-	case !finite(stats.GradNorm):
-		return stats, &NonFiniteError{Step: s.step + 1, What: "the gradient"}
-	case !finite(stats.GAN.Discriminator):
-		return stats, &NonFiniteError{Step: s.step + 1, What: "the discriminators' loss"}
-	case !finite(stats.GAN.GradNorm):
-		return stats, &NonFiniteError{Step: s.step + 1, What: "the discriminators' gradient"}
-	}
-	return stats, nil
-}
-
-// update moves weights and codes by what was accumulated.
-func (s *Session) update(stats *Stats, n int, lr float64) error {
-	s.step++
-	average := gpu.Ptr(-1)
-	if s.average != nil {
-		average = s.average.At
-		stats.AverageDecay = optim.AverageDecay(s.o.EMA, s.step)
-	}
-	s.e.AdamStep(optim.Adam(lr, s.o.Beta1, s.o.Beta2, stats.ClipFactor, stats.AverageDecay, s.step),
-		s.weights.At, s.grads.At, s.first.At, s.second.At, average, s.params.Floats())
-	if stats.GAN.Active {
-		s.judges.update(s.e, &s.o.GAN, lr, stats.GAN.clip)
-	}
-	s.packed = nil
-	stats.Restarted = s.follow(n)
-	if err := s.e.Sync(); err != nil {
-		return fmt.Errorf("step %d: %w", s.step, err)
-	}
-	return nil
-}
 
 // passes calls f for each micro-batch of n patches, with its program of a phase, ready to run, and its first patch.
 func (s *Session) passes(n int, ph phase, f func(p *program, at int)) {

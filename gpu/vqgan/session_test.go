@@ -150,12 +150,13 @@ func TestThreadsChangeNoBit(t *testing.T) {
 // gradient is that of a batch, by parameter.
 func gradient(t *testing.T, s *Session, x []float32, n int) (map[string][]float32, Stats) {
 	t.Helper()
-	if s.levels[0].book.steps == 0 {
-		if err := s.firstCodes(x, n); err != nil {
-			t.Fatal(err)
-		}
+	if err := s.Feed(x, x, n); err != nil {
+		t.Fatal(err)
 	}
-	stats, err := s.accumulate(x, x, n, plain, true)
+	s.Launch()
+	f := s.flight
+	s.flight = nil
+	stats, err := s.hearken(f)
 	if err != nil {
 		t.Fatal(err)
 	}

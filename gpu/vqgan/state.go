@@ -91,7 +91,7 @@ func direction(key uint64, n int) []float32 {
 
 // restart forgets the optimiser; running means begin at the weights.
 func (s *Session) restart() {
-	s.step, s.packed = 0, nil
+	s.step, s.packed, s.fed, s.flight = 0, nil, nil, nil
 	s.e.Fill(s.first.At, s.params.Floats(), 0)
 	s.e.Fill(s.second.At, s.params.Floats(), 0)
 	if s.average != nil {
@@ -223,7 +223,7 @@ func (s *Session) SetState(arrays []Array, strict bool) error {
 		s.e.Write(l.block.At, l.host)
 	}
 	putJudges()
-	s.step = int(c[0])
+	s.step, s.fed, s.flight = int(c[0]), nil, nil
 	for i, b := range s.books() {
 		b.steps, b.filled, b.seen = int(c[3*i+1]), int(c[3*i+2]), c[3*i+3]
 		copy(b.vectors, shelves[i].vectors)
