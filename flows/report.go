@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"time"
@@ -194,9 +195,10 @@ func (r *run) done() {
 		e = e.Str("checkpoint", r.last)
 	}
 	if v := r.values; v != nil {
-		e = e.Float64("psnr", v["val/psnr"]).Float64("psnr_trilinear", v["val/psnr_trilinear"]).Float64("ssim", v["val/ssim"])
-		if ema, ok := v["val/ema_psnr"]; ok {
-			e = e.Float64("ema_psnr", ema).Float64("ema_ssim", v["val/ema_ssim"])
+		for _, name := range []string{"psnr", "psnr_trilinear", "ssim", "ema_psnr", "ema_ssim"} {
+			if x, ok := v["val/"+name]; ok {
+				e = e.Float64(name, math.Round(x*1e4)/1e4)
+			}
 		}
 	}
 	if n := r.quarantine.Len(); n > 0 {

@@ -377,8 +377,12 @@ func (r *run) refreeze(frozen []*volume.Scan, held string) (*data, error) {
 // carryOut runs the graph and says how it ended.
 func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
 	if l := r.loop; l != nil && l.Schedule.Steps > 0 && l.Step >= l.Schedule.Steps && !l.Due {
+		key := "train.epochs"
+		if o, _ := option[train.Options](r.job); o.MaxSteps == l.Schedule.Steps {
+			key = "train.max_steps"
+		}
 		r.log.Info().Str("event", "done").Int("step", l.Step).Str("checkpoint", r.last).
-			Msg("already trained to its last step; raise train.epochs to go on")
+			Msg("already trained to its last step; raise " + key + " to go on")
 		return nil
 	}
 	var g *pipe.Graph
