@@ -1,6 +1,7 @@
 package flows
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -114,18 +115,38 @@ func inspectImage(w io.Writer, path string) error {
 	row := func(name, format string, args ...any) {
 		_, _ = fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
 	}
-	row("file", "%s, NIfTI-%d, %v", path, h.Version, h.Order)
-	row("voxels", "%v %v", h.Dim[1:1+h.Dim[0]], h.Datatype)
-	row("spacing", "%.4g mm", nifti.Spacing(affine))
+	order, spacing := "little endian", nifti.Spacing(affine)
+	if h.Order == binary.BigEndian {
+		order = "big endian"
+	}
+	row("file", "%s, NIfTI-%d, %s", path, h.Version, order)
+	row("voxels", "%s %v", strings.ReplaceAll(fmt.Sprint(h.Dim[1:1+h.Dim[0]]), " ", ", "), h.Datatype)
+	row("spacing", "[%.4g, %.4g, %.4g] mm", spacing[0], spacing[1], spacing[2])
 	row("scaling", "%g × sample + %g", slope, inter)
+	row("orientation", "%s", orientation(axes, flip))
 	for _, r := range affine {
 		row("affine", "%9.4g %9.4g %9.4g %9.4g", r[0], r[1], r[2], r[3])
 	}
-	row("canonical", "x, y, z are the file's axes %v, reversed: %v", axes, flip)
 	for _, note := range append(notes, h.Warnings...) {
 		row("note", "%s", note)
 	}
 	return nil
+}
+
+// orientation says where a file's axes lead, given how canonical ones (RAS+) lie in it.
+func orientation(axes [3]int, flip [3]bool) string {
+	ends := [3][2]string{{"right", "left"}, {"front", "back"}, {"head", "feet"}}
+	letters := [3]string{"RL", "AP", "SI"}
+	var code [3]byte
+	var to [3]string
+	for a, f := range axes {
+		end := 0
+		if flip[a] {
+			end = 1
+		}
+		code[f], to[f] = letters[a][end], ends[a][end]
+	}
+	return fmt.Sprintf("%s: towards the patient's %s, %s and %s", code, to[0], to[1], to[2])
 }
 
 // trimmed is err without the path that it may begin with.

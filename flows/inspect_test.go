@@ -29,17 +29,32 @@ func TestInspectImage(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.nii")
 	writeScan(t, path, [3]int{3, 4, 5}, func(int) int16 { return 0 })
 	got, err := inspect(t, path)
-	want := `file FILE, NIfTI-1, LittleEndian
-voxels [3 4 5] int16
-spacing [1 1 1] mm
+	want := `file FILE, NIfTI-1, little endian
+voxels [3, 4, 5] int16
+spacing [1, 1, 1] mm
 scaling 1 × sample + 0
+orientation RAS: towards the patient's right, front and head
 affine 1 0 0 0
 affine 0 1 0 0
 affine 0 0 1 0
-canonical x, y, z are the file's axes [0 1 2], reversed: [false false false]
 `
 	if err != nil || got != want {
 		t.Errorf("%v\n%s\nwant\n%s", err, got, want)
+	}
+}
+
+func TestOrientation(t *testing.T) {
+	for _, c := range []struct {
+		axes [3]int
+		flip [3]bool
+		want string
+	}{
+		{[3]int{0, 1, 2}, [3]bool{true, true, false}, "LPS: towards the patient's left, back and head"},
+		{[3]int{1, 2, 0}, [3]bool{true, false, true}, "ILA: towards the patient's feet, left and front"},
+	} {
+		if got := orientation(c.axes, c.flip); got != c.want {
+			t.Errorf("%s, want %s", got, c.want)
+		}
 	}
 }
 

@@ -91,7 +91,7 @@ func TestPhantomsAreTheSameEveryTime(t *testing.T) {
 	if p.text("a", "phantom-0003.nii") == p.text("a", "phantom-0004.nii") {
 		t.Error("two patients are one")
 	}
-	says(t, p.must("inspect", "a/phantom-0003.nii").stdout, "[24 20 10]", "[2 2 3] mm")
+	says(t, p.must("inspect", "a/phantom-0003.nii").stdout, "[24, 20, 10]", "[2, 2, 3] mm")
 	p.refused(2, []string{"phantom", "train.yaml/a"}, "train.yaml/a: not a directory")
 	p.refused(2, []string{"phantom", "c", "--size", "10,10"}, "--size", "three numbers")
 	p.refused(2, []string{"phantom", "c", "--size", "0,10,10"}, "size")
