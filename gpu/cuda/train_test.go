@@ -177,13 +177,13 @@ func TestFailures(t *testing.T) {
 		}
 	})
 	t.Run("none", func(t *testing.T) {
-		t.Setenv("FLOWRUN_STANDIN_NONE", "1")
+		t.Setenv("FLOWRUN_STANDIN_CARDS", "0")
 		if _, err := Open(0); err == nil || !strings.Contains(err.Error(), "lists no GPU") {
 			t.Error(err)
 		}
 	})
 	t.Run("old", func(t *testing.T) {
-		t.Setenv("FLOWRUN_STANDIN_OLD", "1")
+		t.Setenv("FLOWRUN_STANDIN_CAPABILITY", "7.0")
 		if _, err := Open(0); err == nil || !strings.Contains(err.Error(), "compute capability 7.0") {
 			t.Error(err)
 		}

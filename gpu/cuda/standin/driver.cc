@@ -1,8 +1,15 @@
 // A libcuda.so.1 for machines without a GPU: device memory is host memory, a launch runs the kernel's emulation. Fresh
-// memory holds NaN (the rest of a large piece zeros). What is put on a stream happens at once or
-// when somebody waits for it, by chance: who forgets to wait, or to have others wait, finds out. FLOWRUN_STANDIN_TRACE=FILE has each call appended to a file, a line "CALL STREAM"
-// (streams count from 1; 0 is none). FLOWRUN_STANDIN_FAULT=CALL=CODE@N makes the Nth of a call give a result (CALL async: the Nth launch breaks
-// the device, which later calls say).
+// memory holds NaN (the rest of a large piece zeros). What is put on a stream happens at once or when somebody waits for it, by
+// chance: who forgets to wait, or to have others wait, finds out. One thread calls it at a time. The environment tells it what to be:
+//
+//     FLOWRUN_STANDIN_FAULT=CALL=CODE@N   the Nth of a call gives a result, or with a path for N those since there is such a file; of
+//                                         CALL async, the launch breaks the device, which later calls say
+//     FLOWRUN_STANDIN_MEMORY=BYTES        of a card, 1 GiB without it
+//     FLOWRUN_STANDIN_CARDS=N             that it lists, 1 without it; CUDA_VISIBLE_DEVICES hides them as a driver does
+//     FLOWRUN_STANDIN_CAPABILITY=7.5      of the cards, 8.0 without it
+//     FLOWRUN_STANDIN_VERSION=10020       of CUDA that it says it supports, 12040 without it
+//     FLOWRUN_STANDIN_TRACE=FILE          gets a line for each call, "CALL STREAM"; streams count from 1, 0 is none
+//     FLOWRUN_STANDIN_LOG=FILE            gets a line for each change of the device memory in use: its bytes
 #define FLOWRUN_EMULATION
 #define FLOWRUN_EMULATION_BODY
 #include "../kernels/device.h"
@@ -53,12 +60,45 @@ namespace weight {
 
 namespace {
 
-const size_t memory = 1ull << 30, poisoned = 24 << 20; // of an allocation, from its start
+const size_t poisoned = 24 << 20; // of an allocation, from its start
 size_t used;
 thread_local CUcontext current;
 CUresult broken; // the device's, once it is lost
 std::map<std::string, int> calls;
-std::map<CUdeviceptr, size_t> allocated; // with the guard behind each
+struct Piece {
+	size_t n, mapped; // as asked for; with the guard behind it
+};
+std::map<CUdeviceptr, Piece> allocated;
+
+// number reads one from the environment.
+size_t number(const char *name, size_t otherwise) {
+	const char *s = getenv(name);
+	return s && *s ? strtoull(s, 0, 10) : otherwise;
+}
+size_t memory() { return number("FLOWRUN_STANDIN_MEMORY", 1ull << 30); }
+
+// cards is how many of them the program may see: those that CUDA_VISIBLE_DEVICES lists in front of the first that isn't there.
+int cards() {
+	int all = (int)number("FLOWRUN_STANDIN_CARDS", 1), n = 0;
+	const char *s = getenv("CUDA_VISIBLE_DEVICES");
+	if (!s) return all;
+	for (char *end; n < all; n++, s = end + 1) {
+		long card = strtol(s, &end, 10);
+		if (end == s || card < 0 || card >= all) return n;
+		if (*end != ',') return n + 1;
+	}
+	return n;
+}
+
+// holds notes a change of the memory in use.
+void holds(size_t n) {
+	used = n;
+	const char *name = getenv("FLOWRUN_STANDIN_LOG");
+	FILE *f = name && *name ? fopen(name, "a") : 0;
+	if (!f) return;
+	fprintf(f, "%zu\n", used);
+	fclose(f);
+}
 
 struct Function {
 	void (*run)(const emu::Shape *, const void *);
@@ -147,9 +187,11 @@ CUresult fault(const char *call) {
 	}
 	std::string text = f, name = text.substr(0, text.find('='));
 	if (name != call) return CUDA_SUCCESS;
-	int code = 0, at = 0;
-	sscanf(f + name.size() + 1, "%d@%d", &code, &at);
-	return ++calls[name] == at ? (CUresult)code : CUDA_SUCCESS;
+	char *at;
+	CUresult code = (CUresult)strtol(f + name.size() + 1, &at, 10);
+	if (*at++ != '@') return CUDA_SUCCESS;
+	if (*at < '0' || *at > '9') return access(at, F_OK) ? CUDA_SUCCESS : code;
+	return ++calls[name] == atoi(at) ? code : CUDA_SUCCESS;
 }
 
 // does puts f on a stream, or records it.
@@ -176,7 +218,7 @@ size_t pages(size_t n) { return (n + page() - 1) / page() * page(); }
 
 API(cuInit)(unsigned) {
 	ENTER(cuInit);
-	return CUDA_SUCCESS;
+	return cards() ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE;
 }
 API(cuGetErrorString)(CUresult rc, const char **text) {
 	static std::string s;
@@ -185,17 +227,17 @@ API(cuGetErrorString)(CUresult rc, const char **text) {
 	return CUDA_SUCCESS;
 }
 API(cuDriverGetVersion)(int *v) {
-	*v = 12040;
+	*v = (int)number("FLOWRUN_STANDIN_VERSION", 12040);
 	return CUDA_SUCCESS;
 }
 API(cuDeviceGetCount)(int *n) {
 	ENTER(cuDeviceGetCount);
-	*n = getenv("FLOWRUN_STANDIN_NONE") ? 0 : 1;
+	*n = cards();
 	return CUDA_SUCCESS;
 }
 API(cuDeviceGet)(CUdevice *d, int ordinal) {
-	if (ordinal) return CUDA_ERROR_INVALID_DEVICE;
-	*d = 0;
+	if (ordinal < 0 || ordinal >= cards()) return CUDA_ERROR_INVALID_DEVICE;
+	*d = ordinal;
 	return CUDA_SUCCESS;
 }
 API(cuDeviceGetName)(char *s, int n, CUdevice) {
@@ -203,12 +245,14 @@ API(cuDeviceGetName)(char *s, int n, CUdevice) {
 	return CUDA_SUCCESS;
 }
 API(cuDeviceTotalMem)(size_t *n, CUdevice) {
-	*n = memory;
+	*n = memory();
 	return CUDA_SUCCESS;
 }
 API(cuDeviceGetAttribute)(int *v, CUdevice_attribute a, CUdevice) {
-	const char *old = getenv("FLOWRUN_STANDIN_OLD");
-	*v = a == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR ? old ? 7 : 8 : a == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT ? 2 : 0;
+	int major = 8, minor = 0;
+	if (const char *s = getenv("FLOWRUN_STANDIN_CAPABILITY")) sscanf(s, "%d.%d", &major, &minor);
+	*v = a == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR ? major : a == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR ? minor
+		: a == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT ? 2 : 0;
 	return CUDA_SUCCESS;
 }
 API(cuDevicePrimaryCtxRetain)(CUcontext *c, CUdevice) {
@@ -234,21 +278,21 @@ API(cuCtxSynchronize)(void) {
 }
 API(cuMemGetInfo)(size_t *unused, size_t *total) {
 	INSIDE(cuMemGetInfo);
-	*total = memory;
-	*unused = memory - used;
+	*total = memory();
+	*unused = memory() - used;
 	return CUDA_SUCCESS;
 }
 API(cuMemAlloc)(CUdeviceptr *at, size_t n) {
 	INSIDE(cuMemAlloc);
-	if (used + n > memory) return CUDA_ERROR_OUT_OF_MEMORY;
+	if (used + n > memory()) return CUDA_ERROR_OUT_OF_MEMORY;
 	size_t whole = pages(n);
 	char *p = (char *)mmap(0, whole + page(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (p == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
 	mprotect(p + whole, page(), PROT_NONE); // who reads on is stopped
 	*at = (CUdeviceptr)(p + (whole - (n + 255) / 256 * 256));
 	memset((void *)*at, 0xff, n < poisoned ? n : poisoned);
-	allocated[*at] = whole + page();
-	used += n;
+	allocated[*at] = {n, whole + page()};
+	holds(used + n);
 	return CUDA_SUCCESS;
 }
 API(cuMemFree)(CUdeviceptr at) {
@@ -257,9 +301,9 @@ API(cuMemFree)(CUdeviceptr at) {
 	if (!current) return CUDA_ERROR_INVALID_CONTEXT;
 	auto it = allocated.find(at);
 	if (it == allocated.end()) return CUDA_ERROR_INVALID_VALUE;
-	munmap((void *)((uintptr_t)at / page() * page()), it->second);
+	munmap((void *)((uintptr_t)at / page() * page()), it->second.mapped);
+	holds(used - it->second.n);
 	allocated.erase(it);
-	used = 0;
 	return broken;
 }
 API(cuMemHostAlloc)(void **p, size_t n, unsigned) {

@@ -299,12 +299,22 @@ template <int M, int N> DEVICE void multiply(float (&c)[M][N][4], const u32 (&a)
 				}
 			}
 		}
+		bool finite[16]; // of rows of y
+		for (int k = 0; k < 16; k++) {
+			float sum = 0;
+			for (int n = 0; n < N * 8; n++) sum += y[k][n] * 0;
+			finite[k] = sum == 0;
+		}
 		for (int r = 0; r < M * 16; r++) {
 			float s[N * 8] = {};
+			bool any = false; // what fills a tile up is zeros: most, where tensors are small
 			for (int k = 0; k < 16; k++) {
 				float v = x[r][k];
+				if (v == 0 && finite[k]) continue;
+				any = true;
 				for (int n = 0; n < N * 8; n++) s[n] += v * y[k][n];
 			}
+			if (!any) continue;
 			for (int n = 0; n < N * 8; n++) {
 				int l = r % 8 * 4 + n % 8 / 2;
 				((Mine *)w.data[l])->c[r / 16][n / 8][r / 8 % 2 * 2 + n % 2] += s[n];
