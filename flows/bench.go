@@ -63,7 +63,7 @@ func (j *Job) bench(ctx context.Context, out io.Writer, o BenchOptions, status f
 	var failed error // once done is closed
 	go func() {
 		defer close(done)
-		failed = b.all(ctx)
+		failed, _ = cured(b.all(ctx))
 	}()
 	select {
 	case <-done:
@@ -287,7 +287,11 @@ func (b *bench) ceiling(device string) (Ceiling, error) {
 	if err != nil {
 		return Ceiling{}, err
 	}
-	c, err := ceiling(e, b.card != nil, min(0.5, b.options.Seconds/10))
+	free := int64(0)
+	if b.card != nil {
+		free = b.card.Free()
+	}
+	c, err := ceiling(e, b.card != nil, free, min(0.5, b.options.Seconds/10))
 	return c, errors.Join(err, e.Close())
 }
 

@@ -14,30 +14,59 @@ type Ceiling struct {
 	Bytes float64 `json:"bytes_per_second"` // read and written
 }
 
-// ceiling measures an engine that has no arena yet, each half for about so many seconds.
-func ceiling(e gpu.Engine, card bool, seconds float64) (Ceiling, error) {
-	d := gpu.Dims{N: 1, D: 16, H: 32, W: 32, C: 64} // 3.6 GFLOP
+// trial is a convolution that suits an engine and, beside it, the tensors of a sum that no cache holds.
+type trial struct {
+	conv                     gpu.Conv
+	sum                      gpu.Dims
+	x, y, z, w, bias, packed gpu.Ptr
+	bytes                    int64 // of a tensor of the sum
+	arena                    gpu.Ptr
+}
+
+// newTrial lays the operands out from the arena's start.
+func newTrial(e gpu.Engine, d gpu.Dims, samples int) trial {
+	t := trial{conv: gpu.Conv{In: d, Out: d, K: [3]int{3, 3, 3}, S: [3]int{1, 1, 1}, Lo: [3]int{1, 1, 1}, Pad: gpu.Replicate, Type: e.Native()}, sum: d}
+	t.sum.N = samples
+	t.bytes = e.Bytes(t.sum, t.conv.Halo(), t.conv.Type)
+	for _, p := range []struct {
+		to    *gpu.Ptr
+		bytes int64
+	}{{&t.x, t.bytes}, {&t.y, t.bytes}, {&t.z, t.bytes}, {&t.w, 4 * int64(t.conv.Taps()*d.C*d.C)}, {&t.bias, 4 * int64(d.C)}, {&t.packed, e.ConvSizes(t.conv).Packed}} {
+		*p.to = t.arena
+		t.arena += gpu.Ptr((p.bytes + 255) &^ 255)
+	}
+	return t
+}
+
+// ceiling measures an engine that has no arena yet, each half for about so many seconds. A card that has so many bytes free is tried with
+// larger and larger convolutions, until one keeps it busy for long enough.
+func ceiling(e gpu.Engine, card bool, free int64, seconds float64) (best Ceiling, err error) {
+	trials := []trial{newTrial(e, gpu.Dims{N: 1, D: 16, H: 32, W: 32, C: 64}, 8)} // 3.6 GFLOP
 	if card {
-		d = gpu.Dims{N: 1, D: 64, H: 64, W: 64, C: 256} // 930
+		trials = []trial{newTrial(e, gpu.Dims{N: 1, D: 16, H: 16, W: 16, C: 64}, 8)}                             // 0.9
+		for _, d := range []gpu.Dims{{N: 1, D: 32, H: 64, W: 64, C: 128}, {N: 1, D: 64, H: 64, W: 64, C: 256}} { // 116, 930
+			if t := newTrial(e, d, 2); free == 0 || int64(t.arena) <= free {
+				trials = append(trials, t)
+			}
+		}
 	}
-	large := d
-	large.N = 8
-	c := gpu.Conv{In: d, Out: d, K: [3]int{3, 3, 3}, S: [3]int{1, 1, 1}, Lo: [3]int{1, 1, 1}, Pad: gpu.Replicate, Type: e.Native()}
-	var arena gpu.Ptr
-	take := func(bytes int64) gpu.Ptr {
-		at := arena
-		arena += gpu.Ptr((bytes + 255) &^ 255)
-		return at
+	if err := e.Reserve(int64(trials[len(trials)-1].arena)); err != nil {
+		return best, err
 	}
-	bytes := e.Bytes(large, c.Halo(), c.Type)
+	for _, t := range trials {
+		took, err := t.measure(e, seconds, &best)
+		if err != nil || took > 1e-3 {
+			return best, err
+		}
+	}
+	return best, nil
+}
+
+// measure raises best to what a trial does. It returns the seconds of its convolution.
+func (t *trial) measure(e gpu.Engine, seconds float64, best *Ceiling) (float64, error) {
+	d := t.conv.In
 	tensor := func(at gpu.Ptr, d gpu.Dims) gpu.Tensor {
-		return gpu.Tensor{Dims: d, Halo: c.Halo(), Pad: gpu.Replicate, Type: c.Type, At: at}
-	}
-	x, y, sum := take(bytes), take(bytes), take(bytes)
-	weights := make([]float32, c.Taps()*d.C*d.C)
-	w, bias, packed := take(4*int64(len(weights))), take(4*int64(d.C)), take(e.ConvSizes(c).Packed)
-	if err := e.Reserve(int64(arena)); err != nil {
-		return Ceiling{}, err
+		return gpu.Tensor{Dims: d, Halo: t.conv.Halo(), Pad: gpu.Replicate, Type: t.conv.Type, At: at}
 	}
 	r := rand.New(rand.NewPCG(1, 2))
 	noise := func(x []float32) []float32 {
@@ -46,19 +75,22 @@ func ceiling(e gpu.Engine, card bool, seconds float64) (Ceiling, error) {
 		}
 		return x
 	}
-	values := make([]float32, large.Len())
-	e.WriteTensor(tensor(y, large), values)
+	weights := noise(make([]float32, t.conv.Taps()*d.C*d.C))
+	values := make([]float32, t.sum.Len())
+	e.WriteTensor(tensor(t.y, t.sum), values)
 	noise(values[:d.Len()])
-	e.WriteTensor(tensor(x, large), values)
-	e.Write(w, noise(weights))
-	e.Write(bias, weights[:d.C])
-	e.PackConv(c, w, packed, -1)
-	conv, err := fastest(e, seconds, func() { e.Conv(c, tensor(x, d), packed, bias, nil, tensor(y, d)) })
+	e.WriteTensor(tensor(t.x, t.sum), values)
+	e.Write(t.w, weights)
+	e.Write(t.bias, weights[:d.C])
+	e.PackConv(t.conv, t.w, t.packed, -1)
+	conv, err := fastest(e, seconds, func() { e.Conv(t.conv, tensor(t.x, d), t.packed, t.bias, nil, tensor(t.y, d)) })
 	if err != nil {
-		return Ceiling{}, err
+		return 0, err
 	}
-	add, err := fastest(e, seconds, func() { e.Add(tensor(x, large), tensor(y, large), tensor(sum, large)) })
-	return Ceiling{FLOPS: float64(c.FLOPs()) / conv, Bytes: float64(3*bytes) / add}, err
+	add, err := fastest(e, seconds, func() { e.Add(tensor(t.x, t.sum), tensor(t.y, t.sum), tensor(t.z, t.sum)) })
+	best.FLOPS = max(best.FLOPS, float64(t.conv.FLOPs())/conv)
+	best.Bytes = max(best.Bytes, float64(3*t.bytes)/add)
+	return conv, err
 }
 
 // fastest is the seconds of a call, the least of rounds of calls that each take long enough to be timed. They take so many seconds.
