@@ -18,7 +18,7 @@ func Devices(w io.Writer) error {
 		line("cuda\tnone: %v", err)
 	}
 	for _, d := range devices {
-		line("cuda:%d\t%s, %s, compute capability %d.%d, driver for CUDA %s", d.Ordinal, d.Name, size(d.Memory), d.Major, d.Minor, d.Driver)
+		line("cuda:%d\t%s, %s, compute capability %d.%d, driver for CUDA %d.%d", d.Ordinal, d.Name, size(d.Memory), d.Major, d.Minor, d.Driver[0], d.Driver[1])
 		if err := d.Usable(); err != nil {
 			line("\tcan't be used: %v", err)
 		}

@@ -34,10 +34,25 @@ func (j *Job) engine(device string) (gpu.Engine, error) {
 func (j *Job) open(ordinal int) (gpu.Engine, error) {
 	card, err := cuda.Open(ordinal)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("device: cuda:%d: %w", ordinal, err)
 	}
 	j.card = card
 	return card, nil
+}
+
+// cured adds to the failure of a GPU what can be done about it; false says that err is none.
+func cured(err error) (error, bool) {
+	if _, ok := errors.AsType[*cuda.Error](err); !ok {
+		return err, false
+	}
+	cure := "nvidia-smi and the system's log may say why"
+	switch {
+	case errors.Is(err, cuda.ErrOutOfMemory):
+		cure = "free the device's memory (nvidia-smi lists who holds it), or choose another device"
+	case errors.Is(err, cuda.ErrCompile):
+		cure = "update the NVIDIA driver, or set device to cpu"
+	}
+	return fmt.Errorf("%w; %s", err, cure), true
 }
 
 // planned is engine for a plan: of a GPU that can't be opened here it knows sizes, and missing says why.
@@ -75,7 +90,7 @@ func (p *piece) checkDevice(device string) error {
 	}
 	devices, err := cuda.Devices()
 	if err == nil && ordinal >= len(devices) {
-		err = fmt.Errorf("there are %d GPUs, the last is cuda:%d", len(devices), len(devices)-1)
+		err = fmt.Errorf("there is no such GPU, the last is cuda:%d", len(devices)-1)
 	} else if err == nil {
 		err = devices[ordinal].Usable()
 	}
@@ -161,12 +176,29 @@ func (j *Job) openSession(d *data, o train.Options, patch [3]int) (*vqgan.Sessio
 	return s, e, nil
 }
 
+// limitOf says what arenaLimit is.
+func (j *Job) limitOf(memory int64) string {
+	switch {
+	case memory > 0 && j.arenaLimit(memory) == memory:
+		return "train.memory"
+	case j.card != nil && j.card.Free() > 0:
+		return "what the device has free"
+	case j.card != nil:
+		return "what a card of 24 GB has free"
+	}
+	return "what run.memory leaves"
+}
+
 // misfit explains an arena that is larger than the limit by a patch that would fit.
 func (j *Job) misfit(e gpu.Engine, o train.Options, patch [3]int, err error) error {
+	if _, ok := errors.AsType[*cuda.Error](err); ok {
+		return err
+	}
 	var tight *vqgan.MemoryError
 	if !errors.As(err, &tight) {
 		return configErrorf("%s: %w", j.path, err)
 	}
+	limit := j.limitOf(o.Memory)
 	for small := patch; ; {
 		a := 0
 		for i := range small {
@@ -175,11 +207,11 @@ func (j *Job) misfit(e gpu.Engine, o train.Options, patch [3]int, err error) err
 			}
 		}
 		if small[a]%(2*j.multiple()[a]) != 0 {
-			return configErrorf("%s: %w; no patch fits: choose a smaller model", j.path, err)
+			return configErrorf("%s: %w; the limit is %s; no patch fits: choose a smaller model", j.path, err, limit)
 		}
 		small[a] /= 2
 		if _, err := j.plan(e, o, small); err == nil {
-			return configErrorf("%s: tile.patch: %s: %w; %s would fit", j.path, list(patch), tight, list(small))
+			return configErrorf("%s: tile.patch: %s: %w; the limit is %s; %s would fit", j.path, list(patch), tight, limit, list(small))
 		}
 	}
 }

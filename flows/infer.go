@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"github.com/flowrun/flowrun/gpu"
+	"github.com/flowrun/flowrun/gpu/cuda"
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/checkpoint"
@@ -107,6 +108,9 @@ func (r *run) openCoder(m modelKeys) (*vqgan.Coder, gpu.Engine, int64, error) {
 	}
 	o := j.coderOptions(m)
 	coder, err := vqgan.OpenCoder(e, j.model, weights, ema, o)
+	if _, ok := errors.AsType[*cuda.Error](err); ok {
+		return nil, nil, 0, errors.Join(fmt.Errorf("%s: %w", m.piece.label, err), e.Close())
+	}
 	if err != nil {
 		return nil, nil, 0, errors.Join(configErrorf("%s: %s: %w", j.path, m.piece.label, err), e.Close())
 	}

@@ -125,9 +125,14 @@ func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) 
 		return err
 	}
 	if err := r.prepare(ctx); err != nil {
+		err, _ = cured(err)
 		return err
 	}
-	return r.carryOut(ctx, soft)
+	err, failed := cured(r.carryOut(ctx, soft))
+	if failed {
+		err = fmt.Errorf("%w; %s", err, r.lastCheckpoint())
+	}
+	return err
 }
 
 // unwritable is an error of the run's folder.

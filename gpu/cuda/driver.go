@@ -35,10 +35,21 @@ func openDriver() error {
 	name := C.CString(library)
 	defer C.free(unsafe.Pointer(name))
 	var reason [512]C.char
-	if C.shim_open(name, &reason[0], C.int(len(reason))) != 0 {
-		return fmt.Errorf("no usable NVIDIA driver: %s", C.GoString(&reason[0]))
+	switch C.shim_open(name, &reason[0], C.int(len(reason))) {
+	case C.CUDA_SUCCESS:
+		return nil
+	case C.CUDA_ERROR_NO_DEVICE:
+		return noDevice()
 	}
-	return nil
+	return fmt.Errorf("no usable NVIDIA driver: %s", C.GoString(&reason[0]))
+}
+
+// noDevice says that there is no GPU, or that it is hidden.
+func noDevice() error {
+	if hidden, ok := os.LookupEnv("CUDA_VISIBLE_DEVICES"); ok {
+		return fmt.Errorf("the NVIDIA driver lists no GPU: CUDA_VISIBLE_DEVICES is %q (unset it)", hidden)
+	}
+	return errors.New("the NVIDIA driver lists no GPU")
 }
 
 // Devices lists the GPUs, or says why there are none.
@@ -51,7 +62,7 @@ func Devices() ([]Device, error) {
 		return nil, failed("cuDeviceGetCount", err)
 	}
 	if n == 0 {
-		return nil, errors.New("the NVIDIA driver lists no GPU")
+		return nil, noDevice()
 	}
 	ds := make([]Device, n)
 	for i := range ds {
@@ -86,24 +97,17 @@ func describe(ordinal int) (Device, error) {
 	if err := check("cuDriverGetVersion", C.cuDriverGetVersion(&version)); err != nil {
 		return d, err
 	}
-	d.Driver = fmt.Sprintf("%d.%d", version/1000, version%1000/10)
+	d.Driver = [2]int{int(version / 1000), int(version % 1000 / 10)}
 	return d, nil
 }
-
-// The errors of a device. errors.Is finds them in what the engine's methods return.
-var (
-	ErrOutOfMemory = errors.New("out of device memory")
-	ErrCompile     = errors.New("the driver couldn't compile the kernels")
-	ErrLaunch      = errors.New("a kernel couldn't be launched")
-	ErrLost        = errors.New("the device is lost")
-)
 
 // kindOf names what a driver's result means for the engine; nil where nothing more is to be said.
 func kindOf(rc int) error {
 	switch rc {
 	case C.CUDA_ERROR_OUT_OF_MEMORY:
 		return ErrOutOfMemory
-	case C.CUDA_ERROR_INVALID_PTX, C.CUDA_ERROR_NO_BINARY_FOR_GPU, C.CUDA_ERROR_JIT_COMPILER_NOT_FOUND, C.CUDA_ERROR_INVALID_IMAGE:
+	case C.CUDA_ERROR_INVALID_PTX, C.CUDA_ERROR_NO_BINARY_FOR_GPU, C.CUDA_ERROR_JIT_COMPILER_NOT_FOUND, C.CUDA_ERROR_INVALID_IMAGE,
+		C.CUDA_ERROR_UNSUPPORTED_PTX_VERSION, C.CUDA_ERROR_JIT_COMPILATION_DISABLED:
 		return ErrCompile
 	case C.CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, C.CUDA_ERROR_INVALID_VALUE, C.CUDA_ERROR_INVALID_HANDLE, C.CUDA_ERROR_NOT_FOUND:
 		return ErrLaunch
@@ -129,10 +133,7 @@ func check(call string, rc C.CUresult) error {
 	if text != nil {
 		what += " (" + C.GoString(text) + ")"
 	}
-	if kind := kindOf(int(rc)); kind != nil {
-		return fmt.Errorf("cuda: %w: %s", kind, what)
-	}
-	return fmt.Errorf("cuda: %s", what)
+	return &Error{kindOf(int(rc)), what}
 }
 
 // failed is check for results that package cu has seen: they are integers.

@@ -51,7 +51,7 @@ func Open(ordinal int) (Card, error) {
 		return nil, fmt.Errorf("cuda:%d: there is no such device (the driver lists %d: cuda:0 is %s)", ordinal, len(ds), ds[0].Name)
 	}
 	if err := ds[ordinal].Usable(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("cuda:%d: %w", ordinal, err)
 	}
 	dev, err := cu.GetDevice(ordinal)
 	if err != nil {
@@ -79,7 +79,7 @@ func (e *Engine) load() error {
 		m, err := cu.LoadDataEx(text, &cu.JITErrorLogBuffer{Buffer: log})
 		if err := failed("cuModuleLoadDataEx", err); err != nil {
 			if said := strings.TrimRight(string(log), "\x00\n"); said != "" {
-				err = fmt.Errorf("%w: %s", err, said)
+				err = fmt.Errorf("%w: %s", err, strings.ReplaceAll(said, "\n", "; "))
 			}
 			return err
 		}
@@ -136,7 +136,7 @@ func (e *Engine) Reserve(bytes int64) error {
 		p, err := cu.MemAlloc(all)
 		if err := failed("cuMemAlloc", err); err != nil {
 			free, _, _ := cu.MemInfo()
-			return fmt.Errorf("cuda:%d: arena of %d MiB, %d MiB are free: %w", e.device.Ordinal, all>>20, free>>20, err)
+			return fmt.Errorf("cuda:%d: %d MiB for the arena and copies, %d MiB are free: %w", e.device.Ordinal, all>>20, free>>20, err)
 		}
 		e.memory = append(e.memory, p)
 		e.base, e.bytes = uint64(p), bytes

@@ -9,6 +9,19 @@ import (
 	"unsafe"
 )
 
+// The kernels' PTX is that of the oldest driver that Usable lets through: 7.0 came with CUDA 11.0.
+func TestLeastDriver(t *testing.T) {
+	texts, err := modules()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range texts {
+		if version := regexp.MustCompile(`(?m)^\.version (.*)$`).FindStringSubmatch(text); version == nil || version[1] != "7.0" || leastDriver != [2]int{11, 0} {
+			t.Errorf("PTX version %v, drivers from CUDA %v on", version, leastDriver)
+		}
+	}
+}
+
 // The structs that Go hands to kernels are as large as those that the kernels read.
 func TestArguments(t *testing.T) {
 	sizes := map[string]uintptr{}

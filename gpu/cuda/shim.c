@@ -54,7 +54,7 @@ int shim_open(const char *library, char *reason, int n) {
 	void *l = dlopen(library, RTLD_NOW | RTLD_LOCAL);
 	if (!l) {
 		snprintf(reason, n, "%s", dlerror());
-		return 1;
+		return -1;
 	}
 	int (*init)(unsigned) = (int (*)(unsigned))dlsym(l, "cuInit");
 	int rc = init ? init(0) : 999;
@@ -64,7 +64,7 @@ int shim_open(const char *library, char *reason, int n) {
 		if (text) text(rc, &s);
 		snprintf(reason, n, "cuInit: error %d (%s)", rc, s ? s : "unknown");
 		dlclose(l);
-		return 2;
+		return rc;
 	}
 	for (int i = 0; i < COUNT; i++) {
 		void *p = dlsym(l, names[i]);

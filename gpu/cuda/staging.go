@@ -8,6 +8,7 @@ package cuda
 import "C"
 
 import (
+	"fmt"
 	"math"
 	"unsafe"
 
@@ -57,8 +58,8 @@ func (s *staging) open(at uint64) error {
 
 func (s *slot) open(at uint64, bytes int) error {
 	p := unsafe.Pointer(nil)
-	if err := check("cuMemHostAlloc", C.cuMemHostAlloc(&p, C.size_t(bytes), 0)); err != nil {
-		return err
+	if rc := C.cuMemHostAlloc(&p, C.size_t(bytes), 0); rc != C.CUDA_SUCCESS {
+		return &Error{What: fmt.Sprintf("cuMemHostAlloc of %d KiB of pinned host memory: error %d", bytes>>10, int(rc))}
 	}
 	s.host, s.device = unsafe.Slice((*float32)(p), bytes/4), at
 	return makeEvents(&s.filled, &s.free)
