@@ -4,6 +4,7 @@ package integration
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -72,6 +73,8 @@ var phantoms = sync.OnceValues(func() (string, error) {
 type place struct {
 	*testing.T
 	dir string
+	bin string   // of flowrun; "" is that without a CUDA engine
+	env []string // beside the test's own
 }
 
 // tiny is a run of a second or two.
@@ -93,7 +96,7 @@ func newPlace(t *testing.T) *place {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &place{t, t.TempDir()}
+	p := &place{T: t, dir: t.TempDir()}
 	p.check(os.CopyFS(p.path("scans"), os.DirFS(scans)))
 	p.write("train.yaml", tiny)
 	return p
@@ -152,7 +155,7 @@ const limit = 3 * time.Minute
 
 func (p *place) start(args ...string) *process {
 	p.Helper()
-	return p.exec(flowrun(), args...)
+	return p.exec(cmp.Or(p.bin, flowrun()), args...)
 }
 
 func (p *place) exec(name string, args ...string) *process {
@@ -176,6 +179,9 @@ func (p *place) command(limit time.Duration, name string, args ...string) *proce
 	p.Cleanup(cancel)
 	r := &process{place: p, cmd: exec.CommandContext(ctx, name, args...), over: make(chan struct{})}
 	r.cmd.Dir, r.cmd.Stdout, r.cmd.Stderr = p.dir, &r.stdout, &r.stderr
+	if p.env != nil {
+		r.cmd.Env = append(os.Environ(), p.env...)
+	}
 	return r
 }
 
