@@ -166,7 +166,10 @@ func (b *bench) all(ctx context.Context) (err error) {
 		return err
 	}
 	b.status("timing both")
-	return b.both(ctx)
+	if err = b.both(ctx); err == nil && b.card != nil {
+		b.note(func(k *BenchFigures) { k.Memory.Used = b.card.Used() })
+	}
+	return err
 }
 
 // open brings a run to where its graph could be wired, without the run's folder.
@@ -290,6 +293,7 @@ func (b *bench) ceiling(device string) (Ceiling, error) {
 	free := int64(0)
 	if b.card != nil {
 		free = b.card.Free()
+		b.note(func(k *BenchFigures) { k.Memory.Before = b.card.Used() })
 	}
 	c, err := ceiling(e, b.card != nil, free, min(0.5, b.options.Seconds/10))
 	return c, errors.Join(err, e.Close())

@@ -77,7 +77,9 @@ type Stage struct {
 type Memory struct {
 	Arena   int64 `json:"arena"`
 	Device  bool  `json:"arena_on_gpu"`
-	Process int64 `json:"process_peak"` // resident
+	Before  int64 `json:"gpu_used_before"` // by the driver's context, with the kernels, and other processes
+	Used    int64 `json:"gpu_used"`        // at the end; nothing is allocated but the arena
+	Process int64 `json:"process_peak"`    // resident
 }
 
 // speed sums up the seconds of calls of n patches.
@@ -197,7 +199,7 @@ func (k *BenchFigures) table(w io.Writer) error {
 	}
 	where := "in"
 	if k.Memory.Device {
-		where = "on the GPU, beside"
+		where = "on the GPU, where " + size(k.Memory.Used) + " are in use, beside"
 	}
 	line("memory\tarena %s %s the process, which took %s at most", size(k.Memory.Arena), where, size(k.Memory.Process))
 	if k.Unreadable > 0 {

@@ -204,12 +204,13 @@ func (p *place) verbsSeeTheCard(t *testing.T) {
 		Memory  struct {
 			Arena int64 `json:"arena"`
 			OnGPU bool  `json:"arena_on_gpu"`
+			Used  int64 `json:"gpu_used"`
 		}
 	}
 	q.check(json.Unmarshal([]byte(q.must("bench", "train.yaml", "--json", "--steps", "1", "--seconds", "0.1").stdout), &figures))
 	f := figures
 	if !strings.HasPrefix(f.Engine, "cuda:0 (") || len(f.Compute) != 1 || !(f.Compute[0].Seconds > 0) || len(f.Ops) < 5 || !(f.Both.Seconds > 0) ||
-		f.Memory.Arena == 0 || !f.Memory.OnGPU {
+		f.Memory.Arena == 0 || !f.Memory.OnGPU || f.Memory.Used < f.Memory.Arena {
 		t.Errorf("bench: %+v", f)
 	}
 }

@@ -115,14 +115,24 @@ func (e *Engine) Name() string {
 
 // Free is the device memory that an arena may take, in bytes; 0 where the driver doesn't say.
 func (e *Engine) Free() int64 {
-	var free int64
+	free, _ := e.memoryInfo()
+	return max(0, free-Overhead)
+}
+
+// Used is the device memory in use, by this process and others, in bytes; 0 where the driver doesn't say.
+func (e *Engine) Used() int64 {
+	free, total := e.memoryInfo()
+	return total - free
+}
+
+func (e *Engine) memoryInfo() (free, total int64) {
 	if err := e.o.wait(func() (err error) {
-		free, _, err = cu.MemInfo()
+		free, total, err = cu.MemInfo()
 		return failed("cuMemGetInfo", err)
 	}); err != nil {
-		return 0
+		return 0, 0
 	}
-	return max(0, free-Overhead)
+	return free, total
 }
 
 // Reserve allocates the arena and what moves data, all that the engine ever does.

@@ -127,6 +127,8 @@ type Card interface {
 	gpu.Engine
 	// Free is the device memory that an arena may take, in bytes; 0 where that isn't known.
 	Free() int64
+	// Used is the device memory in use, by this process and others, in bytes; 0 where that isn't known.
+	Used() int64
 }
 
 // plan is an engine that knows sizes only. Its ops panic.
@@ -146,6 +148,8 @@ func (p *plan) Name() string { return p.name }
 func (p *plan) Reserve(int64) error { return errors.New("cuda: no device is open, only a plan") }
 
 func (p *plan) Free() int64 { return 0 }
+
+func (p *plan) Used() int64 { return 0 }
 
 func (p *plan) Sync() error { return nil }
 
