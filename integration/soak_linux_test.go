@@ -79,6 +79,7 @@ func TestSoak(t *testing.T) {
 	url, _ := p.events("run", "serving")[0]["url"].(string)
 	proc := filepath.Join("/proc", strconv.Itoa(r.cmd.Process.Pid))
 	memory := &measured{name: "resident memory", unit: "MiB", allowed: 24}
+	heap := &measured{name: "heap in use", unit: "MiB", allowed: 24}
 	goroutines := &measured{name: "goroutines", allowed: 3}
 	files := &measured{name: "open files", allowed: 3}
 	start := time.Now()
@@ -111,6 +112,7 @@ func TestSoak(t *testing.T) {
 		}
 		step := values["flowrun_train_step"]
 		memory.add(step, pages*float64(os.Getpagesize())/(1<<20))
+		heap.add(step, values["go_memstats_heap_inuse_bytes"]/(1<<20))
 		goroutines.add(step, values["go_goroutines"])
 		files.add(step, float64(len(open)))
 	}
@@ -119,7 +121,7 @@ func TestSoak(t *testing.T) {
 		t.Errorf("exit %d", o.code)
 	}
 	t.Logf("%d steps in %v", p.final("run").Step, *soak)
-	for _, m := range []*measured{memory, goroutines, files} {
+	for _, m := range []*measured{memory, heap, goroutines, files} {
 		slope, mean, steps := m.slope()
 		t.Logf("%s: %.1f %s, %+.4f every 1000 steps, from %d samples; by eighths of the run %.1f", m.name, mean, m.unit, slope, len(m.values), m.eighths())
 		if grew := slope * steps; grew > m.allowed {
