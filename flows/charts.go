@@ -36,8 +36,12 @@ func trainCharts() []struct {
 			{"val/mae_hu", "validation", 0, false, 0}, {"val/ema_mae_hu", "validation, EMA", 2, false, 0}, {"val/whole_mae_hu", "whole scans", 3, false, 0}}},
 		{report.Chart{Title: "Reconstruction loss", Unit: "mean |x − x̂|", Log: true}, []curve{
 			{"train/recon_loss", "training", 1, false, 0}, {"val/recon_loss", "validation", 0, false, 0}, {"val/ema_recon_loss", "validation, EMA", 2, false, 0}}},
+		{report.Chart{Title: "Loss", Unit: "all parts, with their weights"}, []curve{{"train/loss", "training", 1, false, 0}}},
+		{report.Chart{Title: "SSIM loss", Unit: "1 − multi-scale SSIM", Log: true}, []curve{{"train/ssim_loss", "training", 1, false, 0}}},
+		{report.Chart{Title: "Perceptual loss", Unit: "LPIPS", Log: true}, []curve{{"train/perceptual_loss", "training", 1, false, 0}}},
 		{report.Chart{Title: "Adversarial losses"}, []curve{
 			{"train/gan_loss", "generator", 0, false, 0}, {"train/disc_loss", "discriminators", 1, false, 0}}},
+		{report.Chart{Title: "Weight of the adversarial losses", Zero: true}, []curve{{"train/gan_weight", "training", 0, false, 0}}},
 		{report.Chart{Title: "Logits of the discriminators"}, []curve{
 			{"train/logits_real", "scans", 0, false, 0}, {"train/logits_fake", "reconstructions", 1, false, 0}}},
 		{report.Chart{Title: "Perplexity of the codes"}, []curve{
@@ -45,7 +49,8 @@ func trainCharts() []struct {
 		{report.Chart{Title: "Codes used", Unit: "% of the codebook", Zero: true}, []curve{
 			{"val/codebook_usage", "validation", 0, false, 100}, {"val/ema_codebook_usage", "validation, EMA", 2, false, 100}}},
 		{report.Chart{Title: "Learning rate"}, []curve{{"lr", "learning rate", 0, false, 0}}},
-		{report.Chart{Title: "Gradient norm", Unit: "before clipping", Log: true}, []curve{{"train/grad_norm", "training", 1, false, 0}}},
+		{report.Chart{Title: "Gradient norm", Unit: "before clipping", Log: true}, []curve{
+			{"train/grad_norm", "training", 1, false, 0}, {"train/disc_grad_norm", "discriminators", 0, false, 0}}},
 		{report.Chart{Title: "Throughput", Unit: "Mvoxel/s", Zero: true}, []curve{{"voxels_per_second", "training", 0, false, 1e-6}}},
 	}
 }
@@ -63,7 +68,7 @@ func (w *watch) charts() []report.Chart {
 			}
 			list = append(list, c.Chart)
 		}
-		list = slices.Insert(list, 5, otherLosses(h, known))
+		list = slices.Insert(list, 6, otherLosses(h, known))
 	}
 	list = append(list, w.codeUsage(), w.memoryChart())
 	return slices.DeleteFunc(list, func(c report.Chart) bool { return c.Empty() })
@@ -90,8 +95,8 @@ func otherLosses(h *observe.History, known []string) report.Chart {
 			continue
 		}
 		text := strings.ReplaceAll(strings.TrimSuffix(strings.TrimPrefix(name, "train/"), "_loss"), "_", " ")
-		if name == "train/loss" {
-			text = "all, weighted"
+		if name == "train/gan_feat_loss" {
+			text = "feature matching"
 		}
 		c.Lines = append(c.Lines, curve{metric: name, name: text, colour: len(c.Lines)}.line(h))
 	}

@@ -388,6 +388,7 @@ func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
 		}
 		r.log.Info().Str("event", "done").Int("step", l.Step).Str("checkpoint", r.last).
 			Msg("already trained to its last step; raise " + key + " to go on")
+		r.watch.resume()
 		return nil
 	}
 	var g *pipe.Graph

@@ -134,7 +134,7 @@ func (w *watch) serveReady(rw http.ResponseWriter, _ *http.Request) {
 // reading is what a scrape sees.
 func (w *watch) reading() observe.Reading {
 	v, _ := Version()
-	r := observe.Reading{Dir: w.run.job.run.Dir, Version: v, Free: -1}
+	r := observe.Reading{Dir: w.run.job.run.Dir, Version: v, Free: -1, Memory: -1}
 	for _, s := range []report.State{report.Running, report.Paused, report.Stalled, report.Done, report.Failed, report.Diverged, report.Interrupted} {
 		r.States = append(r.States, string(s))
 	}
@@ -154,6 +154,9 @@ func (w *watch) reading() observe.Reading {
 	r.Queue = w.run.queues.reading()
 	if free, ok := observe.FreeSpace(w.run.job.run.Dir); ok {
 		r.Free = free
+	}
+	if free, total := w.run.available(); total > 0 {
+		r.Memory = free
 	}
 	return r
 }

@@ -110,6 +110,21 @@ func (w *watch) start(stats func() []pipe.Stat) {
 	again := w.ended != nil
 	w.stats, w.firstAt = stats, time.Now()
 	w.ended, w.recent, w.values = nil, nil, nil
+	w.mu.Unlock()
+	w.resume()
+	_ = w.systemd.Tell("READY=1") // where it can't be told, it finds out by its timeout
+	if w.trains && w.options.Events {
+		w.events.open(w.run.loop.Step)
+	}
+	if !again {
+		w.done.Go(w.look)
+	}
+}
+
+// resume takes up what the run goes on from, or has done.
+func (w *watch) resume() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if l := w.run.loop; l != nil {
 		w.first, w.step.Step, w.total = l.Step, l.Step, l.Schedule.Steps
 	}
@@ -117,15 +132,7 @@ func (w *watch) start(stats func() []pipe.Stat) {
 		w.savedAt = w.run.loop.Step
 	}
 	if files, err := filepath.Glob(w.run.file("samples", "step-*.png")); err == nil {
-		w.pictures = files // those of earlier runs in the folder
-	}
-	w.mu.Unlock()
-	_ = w.systemd.Tell("READY=1") // where it can't be told, it finds out by its timeout
-	if w.trains && w.options.Events {
-		w.events.open(w.run.loop.Step)
-	}
-	if !again {
-		w.done.Go(w.look)
+		w.pictures = files
 	}
 }
 

@@ -99,6 +99,8 @@ func TestHowARunEnds(t *testing.T) {
 
 	p.must("train.yaml", "train.max_steps=40", "observe.webhook="+hook.URL+"/s3cr3t", "run.dir=done")
 	p.reports("done", "Done: 40 steps in", "dB with EMA weights", "the trilinear baseline", "train.max_steps=80", "Where the time went", "flowrun train.yaml")
+	p.must("train.yaml", "train.max_steps=40", "run.dir=done") // has done it already
+	p.reports("done", "Done: 40 steps in", "train.max_steps=80", "data:image/jpeg")
 	names, last := hook.events()
 	metrics, _ := last["metrics"].(map[string]any)
 	if names != "interrupted done" || last["exit"] != 0.0 || last["step"] != 40.0 || metrics["val/psnr"] == nil || last["report"] != "done/report.html" {

@@ -25,6 +25,7 @@ type Reading struct {
 
 	Limit, InUse int64 // bytes of the budget for scans
 	Free         int64 // bytes that can still be written to the run's folder; < 0: not known
+	Memory       int64 // bytes that the machine, or the control group, can still give; < 0: not known
 	Quarantined  int
 	Saved        int     // the step of the newest checkpoint; 0: none
 	Progress     float64 // when something last moved, in seconds since 1970
@@ -115,6 +116,9 @@ func (c readings) Collect(to chan<- prometheus.Metric) {
 	gauge(float64(r.InUse), "flowrun_scan_budget_used_bytes", "Memory that scans are holding.")
 	if r.Free >= 0 {
 		gauge(float64(r.Free), "flowrun_disk_free_bytes", "What can still be written where the run's folder is.")
+	}
+	if r.Memory >= 0 {
+		gauge(float64(r.Memory), "flowrun_memory_free_bytes", "What the machine can still give, or the control group where that has less.")
 	}
 	gauge(float64(r.Quarantined), "flowrun_quarantined_scans", "Scans that couldn't be read and are left out.")
 	gauge(float64(r.Saved), "flowrun_checkpoint_step", "The optimiser step of the newest checkpoint; 0 if there is none.")

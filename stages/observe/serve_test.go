@@ -107,7 +107,7 @@ func scraped(t *testing.T, e *Exporter) (values map[string]float64, text string)
 
 // A scrape reads as Prometheus reads it, says what is so, and its names are those that Prometheus asks for.
 func TestExporter(t *testing.T) {
-	r := Reading{Dir: "runs/\"a\"\n\xff", Version: "v1", State: "running", States: []string{"running", "done"}, Limit: 100, InUse: 40, Free: 1 << 30, Quarantined: 2, Saved: 8,
+	r := Reading{Dir: "runs/\"a\"\n\xff", Version: "v1", State: "running", States: []string{"running", "done"}, Limit: 100, InUse: 40, Free: 1 << 30, Memory: 1 << 31, Quarantined: 2, Saved: 8,
 		Progress: 1.5e9, Queue: &Queue{Held: map[string]int{"trainer": 3}, Waiting: true, Known: true, Patches: 4, Given: 5, Bytes: 6, Limit: 7}, Stages: []pipe.Stat{
 			{Stage: "read", In: 3, Out: 2, Busy: 1500 * time.Millisecond, BlockedIn: time.Second, BlockedOut: 2 * time.Second, Bytes: 77, Workers: 4},
 			{Stage: "augment[1]", In: 1}},
@@ -139,7 +139,7 @@ func TestExporter(t *testing.T) {
 		"flowrun_stage_elements_total{direction=in,stage=read}": 3, "flowrun_stage_elements_total{direction=out,stage=read}": 2,
 		"flowrun_stage_seconds_total{doing=working,stage=read}": 1.5, "flowrun_stage_seconds_total{doing=waiting_for_output,stage=read}": 2,
 		"flowrun_stage_bytes{stage=read}": 77, "flowrun_stage_workers{stage=read}": 4, "flowrun_stage_elements_total{direction=in,stage=augment[1]}": 1,
-		"flowrun_quarantined_scans": 2, "flowrun_checkpoint_step": 8, "flowrun_checkpoints_total": 1, "flowrun_disk_free_bytes": 1 << 30,
+		"flowrun_quarantined_scans": 2, "flowrun_checkpoint_step": 8, "flowrun_checkpoints_total": 1, "flowrun_disk_free_bytes": 1 << 30, "flowrun_memory_free_bytes": 1 << 31,
 		"flowrun_last_progress_timestamp_seconds": 1.5e9,
 	} {
 		if got, ok := values[name]; !ok || got != want {
