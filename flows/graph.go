@@ -250,7 +250,7 @@ func wireTrain(w *wiring, s *piece) {
 		w.loop.Wanted = w.wantsCheckpoint
 	}
 	w.loop.Stopping = w.g.Stopping()
-	w.snapshots = pipe.Prompt(w.batches, s.label, w.learns)
+	w.snapshots = pipe.Restless(w.batches, s.label, w.learns)
 }
 
 func wireCheckpoint(w *wiring, s *piece) {

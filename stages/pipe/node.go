@@ -21,6 +21,8 @@ type node struct {
 	ended bool            // the input has closed
 	until <-chan struct{} // once closed, the input isn't waited for; nil: never
 
+	restless bool // in of a transform gives a zero element before the input is waited for
+
 	before *node         // whose output is read, if that is a node
 	idle   chan struct{} // closed once who reads the output only drops it
 
@@ -178,8 +180,19 @@ func (n *node) move(from, to doing, in, out, bytes int64) {
 
 // receive returns the next element; false at the end of the input and after a hard stop.
 func receive[T any](n *node) (T, bool) {
-	var none T
 	v, ok := n.receive()
+	return typed[T](n, v, ok)
+}
+
+// receiveNow is receive where that doesn't wait; else now is false.
+func receiveNow[T any](n *node) (v T, ok, now bool) {
+	e, ok, now := n.receiveNow()
+	v, ok = typed[T](n, e, ok)
+	return v, ok, now
+}
+
+func typed[T any](n *node, v any, ok bool) (T, bool) {
+	var none T
 	if !ok {
 		return none, false
 	}
@@ -194,18 +207,26 @@ func receive[T any](n *node) (T, bool) {
 	return t, ok
 }
 
-func (n *node) receive() (any, bool) {
+func (n *node) receiveNow() (v any, ok, now bool) {
 	if n.g.hard() || n.ended || isClosed(n.until) {
-		return nil, false
+		return nil, false, true
 	}
 	if n.last != 0 {
 		n.m.note(working, working, 0, 0, -n.last)
 		n.last = 0
 	}
-	select { // the common case where nobody waits needs no clock
-	case v, ok := <-n.from:
-		return n.received(v, ok, working)
+	select {
+	case v, ok = <-n.from:
+		v, ok = n.received(v, ok, working)
+		return v, ok, true
 	default:
+		return nil, false, false
+	}
+}
+
+func (n *node) receive() (any, bool) {
+	if v, ok, now := n.receiveNow(); now { // the common case where nobody waits needs no clock
+		return v, ok
 	}
 	n.move(working, starved, 0, 0, 0)
 	select {

@@ -127,6 +127,17 @@ func Prompt[T, R any](in Port[T], stage string, fn func(ctx context.Context, in 
 	})
 }
 
+// Restless is Prompt for a stage that has something to finish before it waits: where the next element isn't there yet, in gives a
+// zero T, once, and waits when it is asked again.
+func Restless[T, R any](in Port[T], stage string, fn func(ctx context.Context, in iter.Seq[T]) iter.Seq2[R, error]) Port[R] {
+	t, r := reflect.TypeFor[T](), reflect.TypeFor[R]()
+	return transform(in, stage, r == t || r == reflect.SliceOf(t), func(n *node, in iter.Seq[T]) iter.Seq2[R, error] {
+		n.until = n.g.stopping
+		n.restless = true
+		return fn(n.g.ctx, in)
+	})
+}
+
 // transform is Transform; keeps says that what fn yields is what it was given, so that the difference is inside.
 func transform[T, R any](in Port[T], stage string, keeps bool, fn func(*node, iter.Seq[T]) iter.Seq2[R, error]) Port[R] {
 	g := in.g
@@ -138,6 +149,15 @@ func transform[T, R any](in Port[T], stage string, keeps bool, fn func(*node, it
 		over := false
 		received := func(yield func(T) bool) {
 			for !over {
+				if n.restless {
+					v, ok, now := receiveNow[T](n)
+					if now && !ok || !yield(v) { // v is none where it isn't there yet
+						return
+					}
+					if now || over {
+						continue
+					}
+				}
 				if v, ok := receive[T](n); !ok || !yield(v) {
 					return
 				}

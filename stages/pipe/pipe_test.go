@@ -209,3 +209,43 @@ func TestTransformThatHasEnoughEndsTheGraph(t *testing.T) {
 		l.check(t)
 	})
 }
+
+// A restless stage is given nothing, once, before it waits.
+func TestRestless(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(t.Context())
+		slow := Map(count(g, 4), "slow", 1, func(_ context.Context, i int) (int, error) {
+			if i == 2 {
+				time.Sleep(time.Hour)
+			}
+			return i + 1, nil
+		})
+		var when []time.Duration
+		start := time.Now()
+		got := collect(Restless(slow, "count", func(_ context.Context, in iter.Seq[int]) iter.Seq2[int, error] {
+			return func(yield func(int, error) bool) {
+				for i := range in {
+					when = append(when, time.Since(start))
+					if i > 0 {
+						time.Sleep(time.Minute) // the next is there by then, but the third
+					}
+					if !yield(i, nil) {
+						return
+					}
+				}
+			}
+		}))
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		gave := slices.DeleteFunc(slices.Clone(*got), func(i int) bool { return i == 0 })
+		if !slices.Equal(gave, []int{1, 2, 3, 4}) || slices.Index(*got, 3) < 1 || (*got)[slices.Index(*got, 3)-1] != 0 {
+			t.Errorf("%v after %v", *got, when)
+		}
+		for i := 1; i < len(*got); i++ {
+			if (*got)[i] == 0 && (*got)[i-1] == 0 {
+				t.Errorf("nothing twice: %v", *got)
+			}
+		}
+	})
+}

@@ -15,8 +15,13 @@ import (
 
 // Model is what the loop drives; a vqgan.Session is one.
 type Model interface {
-	// Step takes one optimiser step over n patches, [n, D, H, W] each. After an error the state is as before the step.
-	Step(input, target []float32, n int, lr float64) (vqgan.Stats, error)
+	// Feed begins to bring n patches, [n, D, H, W] each, to the device for the next step, while the one before may be under way. They stay
+	// as they are until Launch returns.
+	Feed(input, target []float32, n int) error
+	// Launch begins an optimiser step on what was fed.
+	Launch()
+	// Finish waits for the step that was launched and takes it at a learning rate. After an error the state is as before the step.
+	Finish(lr float64) (vqgan.Stats, error)
 	// State copies all that the next step depends on.
 	State() ([]vqgan.Array, error)
 }
@@ -91,9 +96,20 @@ type Loop struct {
 // validation is timed then too, for its share in the time of each step.
 const pace, unpaced = 10, 2
 
+// flight is a step that was launched.
+type flight struct {
+	tags []volume.Tag
+	size [3]int
+	why  string // a snapshot is due behind it; "" isn't known yet
+}
+
 // Run is the train stage: batches in, snapshots out. It ends when the batches do, at the schedule's last step, or at
 // Stopping; each ends with a snapshot, unless no step was taken since the one before it. When ctx ends it ends without, and
 // where training goes wrong with a *DivergedError.
+//
+// One step is in flight: the next batch is fed while the device is at it. A nil batch says that there is none yet; then, too, the step is
+// finished. All that follows from a step, a snapshot or an end, comes before the next is launched; what is known to follow doesn't wait for
+// the next batch.
 func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*volume.Snapshot, error] {
 	return func(yield func(*volume.Snapshot, error) bool) {
 		l.slot = make(chan struct{}, 1)
@@ -147,6 +163,60 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 			return yield(s, nil)
 		}
 
+		// settle finishes the step in flight and does what follows from it; false ends the loop.
+		var flying *flight
+		settle := func() bool {
+			f := flying
+			flying = nil
+			st, err := l.finish(f)
+			if err != nil {
+				fail(err)
+				return false
+			}
+			now := time.Now()
+			st.Seconds = now.Sub(last).Seconds()
+			pacing := l.pacing()
+			if pacing && l.Step-l.first > unpaced {
+				timed += now.Sub(last)
+			}
+			last, st.Total = now, l.Schedule.Steps
+			if l.Report != nil {
+				l.Report(st)
+			}
+			if l.Guard != nil {
+				if i := l.Guard.Watch(l.Step, reading(st.Stats)); i != nil {
+					fail(&DivergedError{Incident: *i, Tags: f.tags})
+					return false
+				}
+			}
+			if l.finished() {
+				return true
+			}
+			if pacing && l.Step-l.first == unpaced+pace {
+				each := timed / pace
+				if began := time.Now(); l.Validate != nil {
+					if !emit("validate", true) {
+						return false
+					}
+					each += time.Since(began) / time.Duration(l.EveryVal)
+				}
+				l.Pace = max(each, 1)
+				l.Schedule.Steps = l.Step + max(1, int((l.Hours-time.Since(start))/l.Pace))
+				last = time.Now()
+			}
+			validate := l.validates(l.Step) && validated != l.Step
+			if f.why == "" && !validate {
+				f.why = l.wanted(len(l.tags))
+			}
+			if validate || f.why != "" {
+				if !emit(cmp.Or(f.why, "validate"), validate) {
+					return false
+				}
+				last = time.Now()
+			}
+			return true
+		}
+
 		if l.Due && l.Validate != nil && !l.stopped() {
 			if !emit("validate", true) {
 				return
@@ -155,60 +225,40 @@ func (l *Loop) Run(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*v
 		}
 		if !l.stopped() && !l.finished() {
 			for b := range in {
+				if b != nil && !l.stopped() {
+					if err := l.Model.Feed(b.Input, b.Target, len(b.Tags)); err != nil {
+						fail(fmt.Errorf("%s: %w", b.Tags[0], err))
+						b.Release()
+						return
+					}
+				}
+				if flying != nil && !settle() {
+					if b != nil {
+						b.Release()
+					}
+					return
+				}
+				if b == nil {
+					continue
+				}
 				if l.stopped() {
 					b.Release()
 					reason = "stop"
 					break
 				}
-				st, err := l.step(b)
-				if err != nil {
-					fail(err)
+				flying = l.launch(b)
+				if !l.due(flying) {
+					continue
+				}
+				if !settle() {
 					return
-				}
-				now := time.Now()
-				st.Seconds = now.Sub(last).Seconds()
-				pacing := l.Hours > 0 && l.Schedule.Steps == 0
-				if pacing && l.Step-l.first > unpaced {
-					timed += now.Sub(last)
-				}
-				last, st.Total = now, l.Schedule.Steps
-				if l.Report != nil {
-					l.Report(st)
-				}
-				if l.Guard != nil {
-					if i := l.Guard.Watch(l.Step, reading(st.Stats)); i != nil {
-						fail(&DivergedError{Incident: *i, Tags: b.Tags})
-						return
-					}
 				}
 				if l.finished() {
 					break
 				}
-				if pacing && l.Step-l.first == unpaced+pace {
-					each := timed / pace
-					if began := time.Now(); l.Validate != nil {
-						if !emit("validate", true) {
-							return
-						}
-						each += time.Since(began) / time.Duration(l.EveryVal)
-					}
-					l.Pace = max(each, 1)
-					l.Schedule.Steps = l.Step + max(1, int((l.Hours-time.Since(start))/l.Pace))
-					last = time.Now()
-				}
-				validate, why := l.Validate != nil && l.Step%l.EveryVal == 0 && validated != l.Step, "validate"
-				if l.Every > 0 && l.Step%l.Every == 0 {
-					why = "every"
-				}
-				if why == "validate" && !validate && l.Wanted != nil {
-					why = cmp.Or(l.Wanted(len(l.tags)), why)
-				}
-				if validate || why != "validate" {
-					if !emit(why, validate) {
-						return
-					}
-					last = time.Now()
-				}
+			}
+			if flying != nil && !settle() {
+				return
 			}
 		} else if l.stopped() {
 			reason = "stop"
@@ -251,31 +301,66 @@ func (l *Loop) stopped() bool {
 	}
 }
 
-func (l *Loop) finished() bool {
-	return l.MaxSteps > 0 && l.Step >= l.MaxSteps || l.Schedule.Steps > 0 && l.Step >= l.Schedule.Steps
+func (l *Loop) finished() bool { return l.last(l.Step) }
+
+func (l *Loop) last(step int) bool {
+	return l.MaxSteps > 0 && step >= l.MaxSteps || l.Schedule.Steps > 0 && step >= l.Schedule.Steps
 }
 
-// step trains on one batch and releases it.
-func (l *Loop) step(b *volume.Batch) (Step, error) {
+// pacing says that steps are timed until Hours is a number of them.
+func (l *Loop) pacing() bool { return l.Hours > 0 && l.Schedule.Steps == 0 }
+
+// validates says whether held-out scans are measured behind a step.
+func (l *Loop) validates(step int) bool { return l.Validate != nil && step%l.EveryVal == 0 }
+
+// wanted is why a snapshot is due after so many patches since the last one, other than by steps.
+func (l *Loop) wanted(trained int) string {
+	if l.Wanted == nil {
+		return ""
+	}
+	return l.Wanted(trained)
+}
+
+// due says that the step in flight is to be finished before there is another batch: which may wait for what follows from it.
+func (l *Loop) due(f *flight) bool {
+	step := l.Step + 1
+	if l.Every > 0 && step%l.Every == 0 {
+		f.why = "every"
+	}
+	if f.why != "" || l.last(step) || l.validates(step) || l.pacing() && step-l.first == unpaced+pace {
+		return true
+	}
+	f.why = l.wanted(len(l.tags) + len(f.tags))
+	return f.why != ""
+}
+
+// launch begins a step on a batch that was fed, and releases it.
+func (l *Loop) launch(b *volume.Batch) *flight {
 	defer b.Release()
-	n := len(b.Tags)
+	l.Model.Launch()
+	return &flight{tags: b.Tags, size: b.Size}
+}
+
+// finish ends the step in flight.
+func (l *Loop) finish(f *flight) (Step, error) {
+	n := len(f.tags)
 	lr := l.Schedule.At(l.Step+1) * l.Guard.LRScale()
-	stats, err := l.Model.Step(b.Input, b.Target, n, lr)
+	stats, err := l.Model.Finish(lr)
 	if err != nil {
 		if what, ok := errors.AsType[*vqgan.NonFiniteError](err); ok {
 			l.Guard.note(l.Step+1, stats.GAN.Active)
-			return Step{}, &DivergedError{Incident: l.Guard.nonFinite(l.Step+1, what.What), First: l.Step == l.first && l.first > 0, Tags: b.Tags, Err: what}
+			return Step{}, &DivergedError{Incident: l.Guard.nonFinite(l.Step+1, what.What), First: l.Step == l.first && l.first > 0, Tags: f.tags, Err: what}
 		}
-		return Step{}, fmt.Errorf("step %d on %s: %w", l.Step+1, b.Tags[0], err)
+		return Step{}, fmt.Errorf("step %d on %s: %w", l.Step+1, f.tags[0], err)
 	}
-	end := b.Tags[n-1]
+	end := f.tags[n-1]
 	l.Step++
 	l.Patches += n
 	l.Cursor = volume.Cursor{Epoch: end.Epoch, Seq: end.Seq + 1}
 	if l.Every > 0 {
-		l.tags = append(l.tags, b.Tags...)
+		l.tags = append(l.tags, f.tags...)
 	}
-	voxels := int64(n) * int64(b.Size[0]) * int64(b.Size[1]) * int64(b.Size[2])
+	voxels := int64(n) * int64(f.size[0]) * int64(f.size[1]) * int64(f.size[2])
 	return Step{Step: l.Step, Cursor: l.Cursor, Patches: n, Voxels: voxels, LR: lr, Stats: stats}, nil
 }
 

@@ -28,12 +28,23 @@ type model struct {
 	says  func(step int) vqgan.Stats // nil: the step as L1
 	step  func(step int) error       // before it is taken; may be nil
 	state error
+	calls []string // Feed, Launch and Finish, and how many steps had been taken then
 }
 
-func (m *model) Step(input, _ []float32, n int, lr float64) (vqgan.Stats, error) {
+func (m *model) did(what string, step int) { m.calls = append(m.calls, fmt.Sprint(what, " ", step)) }
+
+func (m *model) Feed(input, _ []float32, n int) error {
 	if len(input) != n*8 {
-		return vqgan.Stats{}, fmt.Errorf("%d voxels of %d patches", len(input), n)
+		return fmt.Errorf("%d voxels of %d patches", len(input), n)
 	}
+	m.did("feed", m.steps+1)
+	return nil
+}
+
+func (m *model) Launch() { m.did("launch", m.steps+1) }
+
+func (m *model) Finish(lr float64) (vqgan.Stats, error) {
+	m.did("finish", m.steps+1)
 	if m.step != nil {
 		if err := m.step(m.steps + 1); err != nil {
 			return vqgan.Stats{}, err
@@ -651,5 +662,54 @@ func TestWantedSnapshots(t *testing.T) {
 	}
 	if !slices.Equal(steps, []int{3, 6, 9}) || !slices.Equal(tags, []int{6, 6, 5}) || !slices.Equal(why, []string{"queue", "queue", "queue"}) {
 		t.Errorf("steps %v of %v patches, %v", steps, tags, why)
+	}
+}
+
+// The next batch is fed while a step is in flight, which is finished first where there is no batch yet, or where something is known to follow from
+// it: with that the data may wait for a snapshot.
+func TestOneStepInFlight(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		loop train.Loop
+		idle bool // there is never a batch yet
+		want string
+	}{
+		{"plain", train.Loop{}, false, "feed 1 launch 1 feed 1 finish 1 launch 2 feed 2 finish 2 launch 3 finish 3"},
+		{"slow data", train.Loop{}, true, "feed 1 launch 1 finish 1 feed 2 launch 2 finish 2 feed 3 launch 3 finish 3"},
+		{"every", train.Loop{Every: 2}, false, "feed 1 launch 1 feed 1 finish 1 launch 2 finish 2 snapshot feed 3 launch 3 finish 3 snapshot"},
+		{"validation", train.Loop{EveryVal: 2, Validate: measured}, false,
+			"feed 1 launch 1 feed 1 finish 1 launch 2 finish 2 snapshot feed 3 launch 3 finish 3 snapshot"},
+		{"the last step", train.Loop{MaxSteps: 2}, false, "feed 1 launch 1 feed 1 finish 1 launch 2 finish 2 snapshot"},
+		{"wanted", train.Loop{Every: 100, Wanted: func(trained int) string {
+			if trained >= 2 {
+				return "queue"
+			}
+			return ""
+		}}, false, "feed 1 launch 1 finish 1 snapshot feed 2 launch 2 finish 2 snapshot feed 3 launch 3 finish 3"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f, m := newFeed(3), &model{}
+			c.loop.Model = m
+			in := func(yield func(*volume.Batch) bool) {
+				for b := range f.from(0) {
+					if !yield(b) || c.idle && !yield(nil) {
+						return
+					}
+				}
+			}
+			for s, err := range c.loop.Run(t.Context(), in) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				m.calls = append(m.calls, "snapshot")
+				s.Release()
+			}
+			if got := strings.Join(m.calls, " "); !strings.HasPrefix(got, c.want) {
+				t.Errorf("%s\nwant %s", got, c.want)
+			}
+			if err := f.balanced(0); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
