@@ -216,6 +216,7 @@ func TestLoadErrors(t *testing.T) {
 		{"text for a flag", "flow: [read: {scans: a, strict: yes}]", nil, `train.yaml:1: read.strict: want true or false, got "yes"`},
 		{"flag for a text", "run: {dir: true}\n" + flow, nil, `train.yaml:1: run.dir: want text, got true`},
 		{"nothing for a text", "run:\n  dir:\n" + flow, nil, `train.yaml:2: run.dir: want text, got nothing`},
+		{"home folder", "run: {dir: ~/runs}\n" + flow, nil, `train.yaml:1: run.dir: "~/runs": ~ isn't read as the home folder: write it out`},
 		{"YAML tag", "run: {dir: !!str 5}\n" + flow, nil, `train.yaml:1: run.dir: the YAML tag !!str isn't used here: write the value alone`},
 		{"choice", "run: {resume: atuo}\n" + flow, nil, `train.yaml:1: run.resume: want auto or never, got "atuo"; did you mean "auto"?`},
 		{"choice in a list", "flow: [augment: {flip: [x, w]}]", nil, `train.yaml:1: augment.flip: want one of x, y, z, got "w"`},

@@ -217,6 +217,8 @@ func (f *field) scalar(node *yaml.Node, wants string) (x any, reason string) {
 		return nil, fmt.Sprintf("want %s, got %s", wants, got(node))
 	case err != nil:
 		return nil, err.Error()
+	case f.kind == text && strings.HasPrefix(node.Value, "~/"): // a folder of that name would be made
+		return nil, fmt.Sprintf("%s: ~ isn't read as the home folder: write it out", got(node))
 	case len(f.oneof) > 0 && !slices.Contains(f.oneof, fmt.Sprint(x)):
 		return nil, fmt.Sprintf("want %s, got %s%s", oneOf(f.oneof), got(node), didYouMean(node.Value, f.oneof))
 	case !f.within(x):

@@ -31,8 +31,12 @@ func (m memory) String() string {
 	if m.queue > 0 {
 		queue = "queue " + size(m.queue) + ", "
 	}
-	return fmt.Sprintf("engine %s, batches %s, snapshot %s, validation %s, %swhich leaves %s of %s for scans",
-		size(m.engine), size(m.batches), size(m.snapshot), size(m.validation), queue, size(m.scans), size(m.limit))
+	left := fmt.Sprintf("leaves %s of %s for scans", size(m.scans), size(m.limit))
+	if m.scans < 0 {
+		left = fmt.Sprintf("is %s more than the %s there are", size(-m.scans), size(m.limit))
+	}
+	return fmt.Sprintf("engine %s, batches %s, snapshot %s, validation %s, %swhich %s",
+		size(m.engine), size(m.batches), size(m.snapshot), size(m.validation), queue, left)
 }
 
 // divide works out the budget for scans and refuses one in which the graph would stand still.
@@ -70,6 +74,9 @@ func (j *Job) divide(d *data, arena, snapshot int64, batches int64) (memory, err
 		m.least = max(m.least, min(m.least+n, total(d.train, j.cost)))
 		others = " and those whose tiles share a batch with theirs"
 	}
+	if m.scans < 0 && m.batches > -m.scans {
+		return m, configErrorf("run.memory: too little: %s: lower batch.size, or raise run.memory", m)
+	}
 	if m.least > m.scans {
 		hint := "raise run.memory"
 		if int64(held)*most <= m.scans {
@@ -78,8 +85,11 @@ func (j *Job) divide(d *data, arena, snapshot int64, batches int64) (memory, err
 		if room := m.scans/most - 1; windows > 0 && room >= windows {
 			hint = fmt.Sprintf("set shuffle.volumes to %d or less, or raise run.memory", room/windows)
 		}
-		return m, configErrorf("run.memory: too little: %s, but %d scans as large as %s (%s)%s are held at a time, %s: %s",
-			m, held, big.ID, size(most), others, size(m.least), hint)
+		scans := fmt.Sprintf("%d scans as large as %s (%s)%s are", held, big.ID, size(most), others)
+		if held == 1 && others == "" {
+			scans = fmt.Sprintf("one scan as large as %s (%s) is", big.ID, size(most))
+		}
+		return m, configErrorf("run.memory: too little: %s, but %s held at a time, %s: %s", m, scans, size(m.least), hint)
 	}
 	return m, nil
 }

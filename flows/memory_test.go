@@ -46,7 +46,7 @@ func TestDivide(t *testing.T) {
 		{name: "less than one scan", limit: 9, train: []int64{5, 10}, hint: "raise run.memory"},
 		{name: "what is fixed counts", limit: 39, train: []int64{10}, fixed: 30, hint: "raise run.memory"},
 		{name: "and leaves the rest", limit: 41, train: []int64{10}, fixed: 30, scans: 11},
-		{name: "more than there is", limit: 29, train: []int64{10}, fixed: 30, hint: "raise run.memory"},
+		{name: "more than there is", limit: 29, train: []int64{10}, fixed: 30, hint: "lower batch.size, or raise run.memory"},
 		{name: "the largest held-out scan counts", limit: 30, train: []int64{10}, held: []int64{5, 20, 6}, scans: 10},
 		{name: "the largest held-out scan is too much", limit: 29, train: []int64{10}, held: []int64{5, 20, 6}, hint: "raise run.memory"},
 		{name: "a window and the scan on its way", limit: 50, windows: []int{4}, train: []int64{10, 10, 10, 10, 10, 10}, scans: 50},

@@ -64,7 +64,7 @@ func (r *Reader) open(path string, limits Limits) error {
 	r.Header = h
 	h.Files = []File{r.s.info}
 	if limits.Bytes > 0 && h.Bytes() > limits.Bytes {
-		return fmt.Errorf("dims %v of %v are %d bytes, above the limit of %d", h.Dim[1:h.Dim[0]+1], h.Datatype, h.Bytes(), limits.Bytes)
+		return fmt.Errorf("dims %v of %v are %d bytes, above the limit of %d (max_bytes)", h.Dim[1:h.Dim[0]+1], h.Datatype, h.Bytes(), limits.Bytes)
 	}
 	if h.Pair {
 		base, ext, ok := cutExt(path, ".hdr")
