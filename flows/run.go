@@ -164,6 +164,10 @@ func (r *run) prepare(ctx context.Context) error {
 	if r.quarantine, err = read.OpenQuarantine(r.file("quarantine.jsonl")); err != nil {
 		return err
 	}
+	if n := r.quarantine.Len(); n > 0 {
+		r.log.Warn().Str("event", "quarantine").Int("scans", n).Str("list", r.file("quarantine.jsonl")).
+			Msg("scans that were set aside stay out of this run, mended or not; a new run.dir (with train.init) takes them in again")
+	}
 	l, loads := option[codes.LoadOptions](j)
 	switch {
 	case j.remote():

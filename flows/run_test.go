@@ -281,10 +281,10 @@ func TestRunFails(t *testing.T) {
 			truncate(t, path)
 		}
 		last, err := do(t, t.Context(), nil, tiny(t, dir, "read.scans="+data, "read.bad_share=1", "shuffle.volumes=1"))
-		if ExitCode(err) != ExitData || !strings.Contains(err.Error(), ": all 3 training scans are in quarantine; see "+dir) || last.Step != 1 {
+		if ExitCode(err) != ExitData || !strings.Contains(err.Error(), ": all 3 training scans are bad; the last: ") || !strings.Contains(err.Error(), "; see "+dir) || last.Step != 1 {
 			t.Error(err)
 		}
-		if q := lines(t, filepath.Join(dir, "quarantine.jsonl")); len(q) != 3 || !strings.Contains(q[0]["reason"].(string), "truncated: 400 of 28000 bytes") {
+		if q := lines(t, filepath.Join(dir, "quarantine.jsonl")); len(q) != 2 || !strings.Contains(q[0]["reason"].(string), "truncated: 400 of 28000 bytes") {
 			t.Errorf("quarantine %v", q)
 		}
 	})
@@ -300,6 +300,30 @@ func TestRunFails(t *testing.T) {
 		_, err := do(t, t.Context(), nil, tiny(t, dir, "read.scans="+data))
 		if ExitCode(err) != ExitData || !strings.Contains(err.Error(), "2 of 3 scans are bad, more than bad_share 0.1 allows") {
 			t.Error(err)
+		}
+	})
+	t.Run("too many scans are away for a while", func(t *testing.T) {
+		dir, data, away := t.TempDir(), scans(t), t.TempDir()
+		words := []string{"read.scans=" + data, "read.bad_share=0"}
+		if _, err := do(t, t.Context(), nil, tiny(t, dir, append(words, "train.max_steps=1")...)); err != nil {
+			t.Fatal(err)
+		}
+		names := []string{"phantom-0001.nii", "phantom-0003.nii"}
+		for _, name := range names {
+			must(0, os.Rename(filepath.Join(data, name), filepath.Join(away, name)))
+		}
+		if _, err := do(t, t.Context(), nil, tiny(t, dir, words...)); ExitCode(err) != ExitData || !strings.Contains(err.Error(), "1 of 3 scans are bad, more than bad_share 0 allows") {
+			t.Error(err)
+		}
+		for _, name := range names {
+			must(0, os.Rename(filepath.Join(away, name), filepath.Join(data, name)))
+		}
+		last, err := do(t, t.Context(), nil, tiny(t, dir, words...))
+		if err != nil || last.Reason != "end" || last.Cursor != (volume.Cursor{Epoch: 1, Seq: 15}) {
+			t.Errorf("with all of them again: %v, %v", last.Cursor, err)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "quarantine.jsonl")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("some are in quarantine: %v", err)
 		}
 	})
 	t.Run("one scan breaks", func(t *testing.T) {

@@ -233,7 +233,7 @@ func TestTheOnlyScanIsBad(t *testing.T) {
 	dir := t.TempDir()
 	j := mustLoad(t, fmt.Sprintf(ways, filepath.Join(dir, "run"), tower(t, "cut"), filepath.Join(dir, "out")))
 	err := j.Run(t.Context(), nil, UI{Out: io.Discard, Err: io.Discard})
-	if ExitCode(err) != 3 || !strings.Contains(err.Error(), "quarantine.jsonl; the last: s0.nii.gz: truncated: ") {
+	if ExitCode(err) != 3 || !strings.Contains(err.Error(), "all 1 scans are bad; the last: s0.nii.gz: truncated: ") {
 		t.Errorf("exit %d: %v", ExitCode(err), err)
 	}
 	if left := must(os.ReadDir(filepath.Join(dir, "out"))); len(left) > 0 {

@@ -120,7 +120,7 @@ func TestBadScansOnTheWayBack(t *testing.T) {
 	p.swept("out")
 	p.refused(3, []string{"back.yaml", "read.bad_share=0", "write.dir=strict"}, "1 of 7 scans are bad", "bad_share 0", "phantom-0003.nii.gz")
 	p.swept("strict")
-	p.refused(3, []string{"back.yaml", "read.scans=scans/phantom-0003.nii.gz", "write.dir=alone"}, "all 1 scans are in quarantine; see alone/quarantine.jsonl")
+	p.refused(3, []string{"back.yaml", "read.scans=scans/phantom-0003.nii.gz", "write.dir=alone"}, "all 1 scans are bad", "alone/quarantine.jsonl")
 	p.write("scans/phantom-0003.nii.gz", string(whole))
 	p.must("back.yaml", "write.dir=out")
 	p.must("back.yaml", "write.dir=new")

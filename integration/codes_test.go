@@ -195,7 +195,7 @@ func TestEditedCodes(t *testing.T) {
 	// And one that the codebook hasn't.
 	codes[0] = 16
 	f.put(p, "beyond", code1)
-	p.refused(3, []string{"decode.yaml", "load.codes=beyond", "write.dir=beyond-out"}, "all 1 scans are in quarantine")
+	p.refused(3, []string{"decode.yaml", "load.codes=beyond", "write.dir=beyond-out"}, "all 1 scans are bad")
 	if r := p.reasons("beyond-out")["phantom-0001"]; !strings.Contains(r, "16") {
 		t.Errorf("set aside for %q", r)
 	}

@@ -48,7 +48,7 @@ func (o *Options) TooMany(bad, total int) error {
 	if float64(bad) <= math.Ceil(o.BadShare*float64(total)-1e-9) {
 		return nil
 	}
-	return fmt.Errorf("%d of %d scans are bad, more than bad_share %v allows (see quarantine.jsonl for the reasons)", bad, total, o.BadShare)
+	return fmt.Errorf("%d of %d scans are bad, more than bad_share %v allows", bad, total, o.BadShare)
 }
 
 func finite(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
