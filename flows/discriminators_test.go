@@ -1,6 +1,8 @@
 package flows
 
 import (
+	"fmt"
+	"io"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -40,5 +42,23 @@ func TestDiscriminatorsOfARun(t *testing.T) {
 	}
 	if err := run("6"); err != nil || !said("are left behind") {
 		t.Error("without them", err)
+	}
+}
+
+// Memory that only the discriminators are too large for is told by their channels, not by the patch.
+func TestDiscriminatorsThatDontFit(t *testing.T) {
+	words := []string{"train.gan.weight=1", "train.gan.layers=1", "train.memory=8MiB"}
+	err := tiny(t, t.TempDir(), append(words, "train.gan.channels=256")...).Plan(t.Context(), io.Discard)
+	if err == nil || ExitCode(err) != ExitUsage || !strings.Contains(err.Error(), "train.gan.channels: 256: memory: with its discriminators") || !strings.Contains(err.Error(), "the limit is train.memory; ") {
+		t.Fatal(err)
+	}
+	var fits int
+	if _, err := fmt.Sscanf(err.Error()[strings.LastIndex(err.Error(), "; ")+2:], "%d channels would fit", &fits); err != nil {
+		t.Fatal(err)
+	}
+	for n, want := range map[int]bool{fits: true, 2 * fits: false} {
+		if err := tiny(t, t.TempDir(), append(words, fmt.Sprintf("train.gan.channels=%d", n))...).Plan(t.Context(), io.Discard); (err == nil) != want {
+			t.Errorf("%d channels: %v", n, err)
+		}
 	}
 }

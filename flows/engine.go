@@ -189,7 +189,8 @@ func (j *Job) limitOf(memory int64) string {
 	return "what run.memory leaves"
 }
 
-// misfit explains an arena that is larger than the limit by a patch that would fit.
+// misfit explains an arena that is larger than the limit by a patch that would fit, or, where it is the discriminators' fault, by
+// their channels.
 func (j *Job) misfit(e gpu.Engine, o train.Options, patch [3]int, err error) error {
 	if _, ok := errors.AsType[*cuda.Error](err); ok {
 		return err
@@ -199,6 +200,12 @@ func (j *Job) misfit(e gpu.Engine, o train.Options, patch [3]int, err error) err
 		return configErrorf("%s: %w", j.path, err)
 	}
 	limit := j.limitOf(o.Memory)
+	alone := o
+	if alone.GAN.Weight = 0; o.GAN.Weight > 0 {
+		if _, err := j.plan(e, alone, patch); err == nil {
+			return j.tooWide(e, o, patch, tight, limit)
+		}
+	}
 	for small := patch; ; {
 		a := 0
 		for i := range small {
@@ -214,6 +221,29 @@ func (j *Job) misfit(e gpu.Engine, o train.Options, patch [3]int, err error) err
 			return configErrorf("%s: tile.patch: %s: %w; the limit is %s; %s would fit", j.path, list(patch), tight, limit, list(small))
 		}
 	}
+}
+
+// tooWide explains an arena that fits without discriminators.
+func (j *Job) tooWide(e gpu.Engine, o train.Options, patch [3]int, tight *vqgan.MemoryError, limit string) error {
+	for few := o; few.GAN.Channels > 1; {
+		few.GAN.Channels /= 2
+		if _, err := j.plan(e, few, patch); err == nil {
+			return configErrorf("%s: train.gan.channels: %d: memory: with its discriminators the model needs %s, and %s would be enough without; the limit is %s; %d channels would fit",
+				j.path, o.GAN.Channels, size(tight.Need), size(j.without(e, o, patch)), limit, few.GAN.Channels)
+		}
+	}
+	return configErrorf("%s: train.gan.weight: memory: with discriminators the model needs %s, and %s would be enough without; the limit is %s; no number of channels fits",
+		j.path, size(tight.Need), size(j.without(e, o, patch)), limit)
+}
+
+// without is what the model needs without discriminators.
+func (j *Job) without(e gpu.Engine, o train.Options, patch [3]int) int64 {
+	o.GAN.Weight = 0
+	plan, err := j.plan(e, o, patch)
+	if err != nil {
+		return 0
+	}
+	return plan.Total
 }
 
 // plan is the arena of the job's model for a patch size.

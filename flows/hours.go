@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/flowrun/flowrun/stages/batch"
+	"github.com/flowrun/flowrun/stages/report"
 	"github.com/flowrun/flowrun/stages/train"
 	"github.com/flowrun/flowrun/stages/volume"
 )
@@ -42,6 +43,31 @@ func (j *Job) trained(snap *volume.Snapshot) int {
 	}
 	b, _ := option[batch.Options](j)
 	return snap.Step * b.Size // a checkpoint that doesn't tell
+}
+
+// paceSteps is how many steps of a process lateness is told from, paceBegins how many come before them.
+const paceSteps, paceBegins = 10, 2
+
+// late tells, once, that a run which keeps the course that another machine, or another load, has set will take longer than
+// run.hours. Its learning rate was made for that course, so it isn't cut short.
+func (r *run) late(s train.Step) {
+	l := r.loop
+	if r.job.run.Hours == 0 || l.Schedule.Steps == 0 || l.Pace == 0 || r.timed > paceBegins+paceSteps {
+		return
+	}
+	if r.timed++; r.timed > paceBegins {
+		r.took += time.Duration(s.Seconds * float64(time.Second))
+	}
+	if r.timed < paceBegins+paceSteps {
+		return
+	}
+	r.timed++
+	each := r.took / paceSteps
+	left := time.Duration(l.Schedule.Steps-l.Step) * each
+	if over := left - r.hoursLeft(); over > time.Minute && over > left/10 && each > l.Pace {
+		r.log.Warn().Str("event", "late").Msg(fmt.Sprintf("a step takes %.3g s here, and took %.3g s when run.hours was turned into %d steps: the run will end about %s behind it; with another run.hours it gets another last step",
+			each.Seconds(), l.Pace.Seconds(), l.Schedule.Steps, report.Duration(over)))
+	}
 }
 
 // hoursLeft is what is left of run.hours, at least something. The time between a stop and the going on isn't counted.

@@ -2,10 +2,13 @@ package flows
 
 import (
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/flowrun/flowrun/gpu/optim"
+	"github.com/flowrun/flowrun/stages/observe"
 	"github.com/flowrun/flowrun/stages/train"
 	"github.com/flowrun/flowrun/stages/volume"
 )
@@ -74,5 +77,30 @@ func TestHoursAreKept(t *testing.T) {
 	}
 	if _, err := clockOf(&volume.Snapshot{Meta: map[string]string{"clock": `{"pace":-1}`}}); err == nil {
 		t.Error("time that goes backwards")
+	}
+}
+
+// A run that goes on slower than run.hours was worked out for says by how much it will be late, once.
+func TestLate(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		seconds float64
+		told    string
+	}{
+		{"as fast", 2, ""},
+		{"a little slower", 2.1, ""},
+		{"half as fast", 4, "a step takes 4 s here, and took 2 s when run.hours was turned into 3600 steps: the run will end about 1 h 0 min behind it"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			r, log := watched(t, nil, observe.Options{})
+			r.job.run.Hours, r.before, r.began = 2, time.Hour, time.Now()
+			r.loop = &train.Loop{Step: 1800, Pace: 2 * time.Second, Schedule: optim.Schedule{Steps: 3600}} // half of both is done
+			for range 100 {
+				r.late(train.Step{Seconds: c.seconds})
+			}
+			if n := strings.Count(log.String(), "\n"); n != min(1, len(c.told)) || !strings.Contains(log.String(), c.told) {
+				t.Errorf("%s: it says %s", c.name, log)
+			}
+		})
 	}
 }

@@ -93,6 +93,7 @@ func (r *run) report(s train.Step) {
 	r.progress.Step(rec, s.Total)
 	r.watch.took(rec, s.Total)
 	r.watch.events.step(rec)
+	r.late(s)
 }
 
 // more is what the losses that the run has beside the autoencoder's say.

@@ -59,6 +59,8 @@ type run struct {
 	out        io.Writer // where results go that people asked for
 
 	began  time.Time
+	timed  int           // steps that lateness is told from
+	took   time.Duration // by those that are timed
 	before time.Duration // spent by the processes that the run had before this one
 	start  volume.Cursor
 	epochs int            // the source ends before this one

@@ -129,7 +129,7 @@ func TestConfigChecks(t *testing.T) {
 		{"patch: 18 along x isn't a multiple of the downsampling 4", func(c *Config, o *Options) { o.Patch[0] = 18 }},
 		{"batch: 0", func(c *Config, o *Options) { o.Batch = 0 }},
 		{"micro_batch: 3 (want 1 to the batch, 2)", func(c *Config, o *Options) { o.MicroBatch = 3 }},
-		{"loss.l1: 0, and l2 is 0 too", func(c *Config, o *Options) { o.Loss = Loss{} }},
+		{"loss.l1: this and l2 are both 0", func(c *Config, o *Options) { o.Loss = Loss{} }},
 		{"ema: 1 ", func(c *Config, o *Options) { o.EMA = 1 }},
 	} {
 		config, o := tiny()

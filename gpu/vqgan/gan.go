@@ -41,7 +41,7 @@ type GAN struct {
 func (o *GAN) Check() error {
 	switch {
 	case o.Weight > 0 && o.Image == 0 && o.Volume == 0:
-		return fmt.Errorf("image: 0, and volume is 0 too (there would be no discriminator)")
+		return fmt.Errorf("image: this and volume are both 0: there would be no discriminator; give one of them a weight, or set weight: 0")
 	case o.Weight > 0 && o.Image > 0 && len(o.Planes) == 0:
 		return fmt.Errorf("planes: [] (want at least one of x, y, z, or image: 0)")
 	}

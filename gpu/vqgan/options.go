@@ -39,7 +39,7 @@ func similarity(patch [3]int) gpu.Similarity {
 // Check says whether there is anything to minimise.
 func (l *Loss) Check() error {
 	if l.L1 == 0 && l.L2 == 0 {
-		return fmt.Errorf("l1: 0, and l2 is 0 too (nothing would compare the reconstruction with the input)")
+		return fmt.Errorf("l1: this and l2 are both 0: nothing would compare the reconstruction with the input")
 	}
 	return nil
 }
