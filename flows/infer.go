@@ -303,9 +303,11 @@ func (w *wiring) cut(ctx context.Context) func() bool {
 }
 
 // stopped is true after a soft stop: scans that are begun are finished, others aren't begun.
-func (w *wiring) stopped() bool {
+func (w *wiring) stopped() bool { return closed(w.g.Stopping()) }
+
+func closed(c <-chan struct{}) bool {
 	select {
-	case <-w.g.Stopping():
+	case <-c:
 		return true
 	default:
 		return false

@@ -11,10 +11,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/flowrun/flowrun/stages/augment"
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/checkpoint"
+	"github.com/flowrun/flowrun/stages/pipe"
 	"github.com/flowrun/flowrun/stages/queue"
 	"github.com/flowrun/flowrun/stages/tile"
 	"github.com/flowrun/flowrun/stages/volume"
@@ -96,6 +98,22 @@ func TestAllRolesInOneProcess(t *testing.T) {
 	if ExitCode(err) != ExitUsage || !strings.Contains(err.Error(), "from a queue") {
 		t.Errorf("%v", err)
 	}
+}
+
+// Who waits for a full queue waits no longer than the trainer in its process wants patches.
+func TestPublishersEndWithTheTraining(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &wiring{g: pipe.New(t.Context())}
+		ctx, release := w.unlessEnding(t.Context())
+		defer release()
+		if synctest.Wait(); ctx.Err() != nil || w.ending() {
+			t.Error("it ends before its time")
+		}
+		w.g.Done()
+		if synctest.Wait(); ctx.Err() == nil || !w.ending() || w.stopped() {
+			t.Error("it goes on, or was stopped")
+		}
+	})
 }
 
 // A run over a queue that goes wrong goes back like any other, and stops in the end.

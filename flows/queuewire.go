@@ -37,10 +37,10 @@ func wireSubscribe(w *wiring, s *piece) {
 func (w *wiring) feed(s *piece) {
 	o := *s.options.(*queue.PublishOptions)
 	sent := pipe.Map(w.references, s.label, 1, func(ctx context.Context, scan *queue.Scan) (struct{}, error) {
-		ctx, release := w.unlessStopping(ctx)
+		ctx, release := w.unlessEnding(ctx)
 		defer release()
 		err := w.publish(ctx, scan, o)
-		if err != nil && w.stopped() {
+		if err != nil && w.ending() {
 			err = nil // not recorded, so it is published by the run that goes on
 		}
 		return struct{}{}, err
@@ -72,17 +72,18 @@ func (r *run) publish(ctx context.Context, scan *queue.Scan, o queue.PublishOpti
 	return q.list.add(scan)
 }
 
-// send publishes patches. At a stop what isn't sent is dropped: its scan goes back to the queue.
+// send publishes patches. At a stop, and when a trainer in this process has all it wants, what isn't sent is dropped: its scan
+// goes back to the queue.
 func (w *wiring) send(s *piece) {
 	sent := pipe.Map(w.patches, s.label, senders, func(ctx context.Context, p *volume.Patch) (struct{}, error) {
 		defer p.Release()
-		ctx, release := w.unlessStopping(ctx)
+		ctx, release := w.unlessEnding(ctx)
 		defer release()
-		if w.stopped() {
+		if w.ending() {
 			return struct{}{}, nil
 		}
 		err := w.queues.work.Publish(ctx, p)
-		if err != nil && w.stopped() {
+		if err != nil && w.ending() {
 			err = nil
 		}
 		return struct{}{}, err
@@ -90,13 +91,16 @@ func (w *wiring) send(s *piece) {
 	pipe.Discard(sent, "sent")
 }
 
-// unlessStopping ends ctx at a soft stop, too.
-func (w *wiring) unlessStopping(ctx context.Context) (context.Context, func()) {
+// ending says that the data ends before its end.
+func (w *wiring) ending() bool { return closed(w.g.Ending()) }
+
+// unlessEnding ends ctx when the data ends before its end, too.
+func (w *wiring) unlessEnding(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	over := make(chan struct{})
 	go func() {
 		select {
-		case <-w.g.Stopping():
+		case <-w.g.Ending():
 			cancel()
 		case <-over:
 		}

@@ -85,6 +85,10 @@ func (g *Graph) Done() { g.finish(ErrStopped) }
 // Stopping is closed by Stop, and by nothing else.
 func (g *Graph) Stopping() <-chan struct{} { return g.stopping }
 
+// Ending is closed when the data ends before its end: by Stop, by Done, at a hard stop. What a stage would then wait for nobody
+// may want any more.
+func (g *Graph) Ending() <-chan struct{} { return g.data.Done() }
+
 // Wait returns when every goroutine of the graph has ended: nil, the first failure as *StageError, or the cause with
 // which the parent was cancelled. An output that nothing takes is a failure.
 func (g *Graph) Wait() error { return g.join() }
