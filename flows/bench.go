@@ -149,6 +149,9 @@ func (b *bench) limit() time.Duration { return time.Duration(b.options.Seconds *
 func (b *bench) all(ctx context.Context) (err error) {
 	b.status("opening the model")
 	if err := b.open(ctx); err != nil {
+		if b.ready != nil {
+			err = errors.Join(err, b.ready.Close())
+		}
 		return err
 	}
 	defer func() { err = errors.Join(err, b.run.close()) }()
@@ -284,7 +287,7 @@ func (b *bench) batch() int {
 	return b.run.maker.Size()
 }
 
-// ceiling measures what the device's engine does at best, with an engine of its own: an arena is reserved once.
+// ceiling opens the engine that the model will be on, and measures what it does at best.
 func (b *bench) ceiling(device string) (Ceiling, error) {
 	e, err := b.engine(device)
 	if err != nil {
@@ -296,7 +299,11 @@ func (b *bench) ceiling(device string) (Ceiling, error) {
 		b.note(func(k *BenchFigures) { k.Memory.Before = b.card.Used() })
 	}
 	c, err := ceiling(e, b.card != nil, free, min(0.5, b.options.Seconds/10))
-	return c, errors.Join(err, e.Close())
+	if err != nil {
+		return c, errors.Join(err, e.Close())
+	}
+	b.ready = e
+	return c, nil
 }
 
 // wholes says that the model is handed whole scans, which it cuts up itself.

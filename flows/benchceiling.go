@@ -1,6 +1,7 @@
 package flows
 
 import (
+	"errors"
 	"math/rand/v2"
 	"time"
 
@@ -38,7 +39,7 @@ func newTrial(e gpu.Engine, d gpu.Dims, samples int) trial {
 	return t
 }
 
-// ceiling measures an engine that has no arena yet, each half for about so many seconds. A card that has so many bytes free is tried with
+// ceiling measures an engine that has no arena, each half for about so many seconds, and leaves it without. A card that has so many bytes free is tried with
 // larger and larger convolutions, until one keeps it busy for long enough.
 func ceiling(e gpu.Engine, card bool, free int64, seconds float64) (best Ceiling, err error) {
 	trials := []trial{newTrial(e, gpu.Dims{N: 1, D: 16, H: 32, W: 32, C: 64}, 8)} // 3.6 GFLOP
@@ -53,6 +54,7 @@ func ceiling(e gpu.Engine, card bool, free int64, seconds float64) (best Ceiling
 	if err := e.Reserve(int64(trials[len(trials)-1].arena)); err != nil {
 		return best, err
 	}
+	defer func() { err = errors.Join(err, e.Reserve(0)) }()
 	for _, t := range trials {
 		took, err := t.measure(e, seconds, &best)
 		if err != nil || took > 1e-3 {

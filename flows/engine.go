@@ -19,6 +19,10 @@ import (
 
 // engine opens the device that a stage names: auto is the first GPU that can be used, else the CPU. The job divides memory accordingly.
 func (j *Job) engine(device string) (gpu.Engine, error) {
+	if e := j.ready; e != nil {
+		j.ready = nil
+		return e, nil
+	}
 	j.card = nil
 	switch ordinal, named := cudaOrdinal(device); {
 	case named:

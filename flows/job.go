@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/flowrun/flowrun/configs"
+	"github.com/flowrun/flowrun/gpu"
 	"github.com/flowrun/flowrun/gpu/cuda"
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/augment"
@@ -33,9 +34,10 @@ type Job struct {
 	queue    queue.Options
 	again    []string // the command that does the job again; none where no command would
 	pieces   []*piece
-	reserved int64     // host memory that isn't the engine's; 0 until it is known
-	card     cuda.Card // the GPU that the model is on, or planned for; nil on the CPU
-	resolved []byte    // the file with every default written out
+	reserved int64      // host memory that isn't the engine's; 0 until it is known
+	ready    gpu.Engine // opened, for who asks for an engine next; else nil
+	card     cuda.Card  // the GPU that the model is on, or planned for; nil on the CPU
+	resolved []byte     // the file with every default written out
 }
 
 // piece is a stage of a job.

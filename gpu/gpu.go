@@ -189,7 +189,7 @@ type Adam struct {
 type Engine interface {
 	Name() string // for people: "cpu (AVX-512, 2 threads)"
 
-	// Reserve allocates the arena, once. Its content is undefined until written.
+	// Reserve allocates the arena, in place of one that was there; 0 bytes leave none. Its content is undefined until written.
 	Reserve(bytes int64) error
 	// Sync waits until everything that was called has happened, and reports a device's failure.
 	Sync() error

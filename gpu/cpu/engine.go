@@ -89,15 +89,25 @@ func (e *Engine) Name() string {
 
 // Reserve maps the arena.
 func (e *Engine) Reserve(bytes int64) error {
-	if e.mem != nil {
-		return fmt.Errorf("cpu: the arena was reserved before")
+	if err := e.release(); err != nil || bytes == 0 {
+		return err
 	}
-	b, free, err := mapArena(int(round(max(bytes, 1), gpu.Align)))
+	b, free, err := mapArena(int(round(bytes, gpu.Align)))
 	if err != nil {
 		return fmt.Errorf("cpu: arena of %d bytes: %w", bytes, err)
 	}
 	e.mem, e.free = unsafe.Slice((*float32)(unsafe.Pointer(&b[0])), len(b)/4), free
 	return nil
+}
+
+// release gives the arena back, if there is one.
+func (e *Engine) release() error {
+	if e.free == nil {
+		return nil
+	}
+	free := e.free
+	e.free, e.mem = nil, nil
+	return free()
 }
 
 // Sync returns at once: every op has finished when it returns.
@@ -106,12 +116,7 @@ func (e *Engine) Sync() error { return nil }
 // Close ends the threads and gives the arena back.
 func (e *Engine) Close() error {
 	e.pool.close()
-	if e.free == nil {
-		return nil
-	}
-	free := e.free
-	e.free, e.mem = nil, nil
-	return free()
+	return e.release()
 }
 
 // floats is n floats of the arena at p.

@@ -36,7 +36,6 @@ type Engine struct {
 	modules         []cu.Module
 	kernels         map[string]cu.Function
 	settled         int // pieces of work that had been begun at the last wait
-	memory          []cu.DevicePtr
 }
 
 var _ Card = (*Engine)(nil)
@@ -137,18 +136,17 @@ func (e *Engine) memoryInfo() (free, total int64) {
 
 // Reserve allocates the arena and what moves data, all that the engine ever does.
 func (e *Engine) Reserve(bytes int64) error {
-	if e.base != 0 {
-		return errors.New("cuda: the arena was reserved before")
-	}
-	bytes = aligned(bytes)
-	return e.o.wait(func() error {
+	return e.wait(func() error {
+		if err := e.release(); err != nil || bytes == 0 {
+			return err
+		}
+		bytes := aligned(bytes)
 		all := bytes + Overhead
 		p, err := cu.MemAlloc(all)
 		if err := failed("cuMemAlloc", err); err != nil {
 			free, _, _ := cu.MemInfo()
 			return fmt.Errorf("cuda:%d: %d MiB for the arena and copies, %d MiB are free: %w", e.device.Ordinal, all>>20, free>>20, err)
 		}
-		e.memory = append(e.memory, p)
 		e.base, e.bytes = uint64(p), bytes
 		e.tables = table{at: e.base + uint64(bytes), left: tableBytes, plans: map[planKey]*convPlan{}}
 		return e.staging.open(e.tables.at + tableBytes)
@@ -181,14 +179,7 @@ func (e *Engine) settle() error {
 func (e *Engine) Close() error {
 	// Behind a failure the owner does nothing more, and the driver takes everything back with the context.
 	e.o.do(func() error {
-		var errs []error
-		errs = append(errs, e.settle(), failed("cuStreamSynchronize", e.copies.Synchronize()), e.staging.close())
-		for _, r := range e.recordings {
-			errs = append(errs, destroyGraph(r.graph))
-		}
-		for _, p := range e.memory {
-			errs = append(errs, failed("cuMemFree", cu.MemFree(p)))
-		}
+		errs := []error{e.release()}
 		for _, s := range []*cu.Stream{&e.compute, &e.copies} {
 			errs = append(errs, failed("cuStreamDestroy", s.Destroy()))
 		}
@@ -198,6 +189,21 @@ func (e *Engine) Close() error {
 		return errors.Join(errs...)
 	})
 	return e.o.close()
+}
+
+// release gives back what Reserve took, and what was recorded on it, when all has happened.
+func (e *Engine) release() error {
+	if e.base == 0 {
+		return nil
+	}
+	errs := []error{e.settle(), failed("cuStreamSynchronize", e.copies.Synchronize()), e.staging.close()}
+	for _, r := range e.recordings {
+		errs = append(errs, destroyGraph(r.graph))
+	}
+	clear(e.recordings)
+	errs = append(errs, failed("cuMemFree", cu.MemFree(cu.DevicePtr(e.base))))
+	e.base, e.bytes, e.tables = 0, 0, table{}
+	return errors.Join(errs...)
 }
 
 // at is a device address.

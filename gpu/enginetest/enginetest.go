@@ -59,6 +59,7 @@ func Run(t *testing.T, open func() gpu.Engine) {
 	for _, c := range tests {
 		t.Run(c.name, func(t *testing.T) { c.run(t, open, gpu.Float32) })
 	}
+	t.Run("Reserve", func(t *testing.T) { testReserve(t, open()) })
 	e := open()
 	native := e.Native()
 	if err := e.Close(); err != nil {

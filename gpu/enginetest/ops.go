@@ -2,6 +2,7 @@ package enginetest
 
 import (
 	"math"
+	"slices"
 	"testing"
 
 	"github.com/flowrun/flowrun/gpu"
@@ -24,6 +25,29 @@ func testMemory(t *testing.T, r *rig) {
 		}
 		equal(t, "filled", got, v)
 	})
+}
+
+// testReserve checks that an arena takes the place of the one before it, and that 0 bytes leave none.
+func testReserve(t *testing.T, e gpu.Engine) {
+	for _, floats := range []int{1 << 10, 1 << 20, 0, 1 << 8} {
+		if err := e.Reserve(4 * int64(floats)); err != nil {
+			t.Fatal(err)
+		}
+		if floats == 0 {
+			continue
+		}
+		want, got := make([]float32, floats), make([]float32, floats)
+		for i := range want {
+			want[i] = float32(i)
+		}
+		e.Write(0, want)
+		if e.Read(got, 0); !slices.Equal(got, want) {
+			t.Errorf("an arena of %d floats doesn't hold them", floats)
+		}
+	}
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 // testUpload checks that what is uploaded is there for the Stores behind it, and for those before it is not yet.
