@@ -11,12 +11,13 @@
 // The way back: adopt.go (what a checkpoint decides), infer.go, stream.go (scans that are read as they are needed), codes.go and
 // measure.go.
 //
-// Looking on: report.go (what a step says), watch.go, page.go and charts.go (the report), serve.go (the live page), tell.go
+// Looking on: report.go (what a step says), watch.go, page.go, sentence.go and charts.go (the report), serve.go (the live page), tell.go
 // (hooks, stalls), pause.go (disks and memory that are full), events.go.
 //
 // Over a queue: queue.go (which ends of it a file has), queuerun.go (opened), queuewire.go (wired), queuelist.go (what is published),
 // queueverbs.go.
 //
 // Verbs beside the run: plan.go and pace.go; bench.go, benchrun.go, benchceiling.go and benchfigures.go; import.go, foreign.go and
-// guess.go; weights.go (export); inspect.go, devices.go, phantoms.go, demo.go. errors.go has the exit codes.
+// guess.go; weights.go (export); inspect.go, devices.go, phantoms.go, demo.go, version.go. errors.go has the exit
+// codes.
 package flows

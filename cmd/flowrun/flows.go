@@ -15,6 +15,8 @@ import (
 	"github.com/flowrun/flowrun/flows"
 )
 
+func built() (version, commit string) { return flows.Version() }
+
 // load reads a configuration file with its overrides.
 func load(path string, overrides []string) (*flows.Job, error) {
 	data, err := readFile(path)

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"runtime"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 )
@@ -20,27 +19,11 @@ func versionCommand() *cobra.Command {
 	}
 }
 
+// version is one line: version, commit, Go and platform.
 func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		info = &debug.BuildInfo{}
+	release, commit := built()
+	if commit != "" {
+		commit = ", commit " + commit
 	}
-	return versionOf(info)
-}
-
-// versionOf is module version, commit, Go and platform.
-func versionOf(info *debug.BuildInfo) string {
-	version, commit, dirty := info.Main.Version, "", ""
-	if version == "" {
-		version = "(devel)"
-	}
-	for _, s := range info.Settings {
-		switch {
-		case s.Key == "vcs.revision":
-			commit = ", commit " + s.Value[:min(12, len(s.Value))]
-		case s.Key == "vcs.modified" && s.Value == "true":
-			dirty = ", with changes"
-		}
-	}
-	return fmt.Sprintf("flowrun %s%s%s, %s %s/%s", version, commit, dirty, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return fmt.Sprintf("flowrun %s%s, %s %s/%s", release, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
