@@ -25,7 +25,6 @@ type lossCall struct {
 	add, dy                  *gpu.Tensor // nil for none
 }
 
-func (o *lossOp) name() string     { return o.id }
 func (o *lossOp) out() []*Value    { return nil }
 func (o *lossOp) replay(*lowering) {}
 func (o *lossOp) loses() *Params   { return o.of }
@@ -222,7 +221,6 @@ type nudgeOp struct {
 	result      *Scalars
 }
 
-func (o *nudgeOp) name() string       { return o.id }
 func (o *nudgeOp) out() []*Value      { return []*Value{o.y} }
 func (o *nudgeOp) replay(*lowering)   {}
 func (o *nudgeOp) backward(*lowering) {}
@@ -292,7 +290,6 @@ type balanceOp struct {
 	lambda             *Scalars
 }
 
-func (o *balanceOp) name() string     { return o.id }
 func (o *balanceOp) out() []*Value    { return []*Value{o.plain, o.weighted} }
 func (o *balanceOp) replay(*lowering) {}
 

@@ -15,7 +15,6 @@ type mapOp struct {
 	adds     bool                  // grad adds what is known of dx already
 }
 
-func (o *mapOp) name() string     { return o.id }
 func (o *mapOp) out() []*Value    { return []*Value{o.y} }
 func (o *mapOp) replay(*lowering) {}
 
@@ -202,7 +201,6 @@ type residueOp struct {
 	z, q, y *Value
 }
 
-func (o *residueOp) name() string     { return o.id }
 func (o *residueOp) out() []*Value    { return []*Value{o.y} }
 func (o *residueOp) replay(*lowering) {}
 
@@ -241,7 +239,6 @@ type roundOp struct {
 	z, q   *Value
 }
 
-func (o *roundOp) name() string     { return o.id }
 func (o *roundOp) out() []*Value    { return []*Value{o.q} }
 func (o *roundOp) replay(*lowering) {}
 

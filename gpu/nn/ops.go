@@ -5,7 +5,6 @@ import "github.com/flowrun/flowrun/gpu"
 // op is a node of a graph. It emits instructions: forward once; backward once, after all that reads its output has added
 // to that output's gradient; replay where its output is wanted again and wasn't kept.
 type op interface {
-	name() string
 	out() []*Value
 	forward(l *lowering)
 	backward(l *lowering)
@@ -21,7 +20,6 @@ type convOp struct {
 	w, b *Param
 }
 
-func (o *convOp) name() string  { return o.id }
 func (o *convOp) out() []*Value { return []*Value{o.y} }
 
 func (o *convOp) forward(l *lowering) { l.at[o.y] = o.emit(l, l.y(o.y)) }
@@ -80,7 +78,6 @@ type normOp struct {
 	said        *Scalars // nil where nobody asks
 }
 
-func (o *normOp) name() string  { return o.id }
 func (o *normOp) out() []*Value { return []*Value{o.y} }
 
 func (o *normOp) forward(l *lowering) {
@@ -144,7 +141,6 @@ type addOp struct {
 	a, b, y *Value
 }
 
-func (o *addOp) name() string     { return o.id }
 func (o *addOp) out() []*Value    { return []*Value{o.y} }
 func (o *addOp) replay(*lowering) {}
 
@@ -175,7 +171,6 @@ type quantizeOp struct {
 	loss       *Scalars
 }
 
-func (o *quantizeOp) name() string     { return o.id }
 func (o *quantizeOp) out() []*Value    { return []*Value{o.q} }
 func (o *quantizeOp) replay(*lowering) {}
 

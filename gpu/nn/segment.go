@@ -9,7 +9,6 @@ import (
 // segment is a stretch of ops with losses of its own: each is forward and, in training, backward at once.
 type segment struct{ ops []op }
 
-func (s *segment) name() string       { return s.ops[0].name() }
 func (s *segment) out() []*Value      { return nil }
 func (s *segment) replay(*lowering)   {}
 func (s *segment) backward(*lowering) {} // it was, behind forward
@@ -79,7 +78,6 @@ func (g *Graph) Leaf(x *Value) *Leaf {
 	return leaf
 }
 
-func (o *slopeOp) name() string       { return o.id }
 func (o *slopeOp) out() []*Value      { return []*Value{o.slope} }
 func (o *slopeOp) replay(*lowering)   {}
 func (o *slopeOp) backward(*lowering) {}
