@@ -33,7 +33,7 @@ var house = []struct{ room, may string }{
 	{"stages/train", "stages/files stages/volume gpu gpu/nn gpu/optim gpu/vqgan"},
 	{"stages/infer", "stages/volume gpu gpu/vqgan"},
 	{"stages/torch", "stages/safetensors stages/volume"},
-	{"stages/write", "stages/nifti stages/volume"},
+	{"stages/write", "stages/files stages/nifti stages/volume"},
 	{"stages/volume", ""},
 	{"stages/*", "stages/files stages/volume"},
 	{"gpu/vqgan", "gpu/nn gpu/optim gpu"},

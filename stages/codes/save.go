@@ -35,7 +35,7 @@ type SaveOptions struct {
 
 // Names gives each scan the slash path of its file below a folder, by ID: its ID without the ending, and Ending. Scans
 // that would then have one file, or files that differ in case alone, keep their endings or are numbered, in the order of
-// scans. It is an error if a file would lie outside of the folder.
+// scans; those that no file system takes are cut. It is an error if a file would lie outside of the folder.
 func Names(scans []*volume.Scan) (map[string]string, error) {
 	count := map[string]int{}
 	for _, s := range scans {
@@ -55,9 +55,9 @@ func Names(scans []*volume.Scan) (map[string]string, error) {
 		}
 		n := name(s.ID)
 		if count[strings.ToLower(n)] > 1 {
-			n = s.ID + Ending
+			n = files.Fit(s.ID, Ending)
 			for i := 2; taken[strings.ToLower(n)]; i++ {
-				n = fmt.Sprintf("%s~%d%s", s.ID, i, Ending)
+				n = files.Fit(s.ID, fmt.Sprintf("~%d%s", i, Ending))
 			}
 			taken[strings.ToLower(n)] = true
 		}
@@ -71,10 +71,10 @@ func name(id string) string {
 	lower := strings.ToLower(id)
 	for _, e := range []string{".nii.gz", ".nii", ".hdr.gz", ".hdr"} {
 		if stem := id[:len(id)-min(len(e), len(id))]; strings.HasSuffix(lower, e) && stem != "" && !strings.HasSuffix(stem, "/") {
-			return stem + Ending
+			return files.Fit(stem, Ending)
 		}
 	}
-	return id + Ending
+	return files.Fit(id, Ending)
 }
 
 // local says that an ID names a file below a folder.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/flowrun/flowrun/stages/files"
 	"github.com/flowrun/flowrun/stages/volume"
@@ -140,4 +141,33 @@ func TestNames(t *testing.T) {
 			seen[low] = id
 		}
 	})
+}
+
+// Scans may have names as long as there are; the codes of each have a file of their own.
+func TestLongNames(t *testing.T) {
+	long := strings.Repeat("é", 120) // of two bytes
+	ids := []string{"d/" + long + "a.nii.gz", "d/" + long + "b.nii.gz", "d/" + long + ".nii", strings.Repeat("l", 248) + ".nii.gz"}
+	var scans []*volume.Scan
+	for _, id := range ids {
+		scans = append(scans, &volume.Scan{ID: id})
+	}
+	names, err := Names(scans)
+	check1(t, err)
+	seen := map[string]bool{}
+	for _, id := range ids {
+		c := small()
+		scan := *c.Scan
+		scan.ID, c.Scan = id, &scan
+		path := save1(t, c, SaveOptions{Name: names[id]})
+		name := filepath.Base(path)
+		f, err := Load(path)
+		check1(t, err)
+		if f.Scan.ID != id || !utf8.ValidString(name) || !strings.HasSuffix(name, Ending) || seen[name] {
+			t.Errorf("%s of %q", name, f.Scan.ID)
+		}
+		seen[name] = true
+	}
+	c := small()
+	c.Scan.ID = ids[3]
+	save1(t, c, SaveOptions{})
 }

@@ -109,8 +109,8 @@ func blank(id string, dims [3]int) (*volume.Volume, *bool) {
 	return v.Own(&volume.Memory{Data: make([]int16, dims[0]*dims[1]*dims[2]), Dims: dims}, func() { *freed = true }), freed
 }
 
-// files lists what is in a folder and below.
-func files(t testing.TB, dir string) []string {
+// inFolder lists what is in a folder and below.
+func inFolder(t testing.TB, dir string) []string {
 	var list []string
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err == nil && !d.IsDir() {

@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
-	"unicode/utf8"
 
+	"github.com/flowrun/flowrun/stages/files"
 	"github.com/flowrun/flowrun/stages/volume"
 )
 
@@ -30,7 +30,7 @@ func Names(scans []*volume.Scan, o Options) (map[string]string, error) {
 			return nil, fmt.Errorf("scan %s: its name is no file below a folder", s.ID)
 		}
 		sources[absolute(s.Path)] = s.ID
-		short[i] = fit(stem(s.ID), o.Suffix+ending)
+		short[i] = files.Fit(stem(s.ID), o.Suffix+ending)
 		count[strings.ToLower(short[i])]++
 	}
 	names := make(map[string]string, len(scans))
@@ -44,9 +44,9 @@ func Names(scans []*volume.Scan, o Options) (map[string]string, error) {
 		}
 		name := short[i]
 		if count[strings.ToLower(name)] > 1 {
-			name = fit(s.ID, o.Suffix+ending)
+			name = files.Fit(s.ID, o.Suffix+ending)
 			for n := 2; taken[strings.ToLower(name)]; n++ {
-				name = fit(s.ID, fmt.Sprintf("%s~%d%s", o.Suffix, n, ending))
+				name = files.Fit(s.ID, fmt.Sprintf("%s~%d%s", o.Suffix, n, ending))
 			}
 			taken[strings.ToLower(name)] = true
 		}
@@ -57,20 +57,6 @@ func Names(scans []*volume.Scan, o Options) (map[string]string, error) {
 		names[s.ID] = path
 	}
 	return names, nil
-}
-
-// fit puts rest behind a slash path, whose last element is cut where it would be longer than file systems take, with what a
-// file's name has behind it until it is whole.
-func fit(id, rest string) string {
-	base := id[strings.LastIndexByte(id, '/')+1:]
-	most := max(1, 255-len(rest)-len("..0123456789abcdef.tmp"))
-	if len(base) <= most {
-		return id + rest
-	}
-	for most > 1 && !utf8.RuneStart(base[most]) {
-		most--
-	}
-	return id[:len(id)-len(base)+most] + rest
 }
 
 // stem is a name without the ending of a scan, if anything is left.

@@ -122,7 +122,7 @@ func TestReady(t *testing.T) {
 	if err := Ready(Options{Dir: dir}); err != nil {
 		t.Error(err)
 	}
-	if left := files(t, dir); len(left) > 0 {
+	if left := inFolder(t, dir); len(left) > 0 {
 		t.Error(left)
 	}
 	file := filepath.Join(dir, "c")

@@ -295,7 +295,7 @@ func TestErrors(t *testing.T) {
 			if c.name == "after the last" {
 				want = []string{"x/a.nii"} // it was whole
 			}
-			if left := files(t, dir); !slices.Equal(left, want) {
+			if left := inFolder(t, dir); !slices.Equal(left, want) {
 				t.Errorf("left: %v (want %v)", left, want)
 			}
 		})
@@ -327,7 +327,7 @@ func TestStopsLeaveNoPartialFiles(t *testing.T) {
 		}
 		written := all(t, Write(in, Options{}, names, nil, func() bool { return true }))
 		want := []string{"a.nii.gz", "b.nii"}[:1+n/6]
-		if got := files(t, dir); len(written) != len(want) || !slices.Equal(got, want) || !*freed[0] || !*freed[1] {
+		if got := inFolder(t, dir); len(written) != len(want) || !slices.Equal(got, want) || !*freed[0] || !*freed[1] {
 			t.Errorf("stopped after %d slabs: wrote %v, left %v", n, written, got)
 		}
 		for w, err := range Write(in, Options{}, map[string]string{"a": names["a"] + "2.nii", "b": names["b"]}, nil, nil) {
@@ -336,7 +336,7 @@ func TestStopsLeaveNoPartialFiles(t *testing.T) {
 			}
 			break
 		}
-		if got := files(t, dir); len(got) != len(want)+1 || !*freed[0] {
+		if got := inFolder(t, dir); len(got) != len(want)+1 || !*freed[0] {
 			t.Errorf("broken off: left %v", got)
 		}
 	}
@@ -360,7 +360,7 @@ func TestKilledRunsLeaveNothing(t *testing.T) {
 	all(t, Write(slabs(t, v, 1), o, names, nil, nil))
 	want := append(slices.Clone(others), filepath.Base(target))
 	slices.Sort(want)
-	if got := files(t, dir); !slices.Equal(got, want) {
+	if got := inFolder(t, dir); !slices.Equal(got, want) {
 		t.Errorf("left are %q (want %q)", got, want)
 	}
 }
@@ -436,7 +436,7 @@ func TestLostScansAreNotWritten(t *testing.T) {
 				if (z < 5 || at < 5) && !yield(slab(lost, z)) || !yield(slab(good, z)) {
 					return
 				}
-				if at > 0 && z == at && slices.ContainsFunc(files(t, dir), func(f string) bool { return strings.Contains(f, "lost") }) {
+				if at > 0 && z == at && slices.ContainsFunc(inFolder(t, dir), func(f string) bool { return strings.Contains(f, "lost") }) {
 					t.Error("what was written of it is still there")
 				}
 			}
@@ -446,8 +446,8 @@ func TestLostScansAreNotWritten(t *testing.T) {
 		}
 		names := map[string]string{"lost": filepath.Join(dir, "lost.nii"), "good": filepath.Join(dir, "good.nii")}
 		list := all(t, Write(in, Options{Dir: dir}, names, nil, nil))
-		if len(list) != 1 || list[0].Scan != "good" || !slices.Equal(files(t, dir), []string{"good.nii"}) || !*freed || !*goodFreed {
-			t.Errorf("lost at %d: %v, %v", at, list, files(t, dir))
+		if len(list) != 1 || list[0].Scan != "good" || !slices.Equal(inFolder(t, dir), []string{"good.nii"}) || !*freed || !*goodFreed {
+			t.Errorf("lost at %d: %v, %v", at, list, inFolder(t, dir))
 		}
 	}
 }
