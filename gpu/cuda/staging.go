@@ -109,7 +109,7 @@ func (s *staging) take(n int) (*slot, error) {
 	}
 	slot := &r.slots[r.next]
 	r.next = (r.next + 1) % len(r.slots)
-	if !slot.used {
+	if !slot.used || slot.free.Query() == nil {
 		slot.used = true
 		return slot, nil
 	}

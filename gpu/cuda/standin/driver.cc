@@ -8,6 +8,7 @@
 //     FLOWRUN_STANDIN_CARDS=N             that it lists, 1 without it; CUDA_VISIBLE_DEVICES hides them as a driver does
 //     FLOWRUN_STANDIN_CAPABILITY=7.5      of the cards, 8.0 without it
 //     FLOWRUN_STANDIN_VERSION=10020       of CUDA that it says it supports, 12040 without it
+//     FLOWRUN_STANDIN_LAZY=1              nothing happens before somebody waits for it
 //     FLOWRUN_STANDIN_TRACE=FILE          gets a line for each call, "CALL STREAM"; streams count from 1, 0 is none
 //     FLOWRUN_STANDIN_LOG=FILE            gets a line for each change of the device memory in use: its bytes
 #define FLOWRUN_EMULATION
@@ -151,7 +152,7 @@ struct Stream {
 			chance = chance * 1664525 + 1013904223;
 			lazy = chance >> 31, left = chance >> 8 & 1023;
 		}
-		while (!lazy && !steps.empty() && steps.front().behind.happened()) next();
+		while (!lazy && !getenv("FLOWRUN_STANDIN_LAZY") && !steps.empty() && steps.front().behind.happened()) next();
 	}
 	size_t end() { return done + steps.size(); }
 };
@@ -409,6 +410,10 @@ API(cuEventRecord)(CUevent e, CUstream s) {
 	if (recording) return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
 	*(Event *)e = {(Stream *)s, ((Stream *)s)->end()};
 	return CUDA_SUCCESS;
+}
+API(cuEventQuery)(CUevent e) {
+	INSIDE(cuEventQuery);
+	return ((Event *)e)->happened() ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }
 API(cuEventSynchronize)(CUevent e) {
 	INSIDE(cuEventSynchronize);
