@@ -8,8 +8,8 @@
 // Training: model.go, agree.go (a checkpoint and a file that go together), replay.go (resuming in mid-epoch), hours.go
 // (which step is the last), guard.go (going back), perceptual.go, validate.go and whole.go, picture.go.
 //
-// The way back: adopt.go (what a checkpoint decides), infer.go, stream.go (scans that are read as they are needed), codes.go and
-// measure.go.
+// The way back: adopt.go (what a checkpoint decides), infer.go, stream.go (scans that are read as they are needed), output.go (what their way
+// out takes), codes.go and measure.go.
 //
 // Looking on: report.go (what a step says), watch.go, page.go, sentence.go and charts.go (the report), serve.go (the live page), tell.go
 // (hooks, stalls), pause.go (disks and memory that are full), events.go.

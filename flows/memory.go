@@ -21,34 +21,38 @@ type memory struct {
 	batches    int64 // float32 buffers of batch
 	snapshot   int64 // the host copy that a checkpoint is written from
 	validation int64 // the held-out scan being measured, and its patches
+	output     int64 // what merge, measure and write hold
 	queue      int64 // patches on their way to and from a queue, and its server where that is in this process
 	scans      int64 // what is left for volumes: the pipe's budget
 	least      int64 // what volumes can't do without
 }
 
 func (m memory) String() string {
-	queue := ""
+	more := ""
+	if m.output > 0 {
+		more += "output " + size(m.output) + ", "
+	}
 	if m.queue > 0 {
-		queue = "queue " + size(m.queue) + ", "
+		more += "queue " + size(m.queue) + ", "
 	}
 	left := fmt.Sprintf("leaves %s of %s for scans", size(m.scans), size(m.limit))
 	if m.scans < 0 {
 		left = fmt.Sprintf("is %s more than the %s there are", size(-m.scans), size(m.limit))
 	}
 	return fmt.Sprintf("engine %s, batches %s, snapshot %s, validation %s, %swhich %s",
-		size(m.engine), size(m.batches), size(m.snapshot), size(m.validation), queue, left)
+		size(m.engine), size(m.batches), size(m.snapshot), size(m.validation), more, left)
 }
 
 // divide works out the budget for scans and refuses one in which the graph would stand still.
 func (j *Job) divide(d *data, arena, snapshot int64, batches int64) (memory, error) {
-	m := memory{limit: j.run.Memory, engine: arena, batches: batches, snapshot: snapshot, queue: j.queueBytes()}
+	m := memory{limit: j.run.Memory, engine: arena, batches: batches, snapshot: snapshot, output: j.output(d), queue: j.queueBytes()}
 	if m.limit == 0 {
 		m.limit = hostMemory() / 4 * 3
 	}
 	if _, most := largest(d.held, j.cost); len(d.held) > 0 {
 		m.validation = most
 	}
-	m.scans = m.limit - m.engine - m.batches - m.snapshot - m.validation - m.queue
+	m.scans = m.limit - m.engine - m.batches - m.snapshot - m.validation - m.output - m.queue
 	if _, ok := option[codes.LoadOptions](j); ok {
 		return m, nil // no volumes
 	}

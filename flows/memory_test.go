@@ -15,6 +15,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/flowrun/flowrun/stages/metrics"
 	"github.com/flowrun/flowrun/stages/pipe"
 	"github.com/flowrun/flowrun/stages/read"
 	"github.com/flowrun/flowrun/stages/train"
@@ -215,5 +216,32 @@ func TestSize(t *testing.T) {
 	}
 	if n := hostMemory(); n < 64<<20 {
 		t.Errorf("the host has %s", size(n))
+	}
+}
+
+// What merge, measure and write hold counts: of the largest scan, of two where a batch may have tiles of two, and of a file that is
+// turned as a whole. 4 bytes for each voxel of a tile's depth, 8 of 12×10 voxels.
+func TestOutputCounts(t *testing.T) {
+	_, scans := scanFiles(t, [3]int{12, 10, 90}, [3]int{8, 8, 8})
+	output := func(scans []*volume.Scan, behind ...string) int64 {
+		return mustLoad(t, "flow:\n  - read: {scans: [x]}\n  - tile: {patch: [8, 8, 8], stride: [6, 6, 5]}\n  - batch: {size: 2}\n"+
+			"  - infer: {checkpoint: identity}\n  - merge: {mode: blend}\n"+strings.Join(behind, "")).output(&data{all: scans})
+	}
+	const measure, write = "  - measure: {}\n", "  - write: {dir: out}\n"
+	const slab = 4 * 8 * 12 * 10
+	if got := output(scans[:1]); got != slab {
+		t.Errorf("merge of one scan: %d (want %d)", got, slab)
+	}
+	if got := output(scans); got != 2*slab {
+		t.Errorf("merge of two: %d (want %d)", got, 2*slab)
+	}
+	if got, want := output(scans, measure), 2*slab+metrics.Bytes(scans[0].Dims, [3]int{}); got != want {
+		t.Errorf("and measured: %d (want %d)", got, want)
+	}
+	written := output(scans, write) - 2*slab
+	turned := *scans[0]
+	turned.Rising = !turned.Rising
+	if other := output([]*volume.Scan{&turned, scans[1]}, write) - 2*slab; max(written, other)-min(written, other) < 2*12*10*89 {
+		t.Errorf("written: %d, turned %d", written, other)
 	}
 }
