@@ -128,7 +128,7 @@ func tower(t *testing.T, spoilt ...string) string {
 }
 
 const ways = `
-run: {dir: %q, memory: 64MiB}
+run: {dir: %q, memory: 4GiB}
 flow:
   - read:    {scans: [%q], ahead: 2, bad_share: 0.5}
   - tile:    {patch: [8, 8, 8], stride: [6, 6, 5]}
