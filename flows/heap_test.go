@@ -12,9 +12,13 @@ func TestHeapIsBound(t *testing.T) {
 	if now() != math.MaxInt64 {
 		t.Skip("GOMEMLIMIT is set")
 	}
-	m := memory{limit: 16 << 30, engine: 8 << 30, batches: 1 << 30, queue: serverBytes, scans: 6 << 30}
+	server := serverBytes([3]int{256, 256, 128})
+	if server < 192<<20 || server > 256<<20 || serverBytes([3]int{}) != server || serverBytes([3]int{8, 8, 4}) != 64<<20 {
+		t.Errorf("a server is given %s for patches of 16 MiB, %s for small ones", size(server), size(serverBytes([3]int{8, 8, 4})))
+	}
+	m := memory{limit: 16 << 30, engine: 8 << 30, batches: 1 << 30, queue: server, scans: 6 << 30}
 	trainer, worker := m.heap(false), m.heap(true)
-	if want := int64(1<<30 + serverBytes + heapBesides); trainer != want || worker != want+6<<30 {
+	if want := 1<<30 + server + heapBesides; trainer != want || worker != want+6<<30 {
 		t.Errorf("%d, and %d where scans are read (want %d and 6 GiB more)", trainer, worker, want)
 	}
 	m.scans = -1 // a plan that doesn't fit is refused elsewhere

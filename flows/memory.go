@@ -109,7 +109,7 @@ func (m memory) heap(reads bool) int64 {
 }
 
 // heapBesides is room for what the plan doesn't count.
-const heapBesides = 256 << 20
+const heapBesides = 128 << 20
 
 // batched is the most that scans cost which a batch on the way back may hold beside its first one, while it waits for a tile
 // of the next: those with few tiles. Any that lie between them may turn out to be bad.

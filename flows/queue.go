@@ -233,10 +233,16 @@ func (j *Job) queueBytes() int64 {
 		}
 	}
 	if j.queued() && !j.queue.External() {
-		n += serverBytes
+		n += serverBytes(j.patch())
 	}
 	return n
 }
 
-// serverBytes is the most memory that a server in this process takes; docs/benchmarks.md has the figures.
-const serverBytes = 350 << 20
+// serverBytes is what a server in this process is given for patches of a size: it holds up to twelve copies of one, coming in,
+// being stored, going out. docs/benchmarks.md has the figures.
+func serverBytes(patch [3]int) int64 {
+	if patch == [3]int{} { // others cut them
+		patch = [3]int{256, 256, 128}
+	}
+	return max(64<<20, 12*queue.PatchBytes(patch))
+}
