@@ -11,7 +11,7 @@ import (
 )
 
 // Patches of 256×256×128 through the embedded server with file storage, both ways at once: two senders, one trainer that
-// checks each digest and makes a checkpoint durable every 8 patches.
+// checks each digest and makes a checkpoint durable every 8 patches, while the next ones come.
 func BenchmarkPatches(b *testing.B) {
 	size := [3]int{256, 256, 128}
 	o := Options{Name: "bench", Scans: 4, Workers: 4, AckWait: 60, URL: os.Getenv("NATS_URL")}
@@ -68,19 +68,26 @@ func BenchmarkPatches(b *testing.B) {
 			}
 		})
 	}
+	written := make(chan []volume.Tag) // as the checkpoint stage, beside the training
+	group.Go(func() {
+		for tags := range written {
+			if err := in.Durable(ctx, tags); err != nil {
+				b.Error(err)
+			}
+		}
+	})
 	var open8 []volume.Tag
-	for range b.N {
+	for i := range b.N {
 		p, err := in.Next(ctx)
 		if err != nil {
 			b.Fatal(err)
 		}
-		if open8 = append(open8, tag(p)); len(open8) == 8 {
-			if err := in.Durable(ctx, open8); err != nil {
-				b.Fatal(err)
-			}
+		if open8 = append(open8, tag(p)); len(open8) == 8 || i == b.N-1 {
+			written <- open8
 			open8 = nil
 		}
 	}
-	b.StopTimer()
+	close(written)
 	group.Wait()
+	b.StopTimer()
 }
