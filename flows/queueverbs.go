@@ -223,6 +223,9 @@ type PublishOptions struct {
 
 // Publish asks a run's workers for the patches of scans.
 func Publish(ctx context.Context, soft <-chan struct{}, a QueueAt, o PublishOptions, ui UI) error {
+	if err := (&queue.ListOptions{From: o.Scans, Watch: o.Watch}).Check(); err != nil {
+		return configErrorf("publish: %w", err)
+	}
 	to, _, err := a.options()
 	if err != nil {
 		return err

@@ -248,6 +248,20 @@ func TestCutRepeatsEdges(t *testing.T) {
 	}
 }
 
+// Scans are files: an address is refused with what to do instead, and without the secret in it.
+func TestAddressesOfScansAreRefused(t *testing.T) {
+	for _, o := range []ListOptions{{From: []string{"data", "https://joe:geheim@pacs/a.nii.gz"}}, {From: []string{"s3://bucket/a.nii"}}, {Watch: "http://pacs/"}} {
+		if err := o.Check(); err == nil || !strings.Contains(err.Error(), "download it") || strings.Contains(err.Error(), "geheim") {
+			t.Errorf("%+v: %v", o, err)
+		}
+	}
+	for _, o := range []ListOptions{{From: []string{"data/**/*.nii.gz", "/a:b//c.nii"}}, {Watch: "incoming"}} {
+		if err := o.Check(); err != nil {
+			t.Errorf("%+v: %v", o, err)
+		}
+	}
+}
+
 func TestOptionsAreChecked(t *testing.T) {
 	for _, o := range []Options{
 		{Name: "a b"}, {Name: "a.b"}, {URL: "nats://user:geheim@host:4222"}, {URL: "host:4222"}, {URL: "nats://a:1,ftp://b"},

@@ -1,9 +1,11 @@
 package queue
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -161,6 +163,53 @@ func TestServersThatLackAFeature(t *testing.T) {
 	for version, want := range map[string]bool{"2.8.4": true, "2.9.0": false, "2.9.10": false, "2.15.2": false, "3.0.0-beta": false, "1.4.1": true} {
 		if older(version, oldest) != want {
 			t.Errorf("%s: older is %v", version, !want)
+		}
+	}
+}
+
+// 14: a server that says it is too old is refused with its version.
+func TestOldServer(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = fmt.Fprint(c, `INFO {"version":"2.8.4","headers":true,"jetstream":true,"max_payload":33554432}`+"\r\n") // the client goes when it likes
+			go func() {
+				for lines := bufio.NewScanner(c); lines.Scan(); {
+					if lines.Text() == "PING" {
+						_, _ = fmt.Fprint(c, "PONG\r\n")
+					}
+				}
+				_ = c.Close()
+			}()
+		}
+	}()
+	q, err := Open(t.Context(), Config{Options: Options{Name: "t", URL: "nats://" + l.Addr().String(), AckWait: 2}}, Admin)
+	if err == nil {
+		q.Close()
+	}
+	if !errors.Is(err, ErrFeature) || !strings.Contains(err.Error(), "2.8.4 (want 2.9 or later)") {
+		t.Errorf("%v", err)
+	}
+}
+
+// A queue that nobody has made is said to be missing, with how one comes about.
+func TestMissingQueue(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	q := b.open(Admin)
+	_, status := q.Status(b.ctx)
+	_, dead := q.Dead(b.ctx)
+	for _, err := range []error{status, dead, q.Requeue(b.ctx, 1), q.Upload(b.ctx, "a.nii", NoDigest)} {
+		if err == nil || !strings.Contains(err.Error(), "flowrun queue create") || strings.Contains(err.Error(), "code") {
+			t.Errorf("%v", err)
 		}
 	}
 }

@@ -3,6 +3,8 @@ package queue
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/flowrun/flowrun/stages/volume"
 )
@@ -22,6 +24,11 @@ func (o *ListOptions) Check() error {
 		return errors.New("from: no folder, pattern or file is named (nor a folder to watch)")
 	case len(o.From) > 0 && o.Watch != "":
 		return errors.New("watch: goes without from: the folder's scans are published, those of now too")
+	}
+	for _, name := range append(slices.Clone(o.From), o.Watch) {
+		if scheme, _, ok := strings.Cut(name, "://"); ok {
+			return fmt.Errorf("from: %s: scans are files: workers fetch nothing from %s addresses; download it, and publish the file", redact(name), scheme)
+		}
 	}
 	return nil
 }

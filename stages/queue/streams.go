@@ -185,6 +185,8 @@ func (q *Queue) explain(ctx context.Context, what string, err error) error {
 		return fmt.Errorf("%w: JetStream isn't enabled for this account (version %s): %w", ErrFeature, q.nc.ConnectedServerVersion(), err)
 	case errors.As(err, &api) && (api.ErrorCode == codeStorageExceeded || api.ErrorCode == codeInsufficient):
 		return fmt.Errorf("%s: the server's store has no room for it: lower queue.bytes, subscribe.held or checkpoint.every, or give the server more (max_file, server.disk): %w", what, err)
+	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, jetstream.ErrBucketNotFound):
+		return fmt.Errorf("%s: isn't on the server: has the trainer been started, or flowrun queue create run, and is the run called %s?", what, q.names.run)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%s: the server doesn't answer: %w", what, err)
 	}
