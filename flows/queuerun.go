@@ -67,7 +67,7 @@ func (r *run) openQueue(ctx context.Context, snap *volume.Snapshot) error {
 	r.queues = q // from here on close gives it back
 	if !j.queue.External() {
 		var err error
-		if q.server, err = queue.StartServer(j.queue.Server, r.file("queue")); err != nil {
+		if q.server, err = queue.StartServer(j.queue.Server, r.file("queue"), r.tell); err != nil {
 			return configErrorf("queue.%w", err)
 		}
 		q.unbind = boundHeap(r.parts.heap(reads))

@@ -24,7 +24,7 @@ const (
 )
 
 func serveNATS(dir, address string) {
-	s, err := queue.StartServer(queue.Server{Listen: address, Disk: 512 << 20}, dir)
+	s, err := queue.StartServer(queue.Server{Listen: address, Disk: 512 << 20}, dir, nil)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

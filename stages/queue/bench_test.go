@@ -18,7 +18,7 @@ func BenchmarkPatches(b *testing.B) {
 	var s *Embedded
 	if !o.External() { // NATS_URL names another, whose memory can then be looked at alone
 		var err error
-		if s, err = StartServer(Server{Disk: 4 << 30}, filepath.Join(b.TempDir(), "store")); err != nil {
+		if s, err = StartServer(Server{Disk: 4 << 30}, filepath.Join(b.TempDir(), "store"), nil); err != nil {
 			b.Fatal(err)
 		}
 		defer s.Stop()

@@ -90,7 +90,7 @@ func Open(ctx context.Context, c Config, role string) (*Queue, error) {
 	}
 	list = append(list, q.options()...)
 	if c.Embedded != nil && !c.External() {
-		list, q.inside = append(list, nats.InProcessServer(c.Embedded.Server)), true
+		list, q.inside = append(list, nats.InProcessServer(c.Embedded)), true
 	}
 	if c.ping > 0 {
 		list = append(list, nats.PingInterval(c.ping))

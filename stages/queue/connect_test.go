@@ -121,7 +121,7 @@ func TestStoreWithoutRoom(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "lower queue.bytes") {
 		t.Errorf("%v", err)
 	}
-	if _, err := StartServer(Server{Disk: 1 << 60}, t.TempDir()); err == nil || !strings.Contains(err.Error(), "server.disk") {
+	if _, err := StartServer(Server{Disk: 1 << 60}, t.TempDir(), nil); err == nil || !strings.Contains(err.Error(), "server.disk") {
 		t.Errorf("%v", err)
 	}
 	if err := (&Options{Bytes: 1000}).CheckBounds(bounds(8)); err == nil || !strings.Contains(err.Error(), "bytes: 1000 bytes") {
@@ -446,7 +446,7 @@ func TestContexts(t *testing.T) {
 
 // An embedded server that doesn't listen can be reached from inside only.
 func TestEmbeddedServerKeepsToItself(t *testing.T) {
-	s, err := StartServer(Server{Disk: 256 << 20}, t.TempDir())
+	s, err := StartServer(Server{Disk: 256 << 20}, t.TempDir(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

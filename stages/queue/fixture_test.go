@@ -52,7 +52,7 @@ func (b *bench) check(err error) {
 func (b *bench) start() {
 	b.Helper()
 	var err error
-	b.server, err = StartServer(b.o.Server, filepath.Join(b.dir, "store"))
+	b.server, err = StartServer(b.o.Server, filepath.Join(b.dir, "store"), b.hear)
 	b.check(err)
 	b.o.Server.Listen = strings.TrimPrefix(b.server.Address(), "nats://")
 }
@@ -67,15 +67,17 @@ func (b *bench) restart() {
 func (b *bench) config(change ...func(*Config)) Config {
 	o := b.o
 	o.URL, o.Server = b.server.Address(), Server{}
-	c := Config{Options: o, Log: func(e Event) {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		b.said = append(b.said, e.Text)
-	}}
+	c := Config{Options: o, Log: b.hear}
 	for _, f := range change {
 		f(&c)
 	}
 	return c
+}
+
+func (b *bench) hear(e Event) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.said = append(b.said, e.Text)
 }
 
 func (b *bench) words() string {

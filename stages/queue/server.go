@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,13 +9,23 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// Embedded is a NATS server inside this process.
-type Embedded struct{ *server.Server }
+// Embedded is a NATS server inside this process. One that can't write to its store any more is started again when it can.
+type Embedded struct {
+	options *server.Options
+	log     func(Event)
+	failed  chan string // what the server says of a write that failed
+	stop    context.CancelFunc
+	joined  sync.WaitGroup
+
+	mu     sync.Mutex
+	server *server.Server
+}
 
 // startWithin is how long the embedded server may take to read its store.
 const startWithin = 30 * time.Second
@@ -26,8 +37,9 @@ const maxPayload = 32 << 20
 // has counted them off: at 64 MiB four patches of 256×256×128 made a busy machine's trainer a slow consumer, rarely.
 const maxPending = 4 * maxPayload
 
-// StartServer starts a server whose store is in dir, unless o names another folder.
-func StartServer(o Server, dir string) (*Embedded, error) {
+// StartServer starts a server whose store is in dir, unless o names another folder. log is told what people should know; it may
+// be nil.
+func StartServer(o Server, dir string, log func(Event)) (*Embedded, error) {
 	s := &server.Options{ServerName: "flowrun", DontListen: o.Listen == ""}
 	if o.Config != "" {
 		if err := s.ProcessConfigFile(o.Config); err != nil {
@@ -69,25 +81,45 @@ func StartServer(o Server, dir string) (*Embedded, error) {
 	if s.JetStreamMaxStore, err = storeLimit(s.StoreDir, o.Disk, s.JetStreamMaxStore); err != nil {
 		return nil, err
 	}
-	srv, err := server.NewServer(s)
-	if err != nil {
-		return nil, fmt.Errorf("embedded NATS server: %w", plain(err))
+	e := &Embedded{options: s, log: log, failed: make(chan string, 1)}
+	if e.log == nil {
+		e.log = func(Event) {}
 	}
+	if err := e.start(); err != nil {
+		return nil, err
+	}
+	if a, ok := e.server.Addr().(*net.TCPAddr); ok && a != nil {
+		s.Port = a.Port // the same when it is started again
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	e.stop = cancel
+	e.joined.Go(func() { e.watch(ctx) })
+	return e, nil
+}
+
+// start starts the server; mu is held, or nobody knows of e yet.
+func (e *Embedded) start() error {
+	srv, err := server.NewServer(e.options.Clone())
+	if err != nil {
+		return fmt.Errorf("embedded NATS server: %w", plain(err))
+	}
+	srv.SetLoggerV2(&listener{e.failed}, false, false, false)
 	srv.Start()
 	switch {
 	case !srv.ReadyForConnections(startWithin):
 		err = fmt.Errorf("not ready after %v", startWithin)
-		if o.Listen != "" {
-			err = fmt.Errorf("not ready after %v: is %s taken?", startWithin, o.Listen)
+		if !e.options.DontListen {
+			err = fmt.Errorf("not ready after %v: is %s:%d taken?", startWithin, e.options.Host, e.options.Port)
 		}
 	case !srv.JetStreamEnabled():
-		err = fmt.Errorf("no store in %s: is another server using it?", s.StoreDir)
+		err = fmt.Errorf("no store in %s: is another server using it?", e.options.StoreDir)
 	}
 	if err != nil {
 		srv.Shutdown()
-		return nil, fmt.Errorf("embedded NATS server: %w", err)
+		return fmt.Errorf("embedded NATS server: %w", err)
 	}
-	return &Embedded{srv}, nil
+	e.server = srv
+	return nil
 }
 
 // storeLimit is what the store may take: asked for, else configured, and at most four fifths of what is free beside what
@@ -126,13 +158,26 @@ func stored(dir string) (n int64) {
 
 // Stop ends the server when its store is on the disk.
 func (e *Embedded) Stop() {
-	e.Shutdown()
-	e.WaitForShutdown()
+	e.stop()
+	e.joined.Wait()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.server.Shutdown()
+	e.server.WaitForShutdown()
+}
+
+// InProcessConn is a connection from inside, to the server of now.
+func (e *Embedded) InProcessConn() (net.Conn, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.server.InProcessConn()
 }
 
 // Address is where other processes reach it; "" where it doesn't listen.
 func (e *Embedded) Address() string {
-	if a, ok := e.Addr().(*net.TCPAddr); ok && a != nil {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if a, ok := e.server.Addr().(*net.TCPAddr); ok && a != nil {
 		return "nats://" + a.String()
 	}
 	return ""
