@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 		passGate(program)
 	}
 	if dir := os.Getenv(serverDir); dir != "" {
-		serveNATS(dir, os.Getenv(serverAddress))
+		serveNATS(dir, os.Getenv(serverAddress), os.Getenv(serverConfig))
 		return
 	}
 	flag.Parse()

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -21,15 +22,22 @@ import (
 const (
 	serverDir     = "FLOWRUN_TEST_NATS_DIR"
 	serverAddress = "FLOWRUN_TEST_NATS_ADDRESS"
+	serverConfig  = "FLOWRUN_TEST_NATS_CONFIG"
 )
 
-func serveNATS(dir, address string) {
-	s, err := queue.StartServer(queue.Server{Listen: address, Disk: 512 << 20}, dir, nil)
+func serveNATS(dir, address, config string) {
+	s, err := queue.StartServer(queue.Server{Listen: address, Disk: 512 << 20, Config: config}, dir, nil)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	_, _ = os.Stdin.Read(make([]byte, 1)) // until the test ends
+	over := make(chan os.Signal, 2)
+	signal.Notify(over, syscall.SIGTERM)
+	go func() {
+		_, _ = os.Stdin.Read(make([]byte, 1)) // until the test ends
+		over <- syscall.SIGTERM
+	}()
+	<-over
 	s.Stop()
 }
 
@@ -67,6 +75,7 @@ flow:
 type parts struct {
 	*place
 	address string
+	config  string // of the server; may be empty
 	server  *exec.Cmd
 	command []string // of a server that isn't this binary
 	all     map[string]*process
@@ -109,7 +118,7 @@ func (p *parts) startServer() {
 		command = p.command
 	}
 	c := exec.Command(command[0], command[1:]...)
-	c.Env = append(os.Environ(), serverDir+"="+p.path("nats"), serverAddress+"="+p.address)
+	c.Env = append(os.Environ(), serverDir+"="+p.path("nats"), serverAddress+"="+p.address, serverConfig+"="+p.config)
 	in, err := c.StdinPipe()
 	p.check(err)
 	p.check(c.Start())
@@ -233,22 +242,37 @@ func TestQueuePartsAreStopped(t *testing.T) {
 	p := newParts(t)
 	n := p.perEpoch()
 	p.startServer()
-	trainer := p.begin("trainer")
-	worker := p.begin("worker")
-	publisher := p.begin("publisher")
-	trainer.until(func() bool { return p.reached("run") >= 6 })
-	for role, r := range map[string]*process{"trainer": trainer, "worker": worker} {
+	one := "queue.scans=1" // so that the publisher waits for a worker
+	trainer := p.begin("trainer", one)
+	stopped := func(role string) {
+		t.Helper()
+		r := p.all[role]
 		r.signal(syscall.SIGTERM)
 		if o := r.wait(); o.code != 75 || len(o.said()) != 1 {
 			t.Errorf("%s: exit %d: %s", role, o.code, o.said())
 		}
 	}
-	if o := publisher.wait(); o.code != 0 && o.code != 75 {
-		t.Errorf("publisher: exit %d: %s", o.code, o.said())
-	}
-	p.begin("trainer")
-	p.begin("worker-2", "subscribe.idle=4")
 	p.begin("publisher")
+	published := func() int { return len(p.lines("publish", "published.jsonl")) }
+	p.await(func() bool { return published() > 0 })
+	stopped("publisher")
+	if n := published(); n != 1 {
+		t.Errorf("%d scans were published where one may wait", n)
+	}
+	p.begin("publisher")
+	p.begin("worker")
+	trainer.until(func() bool { return p.reached("run") >= 6 })
+	stopped("trainer")
+	stopped("worker")
+
+	p.begin("trainer", one)
+	p.begin("worker-2", "subscribe.idle=4")
+	p.await(func() bool { return p.reached("run") >= 9 })
+	p.check(p.server.Process.Signal(syscall.SIGTERM))
+	if err := p.server.Wait(); err != nil {
+		t.Errorf("the server: %v", err)
+	}
+	p.startServer()
 	p.ends("trainer")
 	p.exact(n, 2)
 	p.ends("worker-2")
