@@ -98,12 +98,12 @@ func (j *Job) divide(d *data, arena, snapshot int64, batches int64) (memory, err
 	return m, nil
 }
 
-// heap is what Go's heap should stay below in a process with a queue's server: messages of megabytes are garbage soon, and the
-// collector would let it double the heap before it comes. The engine's arena lies elsewhere.
+// heap is what Go's heap should stay below: all but the engine's arena, which lies elsewhere. Where no scans are read their share is
+// nobody's, and beside a queue's server it isn't given away: messages of megabytes are garbage soon, and would double the heap.
 func (m memory) heap(reads bool) int64 {
-	n := m.batches + m.snapshot + m.validation + m.queue + heapBesides
-	if reads {
-		n += max(0, m.scans)
+	n := m.limit - m.engine + heapBesides
+	if !reads {
+		n -= max(0, m.scans)
 	}
 	return n
 }

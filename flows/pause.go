@@ -110,9 +110,8 @@ func (r *run) wanted(trained int) string {
 
 // limitMemory has the garbage collector keep within run.memory; a GOMEMLIMIT of the user's holds before it.
 func (r *run) limitMemory(getenv func(string) string) {
-	const program = 128 << 20 // beside what is planned
 	if getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(r.parts.limit - r.parts.engine + program)
+		debug.SetMemoryLimit(r.parts.heap(r.queues == nil || r.queues.server == nil || r.queues.reads))
 	}
 }
 

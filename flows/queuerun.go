@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,17 +33,8 @@ type queues struct {
 	patches atomic.Pointer[queue.Stream] // what the server last said
 	looking sync.WaitGroup
 	stop    func()
-	unbind  func() // takes the heap's bound back
+	reads   bool // scans are read here, too
 	known   queue.Digests
-}
-
-// boundHeap gives Go's heap a soft bound, unless GOMEMLIMIT gave it one, and what takes it back.
-func boundHeap(n int64) func() {
-	if debug.SetMemoryLimit(-1) != math.MaxInt64 {
-		return func() {}
-	}
-	before := debug.SetMemoryLimit(n)
-	return func() { debug.SetMemoryLimit(before) }
 }
 
 // defaultReading is read's options with no key given.
@@ -63,14 +53,13 @@ func (r *run) openQueue(ctx context.Context, snap *volume.Snapshot) error {
 		return nil
 	}
 	q, e := new(queues), j.ends()
-	_, reads := option[read.Options](j)
+	_, q.reads = option[read.Options](j)
 	r.queues = q // from here on close gives it back
 	if !j.queue.External() {
 		var err error
 		if q.server, err = queue.StartServer(j.queue.Server, r.file("queue"), r.tell); err != nil {
 			return configErrorf("queue.%w", err)
 		}
-		q.unbind = boundHeap(r.parts.heap(reads))
 		if a := q.server.Address(); a != "" {
 			r.log.Info().Str("event", "queue").Str("address", a).Msg("the embedded NATS server listens")
 		}
@@ -341,9 +330,6 @@ func (q *queues) close() {
 	}
 	if q.server != nil {
 		q.server.Stop()
-	}
-	if q.unbind != nil {
-		q.unbind()
 	}
 }
 

@@ -223,11 +223,11 @@ func (r *run) prepare(ctx context.Context) error {
 	if r.parts, err = j.divide(r.data, j.onHost(arena), state, batches); err != nil {
 		return err
 	}
-	r.limitMemory(os.Getenv)
 	r.budget = pipe.NewBudget(r.parts.scans)
 	if err := r.openQueue(ctx, snap); err != nil {
 		return err
 	}
+	r.limitMemory(os.Getenv)
 	if r.left, err = j.replay(r.data, r.quarantine, r.start); err != nil {
 		return err
 	}
