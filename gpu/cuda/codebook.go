@@ -27,6 +27,7 @@ type (
 		_            int32
 		Idx, Parts   uint64
 		Count, Share int32
+		Wide, _      int32
 	}
 	gatherArgs struct {
 		Parts, Counts, Sums uint64
@@ -58,7 +59,11 @@ func (e *Engine) Quantize(k gpu.Quantizer, z gpu.Tensor, codebook, idx gpu.Ptr, 
 	}
 	share := divUp(divUp(voxels, codeParts), 32) * 32
 	by := divUp(voxels, share)
-	run(e, "countCodes", [3]int{divUp(k.Codes, 32), by, 1}, 32, countArgs{Z: e.view(z), D: d, Idx: e.at(idx), Parts: parts, Count: int32(k.Codes), Share: int32(share)})
+	wide := 32
+	for 4*wide*(k.Dim+1) > leastShared {
+		wide /= 2
+	}
+	run(e, "countCodes", [3]int{divUp(k.Codes, wide), by, 1}, 32, countArgs{Z: e.view(z), D: d, Idx: e.at(idx), Parts: parts, Count: int32(k.Codes), Share: int32(share), Wide: int32(wide)})
 	run(e, "gatherCodes", [3]int{divUp(k.Codes*(k.Dim+1), 128), 1, 1}, 128, gatherArgs{Parts: parts, Counts: e.at(counts), Sums: e.at(sums), N: int32(by), Count: int32(k.Codes), Dim: int32(k.Dim)})
 }
 

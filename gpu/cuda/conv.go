@@ -74,7 +74,7 @@ type packArgs struct {
 }
 
 // directTargets is the targets of a block of convDirect.
-const directTargets = 64
+const directTargets = 128
 
 // PackConv packs weights.
 func (e *Engine) PackConv(c gpu.Conv, w, packed, packedGrad gpu.Ptr) {

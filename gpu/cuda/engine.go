@@ -240,7 +240,13 @@ type view struct {
 // dims are a tensor's, as kernels take them.
 type dims struct{ N, D, H, W, C int32 }
 
+// mostVoxels is what kernels can count in 32 bits, a grid's last step beyond them too.
+const mostVoxels = 1<<31 - 1<<25
+
 func (e *Engine) view(t gpu.Tensor) view {
+	if stored := t.N * t.D * t.H * (t.W + 2*t.Halo); stored > mostVoxels {
+		panic(fmt.Sprintf("cuda: a tensor of %v with a halo of %d is too large (at most %d voxels)", t.Dims, t.Halo, mostVoxels))
+	}
 	return view{e.at(t.At), int32(t.Halo), int32(pitch(t.C, t.Type)), int32(t.Type), int32(t.Pad)}
 }
 
@@ -265,10 +271,13 @@ func spots(d gpu.Dims) int {
 	return n
 }
 
+// leastShared is the dynamic shared memory that any kernel may have, unasked.
+const leastShared = 48 << 10
+
 // sharedOf is the dynamic shared memory of a launch.
 func sharedOf(kernel string, args any) int {
 	if a, ok := args.(*countArgs); ok {
-		return 32 * 4 * int(a.D.C+1)
+		return 4 * int(a.Wide) * int(a.D.C+1)
 	}
 	return sharedBytes[kernel]
 }

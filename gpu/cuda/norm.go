@@ -40,6 +40,9 @@ func lanes(channels int) int {
 	return n
 }
 
+// normBlocks is how many blocks walk over voxels: few enough that each does many, with what it keeps.
+func normBlocks(voxels, channels int) int { return min(divUp(voxels*lanes(channels), 256), 4096) }
+
 // NormAct writes y and the statistics.
 func (e *Engine) NormAct(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, y gpu.Tensor) {
 	e.normAct(n, x, gamma, beta, stats, y, true)
@@ -56,7 +59,11 @@ func (e *Engine) normAct(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, y
 		Plain: yes(n.Plain), Lanes: int32(lanes(x.C)), Eps: n.Eps}
 	if n.Groups == 0 && !n.Batch {
 		a.D = dimsOf(x.Dims)
-		run(e, "channelNorm", blocks(x.Voxels()*lanes(x.C), 256), 256, a)
+		kernel := "channelNorm"
+		if x.C <= 8*lanes(x.C) {
+			kernel = "channelNorm1"
+		}
+		run(e, kernel, [3]int{normBlocks(x.Voxels(), x.C), 1, 1}, 256, a)
 		return
 	}
 	n, d, front := grouped(n, x.Dims)
@@ -71,7 +78,7 @@ func (e *Engine) normAct(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, y
 		run(e, "groupSums", [3]int{parts, d.N, 1}, 256, a)
 		run(e, "groupStats", [3]int{d.N * n.Groups, 1, 1}, 128, g)
 	}
-	run(e, "groupNorm", blocks(spots(d), 256), 256, a)
+	run(e, "groupNorm", [3]int{normBlocks(d.Voxels()/d.N, d.C), d.N, 1}, 256, a)
 }
 
 // NormActGrad writes dx and adds to dgamma and dbeta.
@@ -99,7 +106,7 @@ func (e *Engine) NormActGrad(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Pt
 	run(e, "groupMeans", blocks(d.N*n.Groups, 128), 128, groupArgs{D: a.D, Parts: sums, Out: a.Means, Gamma: a.Gamma, Groups: a.Groups})
 	e.columns(sums, e.at(dgamma), 1, 2*c, c, 0, d.N, true)
 	e.columns(sums, e.at(dbeta), 1, 2*c, c, c, d.N, true)
-	run(e, "groupGrad", blocks(spots(d), 256), 256, a)
+	run(e, "groupGrad", [3]int{normBlocks(d.Voxels()/d.N, d.C), d.N, 1}, 256, a)
 }
 
 // groupsOfLane says which kernel has room for the channels of a lane: its groups of eight.

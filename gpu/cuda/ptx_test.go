@@ -34,7 +34,7 @@ func TestArguments(t *testing.T) {
 		{unsafe.Sizeof(weightArgs{}), []string{"weight256x128", "weight256x64", "weight256x32", "weightDirect"}},
 		{unsafe.Sizeof(gatherWeightsArgs{}), []string{"gatherWeights"}},
 		{unsafe.Sizeof(biasArgs{}), []string{"biasSums"}},
-		{unsafe.Sizeof(normArgs{}), []string{"channelNorm", "channelNormGrad1", "channelNormGrad2", "channelNormGrad8", "groupSums", "groupGradSums", "groupNorm", "groupGrad"}},
+		{unsafe.Sizeof(normArgs{}), []string{"channelNorm", "channelNorm1", "channelNormGrad1", "channelNormGrad2", "channelNormGrad8", "groupSums", "groupGradSums", "groupNorm", "groupGrad"}},
 		{unsafe.Sizeof(groupArgs{}), []string{"groupStats", "groupMeans"}},
 		{unsafe.Sizeof(columnsArgs{}), []string{"columns"}},
 		{unsafe.Sizeof(sumArgs{}), []string{"sumSquares"}},

@@ -117,6 +117,10 @@ func testQuantize(t *testing.T, r *rig) {
 	r.check(t, func(t *rapid.T) {
 		k := gpu.Quantizer{Codes: rapid.IntRange(1, 70).Draw(t, "codes"), Dim: rapid.IntRange(1, 17).Draw(t, "dim")}
 		d := drawDims(t, k.Dim)
+		if rapid.IntRange(0, 2).Draw(t, "long") == 0 {
+			k.Dim = rapid.SampledFrom([]int{40, 400, 1024}).Draw(t, "long dim")
+			d.C, d.D, d.H = k.Dim, 1, 1
+		}
 		rng := seeded(t)
 		z, book := r.random(rng, d.Len()), r.random(rng, k.Codes*k.Dim)
 		halo := rapid.IntRange(0, 1).Draw(t, "halo")

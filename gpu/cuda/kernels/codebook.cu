@@ -81,18 +81,19 @@ struct CountArgs {
 	Dims d;
 	u64 idx, parts; // parts: floats [blockIdx.y][codes][dim + 1], the count last
 	i32 count, share; // voxels of a part
+	i32 wide, unused; // codes of a block
 };
 
-// countCodes sums the voxels of 32 codes, in the order of voxels. A block is one warp.
+// countCodes sums the voxels of some codes, in the order of voxels. A block is one warp.
 KERNEL(countCodes, CountArgs, 32) {
-	SHARED(float, sums); // [32][dim + 1]
-	i32 lane = threadIdx.x, dim = a.d.c, voxels = a.d.n * a.d.d * a.d.h * a.d.w, first = blockIdx.x * 32;
-	for (i32 i = lane; i < 32 * (dim + 1); i += 32) sums[i] = 0;
+	SHARED(float, sums); // [wide][dim + 1]
+	i32 lane = threadIdx.x, dim = a.d.c, voxels = a.d.n * a.d.d * a.d.h * a.d.w, first = blockIdx.x * a.wide;
+	for (i32 i = lane; i < a.wide * (dim + 1); i += 32) sums[i] = 0;
 	barrier();
 	i32 from = blockIdx.y * a.share, to = from + a.share < voxels ? from + a.share : voxels;
 	for (i32 v0 = from; v0 < to; v0 += 32) {
 		i32 code = v0 + lane < to ? ((const i32 *)a.idx)[v0 + lane] - first : -1;
-		for (u32 left = ballot(code >= 0 && code < 32); left; left &= left - 1) {
+		for (u32 left = ballot(code >= 0 && code < a.wide); left; left &= left - 1) {
 			i32 l = firstBit(left), k = shfl(code, l), v = v0 + l;
 			u64 at = cell(a.z, a.d.w, v / a.d.w, v % a.d.w);
 			for (i32 i = lane; i <= dim; i += 32) sums[k * (dim + 1) + i] += i < dim ? load1(a.z, at + i) : 1;
@@ -100,7 +101,7 @@ KERNEL(countCodes, CountArgs, 32) {
 	}
 	barrier();
 	float *out = (float *)a.parts + ((u64)blockIdx.y * a.count + first) * (dim + 1);
-	for (i32 i = lane; i < 32 * (dim + 1); i += 32) {
+	for (i32 i = lane; i < a.wide * (dim + 1); i += 32) {
 		if (first + i / (dim + 1) < a.count) out[i] = sums[i];
 	}
 }

@@ -191,27 +191,41 @@ DEVICE float weightAt(const ConvArgs &a, i32 tap, i32 k, i32 n) {
 	return ((const float *)a.weights)[((u64)tap * a.s.c + k) * a.t.c + n];
 }
 
-enum { DIRECT = 64 }; // targets of a block
+enum { DIRECT = 128, KEPT = 4096 }; // targets of a block, weights in shared memory
 
-// convDirect serves operands of any type: a thread sums up eight channels of a target in float32.
+// convDirect serves operands of any type: a thread sums up eight channels of a target in float32. The few weights of a thin layer
+// are kept in shared memory.
 KERNEL(convDirect, ConvArgs, 256, 4) {
 	const Box *box = boxOf(a, blockIdx.x);
 	i32 positions = positionsOf(a, box), m0 = (blockIdx.x - box->tile) * DIRECT, groups = groupsOf(a.t.c);
 	const Run *taps = (const Run *)a.runs + box->run; // of length 1
+	__shared__ Quad kept[KEPT / 4];
+	i32 weights = box->runs * a.s.c * groups * 8;
+	bool fits = weights <= KEPT;
+	for (i32 i = threadIdx.x; fits && i < weights; i += 256) {
+		i32 n = i % (groups * 8), row = i / (groups * 8);
+		((float *)kept)[i] = n < a.t.c ? weightAt(a, taps[row / a.s.c].weight, row % a.s.c, n) : 0;
+	}
+	barrier();
 	for (i32 i = threadIdx.x; i < DIRECT * groups; i += 256) {
-		i32 m = m0 + i / groups, c = i % groups * 8, n = eight(c, a.t.c);
+		i32 m = m0 + i / groups, group = i % groups, c = group * 8, n = eight(c, a.t.c);
 		if (m >= positions) break;
 		Place p = placeOf(box, m);
 		u32 source = sourceOf(a, box, p);
 		float sum[8];
 		UNROLL for (int k = 0; k < 8; k++) sum[k] = 0;
 		for (i32 tap = 0; tap < box->runs; tap++) {
-			u64 at = (u64)(source + taps[tap].at) * a.src.pitch;
+			Run r = taps[tap];
+			u64 at = (u64)(source + r.at) * a.src.pitch;
 			for (i32 s = 0; s < a.s.c; s++) {
-				float x = load1(a.src, at + s);
-				UNROLL for (int k = 0; k < 8; k++) {
-					if (k < n) sum[k] += x * weightAt(a, taps[tap].weight, s, c + k);
+				float x = load1(a.src, at + s), w[8];
+				if (fits) {
+					const float *from = (const float *)(kept + ((tap * a.s.c + s) * groups + group) * 2);
+					UNROLL for (int k = 0; k < 8; k++) w[k] = from[k];
+				} else {
+					UNROLL for (int k = 0; k < 8; k++) w[k] = k < n ? weightAt(a, r.weight, s, c + k) : 0;
 				}
+				UNROLL for (int k = 0; k < 8; k++) sum[k] += x * w[k];
 			}
 		}
 		finish(a, box, p, c, n, sum);

@@ -23,26 +23,36 @@ DEVICE Params params8(const NormArgs &a, i32 c, i32 n) {
 	return p;
 }
 
-// act is silu, slope its slope.
-DEVICE float act(const NormArgs &a, float u) { return a.plain ? u : u * sigmoid(u); }
-
-DEVICE float slope(const NormArgs &a, float u) {
-	if (a.plain) return 1;
-	float s = sigmoid(u);
-	return s * (1 + u * (1 - s));
+// act8 makes silu(u) of u, slope8 d·silu'(u) of d.
+DEVICE void act8(const NormArgs &a, float (&u)[8]) {
+	if (a.plain) return;
+	UNROLL for (int k = 0; k < 8; k++) u[k] *= sigmoid(u[k]);
 }
 
-// channelNorm: x̂ = x/√(mean over channels of x² + ε) at each voxel. It leaves 1/√… in stats, or takes it from there.
-KERNEL(channelNorm, NormArgs, 256) {
-	i32 voxels = a.d.n * a.d.d * a.d.h * a.d.w, per = 256 / a.lanes, lane = threadIdx.x % a.lanes, c0 = lane * 8, step = a.lanes * 8;
+DEVICE void slope8(const NormArgs &a, const float (&u)[8], float (&d)[8]) {
+	if (a.plain) return;
+	UNROLL for (int k = 0; k < 8; k++) {
+		float s = sigmoid(u[k]);
+		d[k] *= s * (1 + u[k] * (1 - s));
+	}
+}
+
+// channelNorm: x̂ = x/√(mean over channels of x² + ε) at each voxel. It leaves 1/√… in stats, or takes it from there. Where a lane
+// has ONE group of channels, it keeps what belongs to them.
+template <bool ONE> DEVICE void channelNormOf(const NormArgs &a) {
+	i32 voxels = a.d.n * a.d.d * a.d.h * a.d.w, per = 256 / a.lanes, lane = threadIdx.x % a.lanes, c0 = lane * 8;
+	i32 step = a.lanes * 8, end = ONE ? c0 + 1 : a.d.c, n = eight(c0, a.d.c);
+	Params p;
+	if (ONE) p = params8(a, c0, n);
 	for (i32 base = blockIdx.x * per; base < voxels; base += gridDim.x * per) {
 		i32 v = base + threadIdx.x / a.lanes, row = v / a.d.w, col = v % a.d.w;
-		bool mine = v < voxels;
+		bool mine = v < voxels && n > 0;
 		float x[8], r;
+		if (ONE && mine) get8(a.x, a.d.w, row, col, c0, n, x);
 		if (a.measure) {
 			float s = 0;
-			for (i32 c = c0; mine && c < a.d.c; c += step) {
-				get8(a.x, a.d.w, row, col, c, eight(c, a.d.c), x);
+			for (i32 c = c0; mine && c < end; c += step) {
+				if (!ONE) get8(a.x, a.d.w, row, col, c, eight(c, a.d.c), x);
 				UNROLL for (int k = 0; k < 8; k++) s += x[k] * x[k];
 			}
 			s = sumLanes(s, a.lanes);
@@ -51,27 +61,29 @@ KERNEL(channelNorm, NormArgs, 256) {
 		} else {
 			r = mine ? ((const float *)a.stats)[v] : 0;
 		}
-		for (i32 c = c0; mine && c < a.d.c; c += step) {
-			i32 n = eight(c, a.d.c);
-			Params p = params8(a, c, n);
-			get8(a.x, a.d.w, row, col, c, n, x);
-			UNROLL for (int k = 0; k < 8; k++) {
-				float u = p.gamma[k] * (x[k] * r) + p.beta[k];
-				x[k] = act(a, u);
+		for (i32 c = c0; mine && c < end; c += step) {
+			i32 some = ONE ? n : eight(c, a.d.c);
+			if (!ONE) {
+				p = params8(a, c, some);
+				get8(a.x, a.d.w, row, col, c, some, x);
 			}
-			put8(a.y, a.d.w, row, col, c, n, x);
+			UNROLL for (int k = 0; k < 8; k++) x[k] = p.gamma[k] * (x[k] * r) + p.beta[k];
+			act8(a, x);
+			put8(a.y, a.d.w, row, col, c, some, x);
 		}
 	}
 }
+
+KERNEL(channelNorm1, NormArgs, 256) { channelNormOf<true>(a); }
+KERNEL(channelNorm, NormArgs, 256) { channelNormOf<false>(a); }
 
 // slopes8 reads x̂ and silu'·dy.
 DEVICE void slopes8(const NormArgs &a, const Params &p, i32 row, i32 col, i32 c, i32 n, float r, float (&x)[8], float (&d)[8]) {
 	get8(a.x, a.d.w, row, col, c, n, x);
 	get8(a.dy, a.d.w, row, col, c, n, d);
-	UNROLL for (int k = 0; k < 8; k++) {
-		x[k] *= r;
-		d[k] *= slope(a, p.gamma[k] * x[k] + p.beta[k]);
-	}
+	float u[8];
+	UNROLL for (int k = 0; k < 8; k++) x[k] *= r, u[k] = p.gamma[k] * x[k] + p.beta[k];
+	slope8(a, u, d);
 }
 
 // With g = γ·silu'(u)·dy: dx = r·(g - x̂·mean(g·x̂)) + add, dγ = Σ silu'·dy·x̂, dβ = Σ silu'·dy. What doesn't fit into registers
@@ -161,12 +173,13 @@ template <bool GRAD> DEVICE void groupSumsOf(const NormArgs &a) {
 				float x[8], g[8];
 				get8(a.x, a.d.w, first + v / a.d.w, v % a.d.w, c, n, x);
 				if (GRAD) get8(a.dy, a.d.w, first + v / a.d.w, v % a.d.w, c, n, g);
-				UNROLL for (int k = 0; k < 8; k++) {
-					if (GRAD) {
-						float h = (x[k] - f.mean[k]) * f.rstd[k], d = g[k] * slope(a, p.gamma[k] * h + p.beta[k]);
-						sum[k] += d * h;
-						square[k] += d;
-					} else {
+				if (GRAD) {
+					float u[8];
+					UNROLL for (int k = 0; k < 8; k++) x[k] = (x[k] - f.mean[k]) * f.rstd[k], u[k] = p.gamma[k] * x[k] + p.beta[k];
+					slope8(a, u, g);
+					UNROLL for (int k = 0; k < 8; k++) sum[k] += g[k] * x[k], square[k] += g[k];
+				} else {
+					UNROLL for (int k = 0; k < 8; k++) {
 						float e = x[k] - o[k];
 						sum[k] += e;
 						square[k] += e * e;
@@ -240,39 +253,49 @@ KERNEL(groupMeans, GroupArgs, 128) {
 	((float *)a.out)[2 * i + 1] = (float)(gx / count);
 }
 
-// groupNorm: y = silu(γ·(x - mean)·rstd + β).
+// groupNorm: y = silu(γ·(x - mean)·rstd + β), of a sample (blockIdx.y). A thread keeps its channels and what belongs to them.
 KERNEL(groupNorm, NormArgs, 256) {
-	for (u32 i = blockIdx.x * 256 + threadIdx.x; i < spotsOf(a.d); i += gridDim.x * 256) {
-		Spot s = spotOf(i, a.d);
-		Params p = params8(a, s.c, s.n);
-		Affine f = affine8(a, s.row / (a.d.d * a.d.h), s.c, s.n);
-		float x[8];
-		get8(a.x, a.d.w, s.row, s.x, s.c, s.n, x);
-		UNROLL for (int k = 0; k < 8; k++) {
-			float u = p.gamma[k] * ((x[k] - f.mean[k]) * f.rstd[k]) + p.beta[k];
-			x[k] = act(a, u);
+	i32 voxels = a.d.d * a.d.h * a.d.w, first = blockIdx.y * a.d.d * a.d.h;
+	i32 per = 256 / a.lanes, lane = threadIdx.x % a.lanes, step = a.lanes * 8;
+	NOUNROLL for (i32 c = lane * 8; c < a.d.c; c += step) {
+		i32 n = eight(c, a.d.c);
+		Params p = params8(a, c, n);
+		Affine f = affine8(a, blockIdx.y, c, n);
+		NOUNROLL for (i32 v = blockIdx.x * per + threadIdx.x / a.lanes; v < voxels; v += gridDim.x * per) {
+			i32 row = first + v / a.d.w, col = v % a.d.w;
+			float x[8];
+			get8(a.x, a.d.w, row, col, c, n, x);
+			UNROLL for (int k = 0; k < 8; k++) x[k] = p.gamma[k] * ((x[k] - f.mean[k]) * f.rstd[k]) + p.beta[k];
+			act8(a, x);
+			put8(a.y, a.d.w, row, col, c, n, x);
 		}
-		put8(a.y, a.d.w, s.row, s.x, s.c, s.n, x);
 	}
 }
 
-// groupGrad: dx = rstd·(g - mean(g) - x̂·mean(g·x̂)) + add, g = γ·silu'·dy.
+// groupGrad: dx = rstd·(g - mean(g) - x̂·mean(g·x̂)) + add, g = γ·silu'·dy, of a sample (blockIdx.y).
 KERNEL(groupGrad, NormArgs, 256) {
-	for (u32 i = blockIdx.x * 256 + threadIdx.x; i < spotsOf(a.d); i += gridDim.x * 256) {
-		Spot s = spotOf(i, a.d);
-		i32 sample = s.row / (a.d.d * a.d.h), wide = a.d.c / a.groups;
-		Params p = params8(a, s.c, s.n);
-		Affine f = affine8(a, sample, s.c, s.n);
-		const float *means = (const float *)a.means + (u64)sample * a.groups * 2;
-		float x[8], g[8], plus[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-		get8(a.x, a.d.w, s.row, s.x, s.c, s.n, x);
-		get8(a.dy, a.d.w, s.row, s.x, s.c, s.n, g);
-		if (a.add.at) get8(a.add, a.d.w, s.row, s.x, s.c, s.n, plus);
+	i32 voxels = a.d.d * a.d.h * a.d.w, first = blockIdx.y * a.d.d * a.d.h, wide = a.d.c / a.groups;
+	i32 per = 256 / a.lanes, lane = threadIdx.x % a.lanes, step = a.lanes * 8;
+	const float *means = (const float *)a.means + (u64)blockIdx.y * a.groups * 2;
+	NOUNROLL for (i32 c = lane * 8; c < a.d.c; c += step) {
+		i32 n = eight(c, a.d.c);
+		Params p = params8(a, c, n);
+		Affine f = affine8(a, blockIdx.y, c, n);
+		float meanG[8], meanGX[8];
 		UNROLL for (int k = 0; k < 8; k++) {
-			i32 group = k < s.n ? (s.c + k) / wide : 0;
-			float h = (x[k] - f.mean[k]) * f.rstd[k], d = p.gamma[k] * g[k] * slope(a, p.gamma[k] * h + p.beta[k]);
-			x[k] = f.rstd[k] * (d - means[2 * group] - h * means[2 * group + 1]) + plus[k];
+			i32 group = k < n ? (c + k) / wide : 0;
+			meanG[k] = means[2 * group], meanGX[k] = means[2 * group + 1];
 		}
-		put8(a.y, a.d.w, s.row, s.x, s.c, s.n, x);
+		NOUNROLL for (i32 v = blockIdx.x * per + threadIdx.x / a.lanes; v < voxels; v += gridDim.x * per) {
+			i32 row = first + v / a.d.w, col = v % a.d.w;
+			float x[8], g[8], u[8], plus[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+			get8(a.x, a.d.w, row, col, c, n, x);
+			get8(a.dy, a.d.w, row, col, c, n, g);
+			if (a.add.at) get8(a.add, a.d.w, row, col, c, n, plus);
+			UNROLL for (int k = 0; k < 8; k++) x[k] = (x[k] - f.mean[k]) * f.rstd[k], u[k] = p.gamma[k] * x[k] + p.beta[k], g[k] *= p.gamma[k];
+			slope8(a, u, g);
+			UNROLL for (int k = 0; k < 8; k++) x[k] = f.rstd[k] * (g[k] - meanG[k] - x[k] * meanGX[k]) + plus[k];
+			put8(a.y, a.d.w, row, col, c, n, x);
+		}
 	}
 }

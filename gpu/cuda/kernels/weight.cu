@@ -51,27 +51,41 @@ template <int WM, int WN, int FN> DEVICE void weightTile(const WeightArgs &a) {
 	// What this thread copies of each stage: one piece of some points' rows, so always the same tap and channels.
 	i32 wide = groupsOf(a.q.c) * 8, m = m0 + t % MC * 8, tap = m / wide, qc = m % wide, pc = n0 + t % NC * 8;
 	i32 kx = tap % a.kx, ky = tap / a.kx % a.ky, kz = tap / a.kx / a.ky;
-	i32 qBytes = kz < a.kz ? eight(qc, a.q.c) * 2 : 0, pBytes = eight(pc, a.p.c) * 2;
+	i32 qBytes = kz < a.kz ? eight(qc, a.q.c) * 2 : 0, pBytes = eight(pc, a.p.c) * 2, qPitch = a.shifted.pitch * 2, pPitch = a.straight.pitch * 2;
 	i32 across = (a.grid.w + DEPTH - 1) / DEPTH, first = blockIdx.z * a.share;
 	i32 steps = a.steps - first < a.share ? a.steps - first : a.share;
+
+	// Where the next stage begins: point x0 of a row of the grid, and both operands' voxels 0 of that row.
+	i32 x0 = first % across * DEPTH, qFirst = (a.fromX + t / MC) * a.sx - a.lx + kx, pFirst = a.fromX + t / NC;
+	i32 least = a.stored ? -a.shifted.halo : 0, most = a.stored ? a.q.w + a.shifted.halo : a.q.w; // columns that there are
+	Row at = rowOf(a, first / across);
+	bool ok;
+	const u8 *q, *p;
+	auto enter = [&] {
+		i32 shifted = shiftedRow(a, at, kz, ky, ok);
+		q = (const u8 *)a.shifted.at + (ok ? (cell(a.shifted, a.q.w, shifted, 0) + qc) * 2 : 0);
+		p = (const u8 *)a.straight.at + (cell(a.straight, a.p.w, straightRow(a, at), 0) + pc) * 2;
+	};
+	enter();
 	auto load = [&](i32 step) {
 		if (step < steps) {
 			Shared to = ring + step % STAGES * STAGE;
-			Row r = rowOf(a, (first + step) / across);
-			i32 x0 = (first + step) % across * DEPTH;
-			bool ok;
-			i32 q = shiftedRow(a, r, kz, ky, ok), p = straightRow(a, r);
 			UNROLL for (int i = 0; i < DEPTH * MC / THREADS; i++) {
-				i32 row = t / MC + i * (THREADS / MC), x = (a.fromX + x0 + row) * a.sx - a.lx + kx;
-				bool in = ok && x0 + row < a.grid.w && (a.stored || (x >= 0 && x < a.q.w));
-				i32 n = in ? qBytes : 0;
-				const u16 *from = (const u16 *)a.shifted.at + (n ? cell(a.shifted, a.q.w, q, x) + qc : 0);
-				copyAsync(to + row * TM * 2 + swizzle<MC>(row, t % MC) * 16, from, n);
+				i32 point = t / MC + i * (THREADS / MC), x = qFirst + (x0 + i * (THREADS / MC)) * a.sx;
+				bool in = ok & (x0 + point < a.grid.w) & (x >= least) & (x < most);
+				copyAsync(to + point * TM * 2 + swizzle<MC>(point, t % MC) * 16, q + (i64)x * qPitch, in ? qBytes : 0);
 			}
 			UNROLL for (int i = 0; i < DEPTH * NC / THREADS; i++) {
-				i32 row = t / NC + i * (THREADS / NC), x = a.fromX + x0 + row, n = x0 + row < a.grid.w ? pBytes : 0;
-				const u16 *from = (const u16 *)a.straight.at + (n ? cell(a.straight, a.p.w, p, x) + pc : 0);
-				copyAsync(to + DEPTH * TM * 2 + row * TN * 2 + swizzle<NC>(row, t % NC) * 16, from, n);
+				i32 point = t / NC + i * (THREADS / NC), x = pFirst + x0 + i * (THREADS / NC);
+				copyAsync(to + DEPTH * TM * 2 + point * TN * 2 + swizzle<NC>(point, t % NC) * 16, p + (i64)x * pPitch, x0 + point < a.grid.w ? pBytes : 0);
+			}
+			if ((x0 += DEPTH) >= a.grid.w) {
+				x0 = 0;
+				if (++at.y == a.fromY + a.grid.h) {
+					at.y = a.fromY;
+					if (++at.z == a.fromZ + a.grid.d) at.z = a.fromZ, at.n++;
+				}
+				enter();
 			}
 		}
 		copyCommit();
@@ -79,13 +93,15 @@ template <int WM, int WN, int FN> DEVICE void weightTile(const WeightArgs &a) {
 
 	float sums[4][FN][4];
 	UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < FN; j++) UNROLL for (int k = 0; k < 4; k++) sums[i][j][k] = 0;
-	for (i32 s = 0; s < STAGES - 1; s++) load(s);
+	// Of two warps of a block that share a scheduler, the later copies when it has begun to multiply.
+	bool idle = m0 + wm * 64 >= a.kz * a.ky * a.kx * wide, late = t >= 128 && !idle; // idle: the warp has no rows
+	NOUNROLL for (i32 s = 0; s < STAGES - 1; s++) load(s);
 	for (i32 step = 0; step < steps; step++) {
 		copyWait<STAGES - 2>();
 		barrier();
-		load(step + STAGES - 1);
+		if (!late) load(step + STAGES - 1);
 		Shared from = ring + step % STAGES * STAGE;
-		if (m0 + wm * 64 >= a.kz * a.ky * a.kx * wide) continue; // the warp has no rows
+		if (idle) continue;
 		UNROLL for (int k = 0; k < DEPTH / 16; k++) {
 			u32 x[4][4], w[FN][2];
 			UNROLL for (int i = 0; i < 4; i++) {
@@ -99,6 +115,7 @@ template <int WM, int WN, int FN> DEVICE void weightTile(const WeightArgs &a) {
 				w[j][0] = r[0], w[j][1] = r[1], w[j + 1][0] = r[2], w[j + 1][1] = r[3];
 			}
 			multiply<4, FN>(sums, x, w);
+			if (late && k == 0) load(step + STAGES - 1);
 		}
 	}
 	copyWait<0>();
@@ -119,24 +136,27 @@ KERNEL(weight256x64, WeightArgs, 128, 2) { weightTile<4, 1, 8>(a); }
 KERNEL(weight256x32, WeightArgs, 128, 2) { weightTile<4, 1, 4>(a); }
 
 // weightDirect serves operands of any type: a thread has one weight, [tap][shifted][straight], and steps are whole rows.
-KERNEL(weightDirect, WeightArgs, 256) {
+KERNEL(weightDirect, WeightArgs, 256, 3) {
 	i32 i = blockIdx.x * 256 + threadIdx.x, all = a.kz * a.ky * a.kx * a.q.c * a.p.c;
 	if (i >= all) return;
 	i32 pc = i % a.p.c, qc = i / a.p.c % a.q.c, tap = i / a.p.c / a.q.c;
 	i32 kx = tap % a.kx, ky = tap / a.kx % a.ky, kz = tap / a.kx / a.ky;
 	i32 first = blockIdx.z * a.share, last = first + a.share < a.steps ? first + a.share : a.steps;
+	i32 x = a.fromX * a.sx - a.lx + kx, from = 0, to = a.grid.w; // the shifted column of point 0; which points have one
+	if (!a.stored) {
+		from = x < 0 ? (a.sx - 1 - x) / a.sx : 0;
+		to = a.q.w <= x ? 0 : (a.q.w - x + a.sx - 1) / a.sx;
+		to = to < a.grid.w ? to : a.grid.w;
+	}
+	u32 qStep = a.sx * a.shifted.pitch, pStep = a.straight.pitch;
 	float sum = 0;
 	for (i32 step = first; step < last; step++) {
 		Row r = rowOf(a, step);
 		bool ok;
 		i32 q = shiftedRow(a, r, kz, ky, ok), p = straightRow(a, r);
 		if (!ok) continue;
-		u64 pAt = cell(a.straight, a.p.w, p, a.fromX) + pc;
-		for (i32 j = 0; j < a.grid.w; j++) {
-			i32 x = (a.fromX + j) * a.sx - a.lx + kx;
-			if (!a.stored && (x < 0 || x >= a.q.w)) continue;
-			sum += load1(a.shifted, cell(a.shifted, a.q.w, q, x) + qc) * load1(a.straight, pAt + (u64)j * a.straight.pitch);
-		}
+		u64 qAt = cell(a.shifted, a.q.w, q, x + from * a.sx) + qc, pAt = cell(a.straight, a.p.w, p, a.fromX + from) + pc;
+		for (i32 j = from; j < to; j++, qAt += qStep, pAt += pStep) sum += load1(a.shifted, qAt) * load1(a.straight, pAt);
 	}
 	((float *)a.out)[(u64)blockIdx.z * all + i] = sum;
 }
