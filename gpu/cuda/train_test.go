@@ -161,9 +161,15 @@ func TestFailures(t *testing.T) {
 		})
 	}
 	t.Run("compile", func(t *testing.T) {
-		fault(t, "cuModuleLoadDataEx=218@2")
-		if _, err := Open(0); !errors.Is(err, ErrCompile) || !strings.Contains(err.Error(), "ptxas") {
-			t.Errorf("%v, want %v and the compiler's log", err, ErrCompile)
+		for _, f := range []string{"cuModuleLoadDataEx=218@2", "cuModuleLoadDataEx=222@1"} { // 222: a driver older than the PTX
+			fault(t, "")
+			if _, err := Devices(); err != nil { // the stand-in forgets what it counted
+				t.Fatal(err)
+			}
+			fault(t, f)
+			if _, err := Open(0); !errors.Is(err, ErrCompile) || !strings.Contains(err.Error(), "ptxas") {
+				t.Errorf("%s: %v, want %v and the compiler's log", f, err, ErrCompile)
+			}
 		}
 	})
 	t.Run("memory", func(t *testing.T) {
