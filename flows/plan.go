@@ -64,7 +64,10 @@ func (p *planner) all(ctx context.Context, w io.Writer) error {
 		p.scans()
 	}
 	p.edges()
-	if m, ok := p.modelStage(); ok && m.Checkpoint != infer.IdentityName {
+	switch m, ok := p.modelStage(); {
+	case ok && m.Checkpoint == infer.IdentityName:
+		return p.host(m.patch, 0, 0)
+	case ok:
 		return p.trained(w, m)
 	}
 	o, ok := option[train.Options](p.Job)
@@ -104,10 +107,14 @@ func (p *planner) scans() {
 	t, _ := option[tile.Options](p.Job)
 	b, _ := option[batch.Options](p.Job)
 	p.line("data")
+	all, taken := "an epoch", "steps"
 	if _, ok := option[train.Options](p.Job); ok {
 		p.line("  scans\t%d to train on, %d held out, %d unreadable", len(d.train), len(d.held), len(d.bad))
 	} else {
 		p.line("  scans\t%d, and %d unreadable", len(d.all), len(d.bad))
+	}
+	if _, back := p.modelStage(); back {
+		all, taken = "all of them", "batches"
 	}
 	for _, bad := range d.bad {
 		p.line("    unreadable\t%s: %s", bad.Path, bad.Reason)
@@ -118,9 +125,9 @@ func (p *planner) scans() {
 		p.line("  its grid\t%d × %d × %d = %d tiles of %s", g.N[0], g.N[1], g.N[2], g.Len(), list(t.Patch))
 	}
 	if b.Size > 0 {
-		p.line("  an epoch\t%d patches, %d steps of %d", d.perEpoch(), d.steps(1, b.Size), b.Size)
+		p.line("  %s\t%d patches, %d %s of %d", all, d.perEpoch(), d.steps(1, b.Size), taken, b.Size)
 	} else if n := d.perEpoch(); n > 0 {
-		p.line("  an epoch\t%d patches", n)
+		p.line("  %s\t%d patches", all, n)
 	}
 }
 
@@ -143,7 +150,18 @@ func (p *planner) trained(w io.Writer, m modelKeys) error {
 	if err != nil {
 		return configErrorf("%s: %w", p.path, err)
 	}
-	return nil
+	return p.host(m.patch, plan.Total, 0)
+}
+
+// host prints how the host's memory is divided, beside an arena and a checkpoint of so many bytes.
+func (p *planner) host(patch [3]int, arena, state int64) error {
+	batches := int64(0)
+	if m := p.maker(patch); m != nil {
+		batches = m.Bytes()
+	}
+	parts, err := p.divide(p.data, p.onHost(arena), state, batches)
+	p.line("host memory\t%s", parts)
+	return err
 }
 
 // model prints memory, work, disk and time.
@@ -177,13 +195,7 @@ func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch
 	if err != nil {
 		return err
 	}
-	batches := int64(0)
-	if m := p.maker(patch); m != nil {
-		batches = m.Bytes()
-	}
-	parts, err := p.divide(p.data, p.onHost(plan.Total), plan.State, batches)
-	p.line("host memory\t%s", parts)
-	if err != nil {
+	if err := p.host(patch, plan.Total, plan.State); err != nil {
 		return err
 	}
 	if c, ok := option[checkpoint.Options](p.Job); ok {
