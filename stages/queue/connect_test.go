@@ -459,7 +459,15 @@ func TestEmbeddedServerKeepsToItself(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer q.Close()
-	if err := q.Ensure(context.Background(), bounds(1)); err != nil {
+	for range 2 { // and from inside again when it was started again
+		if err := q.Ensure(context.Background(), bounds(1)); err != nil {
+			t.Error(err)
+		}
+		if err := s.restart(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := q.PublishPatch(context.Background(), patch(ref("a", 0, 1, 1), 0, 1)); err != nil {
 		t.Error(err)
 	}
 }
