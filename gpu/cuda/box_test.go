@@ -136,3 +136,25 @@ func TestRuns(t *testing.T) {
 		}
 	}
 }
+
+// What put was given may change when it has been handed over, though the device copies it later.
+func TestPut(t *testing.T) {
+	e := open(t).(*Engine)
+	if err := e.Reserve(1 << 20); err != nil {
+		t.Fatal(err)
+	}
+	v := []int32{1, 2, 3}
+	at := put(e, v)
+	if err := e.o.wait(func() error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	v[0] = 9
+	got := make([]int32, len(v))
+	e.Codes(got, gpu.Ptr(at-e.base))
+	if want := []int32{1, 2, 3}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
+}

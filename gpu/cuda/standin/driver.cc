@@ -65,6 +65,7 @@ const size_t poisoned = 24 << 20; // of an allocation, from its start
 size_t used;
 thread_local CUcontext current;
 CUresult broken; // the device's, once it is lost
+std::map<uintptr_t, size_t> pinned; // host memory
 std::map<std::string, int> calls;
 struct Piece {
 	size_t n, mapped; // as asked for; with the guard behind it
@@ -310,11 +311,13 @@ API(cuMemFree)(CUdeviceptr at) {
 API(cuMemHostAlloc)(void **p, size_t n, unsigned) {
 	INSIDE(cuMemHostAlloc);
 	*p = aligned_alloc(4096, (n + 4095) / 4096 * 4096);
+	pinned[(uintptr_t)*p] = n;
 	return CUDA_SUCCESS;
 }
 API(cuMemFreeHost)(void *p) {
 	std::lock_guard<std::mutex> one(alone);
 	runAll();
+	pinned.erase((uintptr_t)p);
 	free(p);
 	return broken;
 }
@@ -326,7 +329,10 @@ API(cuMemcpyHtoD)(CUdeviceptr to, const void *from, size_t n) {
 }
 API(cuMemcpyHtoDAsync)(CUdeviceptr to, const void *from, size_t n, CUstream s) {
 	INSIDE_ON(cuMemcpyHtoDAsync, s);
-	return does(s, [=] { memcpy((void *)to, from, n); });
+	auto at = pinned.upper_bound((uintptr_t)from);
+	if (at != pinned.begin() && (uintptr_t)from < (--at)->first + at->second) return does(s, [=] { memcpy((void *)to, from, n); });
+	std::string staged((const char *)from, n); // what is pageable may change when the call has returned
+	return does(s, [=] { memcpy((void *)to, staged.data(), n); });
 }
 API(cuMemcpyDtoHAsync)(void *to, CUdeviceptr from, size_t n, CUstream s) {
 	INSIDE_ON(cuMemcpyDtoHAsync, s);
