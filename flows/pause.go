@@ -32,13 +32,13 @@ func full(err error) bool {
 
 // patiently writes, and where the disk is full, pauses until it isn't: whoever calls it waits, and all behind him. A stop
 // ends the pause with the error.
-func (r *run) patiently(write func() error) error {
-	err := write()
+func (r *run) patiently(write func() error) (err error) {
+	err = write()
 	if !full(err) || r.stopping == nil {
 		return err
 	}
 	r.watch.pause(noDisk, err)
-	defer r.watch.unpause()
+	defer func() { r.watch.unpause(!full(err)) }()
 	tick := time.NewTicker(retryEvery)
 	defer tick.Stop()
 	for full(err) {
@@ -82,7 +82,7 @@ func (r *run) await(ctx context.Context, bytes int64, what string) {
 		return
 	}
 	r.watch.pause(noMemory, fmt.Errorf("%s takes %s, and %s are missing; end other programs, or stop this one and lower run.memory", what, report.Bytes(bytes), report.Bytes(missing)))
-	defer r.watch.unpause()
+	defer func() { r.watch.unpause(r.missing(bytes) == 0) }()
 	r.short.Store(true)
 	tick := time.NewTicker(retryEvery)
 	defer tick.Stop()
@@ -132,7 +132,8 @@ func (w *watch) pause(short string, why error) {
 	w.tell("paused", fmt.Sprintf("%s: paused, %s: %v", w.run.job.run.Dir, short, why))
 }
 
-func (w *watch) unpause() {
+// unpause notes that somebody waits no longer: there is room, or the run ends without.
+func (w *watch) unpause(room bool) {
 	w.mu.Lock()
 	w.pauses--
 	last := w.pauses == 0 && w.state == report.Paused
@@ -140,7 +141,7 @@ func (w *watch) unpause() {
 		w.state = report.Running
 	}
 	w.mu.Unlock()
-	if last {
+	if last && room {
 		w.run.log.Info().Str("event", "resumed").Msg("there is room again")
 	}
 }

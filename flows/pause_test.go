@@ -61,6 +61,9 @@ func TestPatiently(t *testing.T) {
 			if paused := strings.Contains(log.String(), "paused"); paused != (c.waited > 0) || r.watch.state != report.Running {
 				t.Errorf("%s: %s, %s", c.name, r.watch.state, log)
 			}
+			if again := strings.Contains(log.String(), "room again"); again != (c.waited > 0 && !errors.Is(err, noRoom)) {
+				t.Errorf("%s: %s", c.name, log)
+			}
 		})
 	}
 	r := &run{}
@@ -109,7 +112,7 @@ func TestAwait(t *testing.T) {
 			if w := time.Since(began); w != c.waited {
 				t.Errorf("%s: waited %v (want %v)", c.name, w, c.waited)
 			}
-			if r.watch.state != report.Running || strings.Contains(log.String(), "paused") != (c.waited > 0) || strings.Contains(log.String(), "resumed") != (c.waited > 0) {
+			if r.watch.state != report.Running || strings.Contains(log.String(), "paused") != (c.waited > 0) || strings.Contains(log.String(), "resumed") != (c.waited > 0 && c.stop == 0) {
 				t.Errorf("%s: %s: %s", c.name, r.watch.state, log)
 			}
 			want := map[bool]string{true: "stop"}[c.waited > 0 && c.stop == 0]
