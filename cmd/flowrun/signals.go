@@ -52,7 +52,7 @@ func stops(parent context.Context, stderr io.Writer) (ctx context.Context, soft 
 		case <-done:
 			return
 		}
-		_, _ = fmt.Fprintln(stderr, "flowrun: stopped at once; the last checkpoint is whole; the same command goes on from it")
+		_, _ = fmt.Fprintln(stderr, "flowrun: stopped at once; the same command goes on, a training run from its last checkpoint")
 		os.Exit(flows.ExitInterrupted)
 	}()
 	return ctx, stop, func() {
