@@ -101,7 +101,7 @@ func (w *watch) success(now time.Time) string {
 	}
 	text := fmt.Sprintf("Done: %s steps", grouped(w.step.Step))
 	if h := w.history(); h != nil {
-		text += " in " + report.Duration(time.Duration(h.Sum("seconds")*float64(time.Second)))
+		text += " in " + report.Duration(time.Duration(h.Sum("seconds")*float64(time.Second))) + ", beside validation and checkpoints"
 	}
 	text += "."
 	if psnr, weights, ok := w.best("psnr"); ok {

@@ -98,7 +98,7 @@ func TestHowARunEnds(t *testing.T) {
 	}
 
 	p.must("train.yaml", "train.max_steps=40", "observe.webhook="+hook.URL+"/s3cr3t", "run.dir=done")
-	p.reports("done", "Done: 40 steps in", "dB with EMA weights", "the trilinear baseline", "train.max_steps=80", "Where the time went", "flowrun train.yaml")
+	p.reports("done", "Done: 40 steps in", "beside validation and checkpoints", "dB with EMA weights", "the trilinear baseline", "train.max_steps=80", "Where the time went", "flowrun train.yaml")
 	p.must("train.yaml", "train.max_steps=40", "run.dir=done") // has done it already
 	p.reports("done", "Done: 40 steps in", "train.max_steps=80", "data:image/jpeg")
 	names, last := hook.events()
