@@ -133,6 +133,9 @@ type plan struct {
 	raw      bool // samples are kept as they are
 }
 
+// coarsest is how many voxels resampling makes one of at most: a header in metres would leave nothing of a scan.
+const coarsest = 100
+
 func newPlan(h *nifti.Header, o *Options) (*plan, error) {
 	grid, err := h.Grid(o.Frame, o.ChannelDim)
 	if err != nil {
@@ -149,6 +152,9 @@ func newPlan(h *nifti.Header, o *Options) (*plan, error) {
 		p.geometry.Resample = true
 		for c := range 3 {
 			n := math.Round(float64(dims[c]) * p.spacing[c] / o.Spacing[c])
+			if o.Spacing[c] > coarsest*p.spacing[c] && dims[c] > 1 {
+				return nil, fmt.Errorf("spacing %v mm is more than %d times the %.3g mm of the header along axis %d: is its voxel size in mm?", o.Spacing[c], coarsest, p.spacing[c], c)
+			}
 			if n > math.MaxInt32 {
 				return nil, fmt.Errorf("spacing %v mm makes %.0f voxels of %d along axis %d", o.Spacing[c], n, dims[c], c)
 			}

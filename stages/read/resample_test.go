@@ -3,6 +3,7 @@ package read
 import (
 	"math"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/flowrun/flowrun/stages/nifti"
@@ -35,6 +36,19 @@ func TestResampleByHand(t *testing.T) {
 			if math.Abs(got[i]-c.want[i]) > 1./64 {
 				t.Errorf("%v mm: %v (want %v)", c.spacing, got, c.want)
 			}
+		}
+	}
+}
+
+// A scan of which resampling would leave nothing is bad, not a single voxel: its header's voxel size is wrong, or in metres.
+func TestResampleToNothing(t *testing.T) {
+	for dims, want := range map[[3]int]string{{4, 3, 1}: "spacing 1000 mm is more than 100 times the 1 mm of the header along axis 0", {1, 1, 1}: ""} {
+		path := filepath.Join(t.TempDir(), "a.nii")
+		putReal(t, path, nifti.Int16, dims, make([]float64, dims[0]*dims[1]*dims[2]), nil)
+		o := defaults(path)
+		o.Spacing = [3]float64{1000, 1000, 1000}
+		if _, _, err := List(t.Context(), o); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v", dims, err)
 		}
 	}
 }
