@@ -11,7 +11,7 @@ CUDA = CGO_ENABLED=1 CGO_CFLAGS="-O2 -I$(CURDIR)/gpu/cuda/include" CGO_LDFLAGS="
 TAGS = -tags cuda
 endif
 
-.PHONY: build demo test race lint vuln fuzz chaos soak bench generate generated gpu-programs test-gpu kernels kernels-resources fixtures clean
+.PHONY: build demo test race lint vuln fuzz chaos soak bench generate generated gpu-programs test-gpu rehearse-gpu kernels kernels-resources fixtures clean
 
 build: ## the program, in bin/
 	$(CUDA) $(GO) build $(TAGS) -trimpath -o bin/flowrun ./cmd/flowrun
@@ -61,11 +61,20 @@ generate: ## the assembly kernels, from their avo generator
 generated: generate ## fails where a generated file is stale
 	git diff --exit-code -- gpu/cpu
 
-gpu-programs: build ## what make test-gpu runs, for a machine with a card and no compiler
-	$(CUDA) $(GO) test $(TAGS) -trimpath -c -o bin/gpu.test ./gpu/cuda
+gpu-programs: ## what make test-gpu runs, for a machine with a card and no compiler
+	$(CUDA) $(GO) build $(TAGS) -trimpath -ldflags "-s -w" -o bin/gpu/flowrun ./cmd/flowrun
+	$(CUDA) $(GO) test $(TAGS) -trimpath -ldflags "-s -w" -c -o bin/gpu/gpu.test ./gpu/cuda
 
-test-gpu: gpu-programs ## on a machine with a card: right, the same twice, killed and gone on with, memory, speed; an hour or so
-	integration/gpu.sh bin runs/gpu
+test-gpu: gpu-programs ## on a machine with a card: right, the same twice, killed and gone on with, memory, speed; half an hour
+	integration/gpu.sh bin/gpu runs/gpu
+
+bin/standin.so: $(wildcard gpu/cuda/standin/* gpu/cuda/kernels/*.cu gpu/cuda/kernels/*.h gpu/cuda/include/*)
+	mkdir -p bin
+	g++ -Igpu/cuda/standin -std=c++17 -O3 -shared -fPIC -o $@ gpu/cuda/standin/driver.cc -ldl
+
+rehearse-gpu: gpu-programs bin/standin.so ## make test-gpu with tiny sizes, on the stand-in for a driver
+	rm -rf runs/rehearsal
+	SIZES=tiny FLOWRUN_LIBCUDA=$(CURDIR)/bin/standin.so integration/gpu.sh bin/gpu runs/rehearsal
 
 kernels: ## the CUDA kernels' PTX; needs clang++-19
 	cd gpu/cuda && $(GO) run ./internal/compile
