@@ -25,11 +25,12 @@ type BenchFigures struct {
 	Compute    []Speed  `json:"compute"`            // one batch again and again, in each phase of training
 	R1Every    int      `json:"r1_every,omitempty"` // steps, here
 	OpsOf      string   `json:"ops_of,omitempty"`   // the phase
-	Ops        []OpKind `json:"ops"`
-	Both       *Flow    `json:"both"`             // the whole graph, in the last phase
-	Slower     string   `json:"slower,omitempty"` // of data and compute
-	OfSlower   float64  `json:"of_slower"`        // Both as a share of it
-	Unreadable int      `json:"unreadable_scans"` // set aside
+	Ops        []OpKind `json:"ops"`                // longest first
+	Layers     []OpKind `json:"layers"`             // each op, in order
+	Both       *Flow    `json:"both"`               // the whole graph, in the last phase
+	Slower     string   `json:"slower,omitempty"`   // of data and compute
+	OfSlower   float64  `json:"of_slower"`          // Both as a share of it
+	Unreadable int      `json:"unreadable_scans"`   // set aside
 	Memory     Memory   `json:"memory"`
 }
 
@@ -44,9 +45,10 @@ type Speed struct {
 	FLOPS   float64 `json:"flops"` // of convolutions, a second
 }
 
-// OpKind is what one kind of op takes in a pass.
+// OpKind is what one kind of op, or one op, takes in a pass.
 type OpKind struct {
 	Kind    string  `json:"kind"`
+	Name    string  `json:"name,omitempty"` // of one
 	Calls   int     `json:"calls"`
 	Seconds float64 `json:"seconds"`
 	Share   float64 `json:"share"` // of the pass
@@ -94,15 +96,18 @@ func (k *BenchFigures) speed(name string, n int, seconds []float64, work float64
 
 // profiled takes a profile over.
 func (k *BenchFigures) profiled(phase string, list []nn.Timing) {
-	k.OpsOf, k.Ops = phase, nil
 	total := 0.0
 	for _, t := range list {
 		total += t.Took.Seconds()
 	}
-	for _, t := range list {
-		s := max(t.Took.Seconds(), 1e-9)
-		k.Ops = append(k.Ops, OpKind{Kind: t.Kind, Calls: t.Calls, Seconds: s, Share: s / total, FLOPS: float64(t.FLOPs) / s, Bytes: float64(t.Bytes) / s})
+	shares := func(list []nn.Timing) (ops []OpKind) {
+		for _, t := range list {
+			s := max(t.Took.Seconds(), 1e-9)
+			ops = append(ops, OpKind{Kind: t.Kind, Name: t.Name, Calls: t.Calls, Seconds: s, Share: s / total, FLOPS: float64(t.FLOPs) / s, Bytes: float64(t.Bytes) / s})
+		}
+		return ops
 	}
+	k.OpsOf, k.Ops, k.Layers = phase, shares(nn.ByKind(list)), shares(list)
 }
 
 // compute is the model's speed where the whole graph was measured: behind the discriminators' start, with R1's share of steps.

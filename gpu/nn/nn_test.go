@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/flowrun/flowrun/gpu"
 	"pgregory.net/rapid"
@@ -379,16 +380,23 @@ func TestAfterSeesEveryOp(t *testing.T) {
 	if _, total := p.FLOPs(); n != len(p.ins) || flops != total {
 		t.Errorf("saw %d of %d ops, %d of %d FLOPs", n, len(p.ins), flops, total)
 	}
+	var last time.Duration
 	timings, err := p.Profile(e, Call{Share: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	calls := 0
-	for _, x := range timings {
-		calls += x.Calls
+	if len(timings) != n {
+		t.Errorf("profile has %d of %d ops", len(timings), n)
+	}
+	calls, kinds := 0, map[string]bool{}
+	for i, x := range ByKind(timings) {
+		if kinds[x.Kind] || x.Name != "" || i > 0 && x.Took > last {
+			t.Errorf("%+v is there twice, or behind one that took %v", x, last)
+		}
+		calls, kinds[x.Kind], last = calls+x.Calls, true, x.Took
 	}
 	if calls != n {
-		t.Errorf("profile has %d of %d ops", calls, n)
+		t.Errorf("by kind there are %d of %d ops", calls, n)
 	}
 }
 

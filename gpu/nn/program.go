@@ -1,6 +1,7 @@
 package nn
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -279,42 +280,51 @@ func (p *Program) op(i int) Op {
 	return o
 }
 
-// Timing is what one kind of op took in a run.
+// Timing is what an op took in a run, or, without a name, what all of a kind took.
 type Timing struct {
-	Kind  string
-	Calls int
-	Took  time.Duration
-	FLOPs int64
-	Bytes int64
+	Kind, Name string
+	Calls      int
+	Took       time.Duration
+	FLOPs      int64
+	Bytes      int64
 }
 
-// Profile runs the program with a wait behind each op, and sums by kind, longest first.
+// Profile runs the program with a wait behind each op, and returns what each took, in order.
 func (p *Program) Profile(e gpu.Engine, c Call) ([]Timing, error) {
 	if err := e.Sync(); err != nil {
 		return nil, err
 	}
-	by := map[string]*Timing{}
+	out := make([]Timing, 0, len(p.ins))
 	start := time.Now()
 	c.After = func(o Op) {
 		if err := e.Sync(); err != nil {
 			return // Sync says it again below
 		}
-		t := by[o.Kind]
-		if t == nil {
-			t = &Timing{Kind: o.Kind}
-			by[o.Kind] = t
-		}
 		now := time.Now()
-		t.Calls, t.Took, t.FLOPs, t.Bytes = t.Calls+1, t.Took+now.Sub(start), t.FLOPs+o.FLOPs, t.Bytes+o.Bytes
+		out = append(out, Timing{o.Kind, o.Name, 1, now.Sub(start), o.FLOPs, o.Bytes})
 		start = now
 	}
 	p.Run(e, &c)
 	if err := e.Sync(); err != nil {
 		return nil, fmt.Errorf("profile: %w", err)
 	}
+	return out, nil
+}
+
+// ByKind sums timings up by kind, longest first.
+func ByKind(list []Timing) []Timing {
+	by := map[string]*Timing{}
+	for _, one := range list {
+		t := by[one.Kind]
+		if t == nil {
+			t = &Timing{Kind: one.Kind}
+			by[one.Kind] = t
+		}
+		t.Calls, t.Took, t.FLOPs, t.Bytes = t.Calls+one.Calls, t.Took+one.Took, t.FLOPs+one.FLOPs, t.Bytes+one.Bytes
+	}
 	out := make([]Timing, 0, len(by))
-	for _, t := range slices.SortedFunc(maps.Values(by), func(a, b *Timing) int { return int(b.Took - a.Took) }) {
+	for _, t := range slices.SortedFunc(maps.Values(by), func(a, b *Timing) int { return cmp.Compare(b.Took, a.Took) }) {
 		out = append(out, *t)
 	}
-	return out, nil
+	return out
 }

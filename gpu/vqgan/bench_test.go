@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/flowrun/flowrun/gpu/cpu"
+	"github.com/flowrun/flowrun/gpu/nn"
 )
 
 // BenchmarkStep is one optimiser step of the shape of the peer's benchmark: hidden 16, two patches of 64×64×32, GroupNorm. Its profile
@@ -39,7 +40,7 @@ func BenchmarkStep(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			for _, t := range timings {
+			for _, t := range nn.ByKind(timings) {
 				b.Logf("%-18s %3d × %8.2f ms  %6.1f GF/s  %5.1f GB/s", t.Kind, t.Calls, t.Took.Seconds()*1e3,
 					float64(t.FLOPs)/t.Took.Seconds()/1e9, float64(t.Bytes)/t.Took.Seconds()/1e9)
 			}

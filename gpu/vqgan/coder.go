@@ -332,7 +332,7 @@ func (s *Coder) Reconstruct(dst, src []float32, n int, codes []int32) error {
 	return nil
 }
 
-// Profile times the ops of one pass of Reconstruct over src, n patches: 1, or CoderOptions.Batch. By kind, longest first.
+// Profile times the ops of one pass of Reconstruct over src, n patches: 1, or CoderOptions.Batch, in order.
 func (s *Coder) Profile(src []float32, n int) ([]nn.Timing, error) {
 	p := s.many
 	if n == 1 {

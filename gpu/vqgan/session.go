@@ -234,8 +234,8 @@ func (s *Session) use(p *program, weights *nn.Block) {
 	}
 }
 
-// Profile times the ops of one micro-batch of n patches, 1 to Options.MicroBatch: forward and backward, by kind, longest
-// first. It changes nothing of the state.
+// Profile times the ops of one micro-batch of n patches, 1 to Options.MicroBatch: forward and backward, in order. It
+// changes nothing of the state.
 func (s *Session) Profile(input, target []float32, n int) ([]nn.Timing, error) {
 	if n < 1 || n > s.o.MicroBatch || len(input) != n*s.voxels() || len(target) != len(input) {
 		return nil, fmt.Errorf("profile: %d patches, %d and %d voxels (want 1 to %d patches of %d)", n, len(input), len(target),

@@ -104,6 +104,12 @@ def main():
                  share(o["flops"], flops), figure(o["bytes_per_second"] / 1e9), share(o["bytes_per_second"], moved)) for o in f["ops"]]
         table(["op", "calls", "of time", "ms", "TFLOP/s", "of the product", "GB/s", "of the copy"], rows)
 
+    for (name, words, patch, batch), f in list(benches.items())[:1]:
+        print(f"## The longest ops: {name}, {'×'.join(map(str, patch))}, micro-batch {batch} {words}\n")
+        longest = sorted(f["layers"] or [], key=lambda o: -o["seconds"])[:40]
+        table(["op", "of", "of time", "ms", "of the product", "of the copy"],
+              [(o["kind"], o["name"], f"{100 * o['share']:.1f} %", figure(1e3 * o["seconds"]), share(o["flops"], flops), share(o["bytes_per_second"], moved)) for o in longest])
+
     rows = []
     for (name, words, patch, batch), f in benches.items():
         if f["both"] and f["data"]:
