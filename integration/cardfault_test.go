@@ -78,7 +78,7 @@ func TestCardFails(t *testing.T) {
 	if !p.standsIn() {
 		t.Skip("a real driver has no faults on demand")
 	}
-	flow := []string{"train.yaml", "train.validate.share=0", "train.validate.scans=[]"}
+	flow := []string{"train.yaml", "train.max_steps=4", "train.validate.share=0", "train.validate.scans=[]"}
 	p.must(append(flow, "run.dir=whole")...)
 	for _, c := range []struct{ fault, kind, result string }{
 		{"cuGraphLaunch=719", "the device is lost", "error 719"},
