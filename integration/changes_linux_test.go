@@ -71,14 +71,15 @@ var changes = []struct {
 	{"overwritten", func(n *night, path string) { n.spoil(filepath.Base(path)) }},
 }
 
-// whenRead has one of the calls by which a scan is read wait for do, and fail with its error where that is a system call's. It
-// waits for that.
+// whenRead has one of the calls by which a scan is read wait for do; where its error is a system call's, that call fails with it
+// and so do all after it. It waits for that.
 func (n *night) whenRead(path string, do func() error) {
 	n.Helper()
 	if n.gate == nil {
 		n.Skip("no gate here")
 	}
 	var mu sync.Mutex
+	var failing syscall.Errno
 	left, done := n.random.IntN(3), make(chan error, 1)
 	n.gate.watch(func(c call) error {
 		if c.name != "read" || c.path != path {
@@ -86,22 +87,31 @@ func (n *night) whenRead(path string, do func() error) {
 		}
 		mu.Lock()
 		defer mu.Unlock()
+		if failing != 0 {
+			return failing
+		}
 		if left--; left != -1 {
 			return nil
 		}
 		err := do()
 		if errno, ok := errors.AsType[syscall.Errno](err); ok {
-			done <- nil
-			return errno
+			failing, err = errno, nil
 		}
 		done <- err
+		if failing != 0 {
+			return failing
+		}
 		return nil
 	})
-	defer n.gate.watch(nil)
 	select {
 	case err := <-done:
 		n.check(err)
 	case <-n.r.over:
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if failing == 0 {
+		n.gate.watch(nil)
 	}
 }
 

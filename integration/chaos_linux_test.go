@@ -144,12 +144,12 @@ func (n *night) sameTrained(a, b map[string]bool) {
 func TestNothingIsLost(t *testing.T) {
 	t.Parallel()
 	const each = 3
+	turn := (len(faults) + each - 1) / each // rounds in which each fault has its turn
 	hits := make([]int, len(faults))
 	able := true
-	for round := range nights(len(faults) / each) {
+	for round := range nights(turn) {
 		t.Run(fmt.Sprint(round), func(t *testing.T) {
 			n := newNight(t, round)
-			turn := len(faults) / each // rounds in which each fault has its turn
 			deal := rand.New(rand.NewPCG(*seed, uint64(1<<32+round/turn))).Perm(len(faults))
 			n.must(append(n.words, "run.dir=whole")...)
 			whole := n.trained("whole")

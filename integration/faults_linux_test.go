@@ -59,6 +59,7 @@ var faults = []struct {
 	{"disk slow", (*night).slowDisk},
 	{"disk stands still", (*night).deadDisk},
 	{"disk fails", (*night).badDisk},
+	{"scan unreadable for a moment", (*night).badMoment},
 }
 
 // size sets how much the disk holds: 0 bytes more than it does, or plenty.
@@ -273,6 +274,33 @@ func (n *night) badDisk() bool {
 	}
 	n.Log(told())
 	return told() != ""
+}
+
+// badMoment has one read of a scan fail, as where a network folder is away for a moment. Nothing is lost by it.
+func (n *night) badMoment() bool {
+	if n.gate == nil {
+		return false
+	}
+	why := []unix.Errno{unix.EIO, unix.ESTALE, unix.ETIMEDOUT}[n.random.IntN(3)]
+	hit := make(chan struct{})
+	var once sync.Once
+	dir := n.path("scans") + "/"
+	n.gate.watch(func(c call) (err error) {
+		if c.name == "read" && strings.HasPrefix(c.path, dir) {
+			once.Do(func() {
+				close(hit)
+				err = why
+			})
+		}
+		return err
+	})
+	defer n.gate.watch(nil)
+	select {
+	case <-hit:
+		return true
+	case <-n.r.over:
+		return false
+	}
 }
 
 func (n *night) scans() []string {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"syscall"
+	"time"
 
 	"github.com/flowrun/flowrun/stages/nifti"
 	"github.com/flowrun/flowrun/stages/volume"
@@ -46,11 +48,13 @@ func Cost(scan *volume.Scan, o Options) int64 {
 // saw) before the volume is given. free gives back what was reserved for it; it runs once, when the volume is released
 // or before Load returns an error. Errors name the scan's path.
 //
+// A failure that may pass (a network folder that is away for a moment) isn't the scan's: it is read again, the volume warns of it.
+//
 // With a cache, the copy is verified whole, by its checksum, each time that it is opened, and made anew if it isn't
 // sound or isn't of this file. A cache that can't be written is a warning of the volume.
 func Load(ctx context.Context, scan *volume.Scan, epoch int, o Options, free func()) (*volume.Volume, error) {
 	v := &volume.Volume{Scan: scan, Epoch: epoch, Dims: scan.Dims, Window: o.WindowHU}
-	samples, err := load(ctx, v, &o)
+	samples, err := patiently(ctx, v, &o)
 	if err != nil {
 		if free != nil {
 			free()
@@ -86,6 +90,35 @@ func open(scan *volume.Scan, o *Options) (*nifti.Reader, *plan, error) {
 		return nil, nil, errors.Join(err, r.Close())
 	}
 	return r, p, nil
+}
+
+// again is how long to wait before a scan is read once more.
+var again = []time.Duration{time.Second, 4 * time.Second}
+
+// passing says that a failure is of the way to a file, not of what it holds: it may be gone in a moment.
+func passing(err error) bool {
+	return slices.ContainsFunc([]syscall.Errno{syscall.EIO, syscall.ESTALE, syscall.ETIMEDOUT, syscall.EHOSTDOWN, syscall.ENOTCONN, syscall.EAGAIN},
+		func(e syscall.Errno) bool { return errors.Is(err, e) })
+}
+
+// patiently loads a scan, again where the failure may pass.
+func patiently(ctx context.Context, v *volume.Volume, o *Options) (volume.Samples, error) {
+	samples, err := load(ctx, v, o)
+	for _, wait := range again {
+		if !passing(err) {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(wait):
+		}
+		failed := err
+		if samples, err = load(ctx, v, o); err == nil {
+			v.Warnings = append(v.Warnings, fmt.Sprintf("read again after: %v", failed))
+		}
+	}
+	return samples, err
 }
 
 func load(ctx context.Context, v *volume.Volume, o *Options) (samples volume.Samples, err error) {
