@@ -160,6 +160,9 @@ type biasArgs struct {
 	Lanes, _ int32
 }
 
+// threads is how many a tile of a weight gradient takes.
+func (t tile) threads() int { return t.m / 64 * divUp(t.n, 64) * 32 }
+
 // ConvGradWeight adds to dw and db.
 func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace gpu.Ptr) {
 	checkConv(c, x.Dims, dy.Dims)

@@ -30,9 +30,6 @@ func weightTileOf(n int) tile {
 	return tile{256, 32}
 }
 
-// threads is how many a tile of a weight gradient takes.
-func (t tile) threads() int { return t.m / 64 * divUp(t.n, 64) * 32 }
-
 // weights is how a weight gradient is computed. One operand lies on the coarse grid (the output's gradient; the input of a
 // transposed convolution), the other is met at shifts of it, one for each tap. Rows of the product are taps × channels of the
 // shifted operand, columns the channels of the other, and the sum is over grid points, in parts.
