@@ -15,7 +15,8 @@ func CheckWindow(w [2]float64) error {
 	switch {
 	case !(lo < hi):
 		return fmt.Errorf(isnt+")", lo, hi)
-	case hi-lo < leastWindow || lo < -farWindow || hi > farWindow:
+	case hi-lo < leastWindow*(1-1e-6) || // ends like 1 and 1.001 are a rounding nearer
+		lo < -farWindow || hi > farWindow:
 		return fmt.Errorf(isnt+", %g HU apart or more, within ±%g)", lo, hi, leastWindow, farWindow)
 	}
 	return nil

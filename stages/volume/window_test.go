@@ -7,7 +7,7 @@ import (
 
 func TestCheckWindow(t *testing.T) {
 	inf, nan := math.Inf(1), math.NaN()
-	for _, w := range [][2]float64{{-1000, 1000}, {0, 1}, {0, 0.001}, {-1e9, 1e9}, {399, 400}} {
+	for _, w := range [][2]float64{{-1000, 1000}, {0, 1}, {0, 0.001}, {1, 1.001}, {-999999.999, -999999.998}, {-1e9, 1e9}, {399, 400}} {
 		if err := CheckWindow(w); err != nil {
 			t.Error(err)
 		}
