@@ -11,7 +11,7 @@ CUDA = CGO_ENABLED=1 CGO_CFLAGS="-O2 -I$(CURDIR)/gpu/cuda/include" CGO_LDFLAGS="
 TAGS = -tags cuda
 endif
 
-.PHONY: build demo test race lint vuln fuzz chaos soak bench generate generated gpu-programs test-gpu rehearse-gpu kernels kernels-resources fixtures clean
+.PHONY: build demo test race lint vuln fuzz chaos soak bench generate generated gpu-programs test-gpu rehearse-gpu cuda-api kernels kernels-resources fixtures clean
 
 build: ## the program, in bin/
 	$(CUDA) $(GO) build $(TAGS) -trimpath -o bin/flowrun ./cmd/flowrun
@@ -75,6 +75,9 @@ bin/standin.so: $(wildcard gpu/cuda/standin/* gpu/cuda/kernels/*.cu gpu/cuda/ker
 rehearse-gpu: gpu-programs bin/standin.so ## make test-gpu with tiny sizes, on the stand-in for a driver
 	rm -rf runs/rehearsal
 	SIZES=tiny FLOWRUN_LIBCUDA=$(CURDIR)/bin/standin.so integration/gpu.sh bin/gpu runs/rehearsal
+
+cuda-api: ## our cuda.h beside NVIDIA's: CUDA_H=a toolkit's cuda.h, DRIVER=a driver's libcuda.so.1; no card is needed
+	FLOWRUN_CUDA_H=$(CUDA_H) FLOWRUN_DRIVER=$(DRIVER) $(CUDA) $(GO) test $(TAGS) ./gpu/cuda -run '^(TestHeader|TestLibrary)$$' -count 1 -v
 
 kernels: ## the CUDA kernels' PTX; needs clang++-19
 	cd gpu/cuda && $(GO) run ./internal/compile

@@ -35,6 +35,8 @@ func start(dev cu.Device) (*owner, error) {
 		defer close(o.done)
 		// The thread goes with the goroutine: it is never unlocked.
 		runtime.LockOSThread()
+		// Who waits for the device sleeps: the driver would rather keep a core spinning, which the stages before it want.
+		_ = dev.SetPrimaryCtxFlags(cu.SchedBlockingSync) // a driver that won't have it computes all the same
 		ctx, err := dev.RetainPrimaryCtx()
 		if err = failed("cuDevicePrimaryCtxRetain", err); err == nil {
 			err = failed("cuCtxSetCurrent", cu.SetCurrentContext(ctx))

@@ -119,3 +119,17 @@ func TestOneWaitAStep(t *testing.T) {
 		})
 	}
 }
+
+// TestWaitsSleep: a wait of a whole step mustn't keep a core busy.
+func TestWaitsSleep(t *testing.T) {
+	e := open(t)
+	defer func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	flags, _, err := cu.Device(0).PrimaryCtxState()
+	if err != nil || flags&cu.SchedBlockingSync == 0 {
+		t.Errorf("the context's flags are %v, %v (want cu.SchedBlockingSync among them)", flags, err)
+	}
+}

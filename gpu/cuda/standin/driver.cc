@@ -263,6 +263,15 @@ API(cuDevicePrimaryCtxRetain)(CUcontext *c, CUdevice) {
 	*c = (CUcontext)&it;
 	return CUDA_SUCCESS;
 }
+static unsigned flags; // of the primary context
+API(cuDevicePrimaryCtxSetFlags)(CUdevice, unsigned f) {
+	flags = f;
+	return CUDA_SUCCESS;
+}
+API(cuDevicePrimaryCtxGetState)(CUdevice, unsigned *f, int *active) {
+	*f = flags, *active = 1;
+	return CUDA_SUCCESS;
+}
 API(cuDevicePrimaryCtxRelease)(CUdevice) {
 	std::lock_guard<std::mutex> one(alone);
 	runAll();
