@@ -10,7 +10,7 @@ import (
 // TooLargeError says that something can never fit into a Budget.
 type TooLargeError struct {
 	What        string
-	Need, Limit int64 // bytes; Limit is without the reservations
+	Need, Limit int64 // bytes
 }
 
 func (e *TooLargeError) Error() string {
@@ -35,12 +35,10 @@ func bytesText(n int64) string {
 // It can't deadlock as long as nobody acquires while holding what only he will release, and elements that must leave a stage
 // in order acquire in that order: in a source or a Transform, never in the workers of a Map.
 type Budget struct {
-	mu       sync.Mutex
-	limit    int64
-	reserved int64
-	used     int64 // acquired
-	peak     int64
-	queue    []*claim
+	mu    sync.Mutex
+	limit int64
+	used  int64
+	queue []*claim
 }
 
 type claim struct {
@@ -81,17 +79,15 @@ func (b *Budget) Acquire(ctx context.Context, n int64, what string) (release fun
 // serve answers the head of the queue for as long as there is an answer, and whoever can never be served. b.mu is held.
 func (b *Budget) serve() {
 	b.queue = slices.DeleteFunc(b.queue, func(c *claim) bool {
-		most := b.limit - b.reserved
-		if c.n > most {
-			c.granted <- &TooLargeError{What: c.what, Need: c.n, Limit: max(most, 0)}
+		if c.n > b.limit {
+			c.granted <- &TooLargeError{What: c.what, Need: c.n, Limit: max(b.limit, 0)}
 		}
-		return c.n > most
+		return c.n > b.limit
 	})
-	for len(b.queue) > 0 && b.queue[0].n <= b.limit-b.reserved-b.used {
+	for len(b.queue) > 0 && b.queue[0].n <= b.limit-b.used {
 		c := b.queue[0]
 		b.queue = slices.Delete(b.queue, 0, 1)
 		b.used += c.n
-		b.peak = max(b.peak, b.reserved+b.used)
 		c.granted <- nil
 	}
 }
@@ -121,33 +117,12 @@ func (b *Budget) giveBack(n int64) {
 	b.serve()
 }
 
-// Reserve takes n bytes out of the budget for good, when the run is set up. If they aren't free it takes nothing and
-// returns a *TooLargeError.
-func (b *Budget) Reserve(n int64) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if free := b.limit - b.reserved - b.used; n > free {
-		return &TooLargeError{What: "reservation", Need: n, Limit: max(free, 0)}
-	}
-	b.reserved += n
-	b.peak = max(b.peak, b.reserved+b.used)
-	b.serve()
-	return nil
-}
-
-// Limit is the size of the budget in bytes, reservations included.
+// Limit is the size of the budget in bytes.
 func (b *Budget) Limit() int64 { return b.limit }
 
-// InUse is the bytes that are acquired or reserved now.
+// InUse is the bytes that are acquired now.
 func (b *Budget) InUse() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.reserved + b.used
-}
-
-// Peak is the most that InUse ever was.
-func (b *Budget) Peak() int64 {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.peak
+	return b.used
 }

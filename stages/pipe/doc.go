@@ -19,7 +19,7 @@
 // At the end of data: sources return, each operator flushes and closes its output.
 //
 // By a soft stop (Stop) or because a Transform has all it wants (Done): sources end as if the data had, without an error;
-// what is inside flows on, as far as there is a stage that takes it, except that Batch and Group release what is incomplete. Only
+// what is inside flows on, as far as there is a stage that takes it. Only
 // Stop closes Stopping, by which a stage tells an interruption from an end.
 //
 // By a hard stop: the parent context is cancelled, or a stage returns an error or panics. The first of these is what
@@ -37,6 +37,6 @@
 //
 // # Reading order
 //
-// graph.go (how it starts and ends), node.go (what every operator is), operators.go and collect.go, element.go, budget.go (memory
+// graph.go (how it starts and ends), node.go (what every operator is), operators.go, element.go, budget.go (memory
 // that sources wait for), stat.go (what each stage has done, and what it owes).
 package pipe

@@ -206,13 +206,8 @@ func (r *rig) build(n int) {
 			}
 		}
 	})
-	scans := Group(mixed, "group", func(it *item) int {
-		if r.hit("group") != nil {
-			panic(errBoom)
-		}
-		return it.n / perScan
-	}, func(*item) int { return perScan })
-	batches := Batch(scans, "batch", 3)
+	scans := gather(mixed, "gather", perScan, func(*item) error { return r.hit("gather") })
+	batches := gather(scans, "batch", 3, func([]*item) error { return nil })
 	Into(batches, "sink", func(ctx context.Context, b [][]*item) error {
 		defer func() {
 			for _, s := range b {
@@ -235,9 +230,9 @@ func (r *rig) start(parent context.Context) {
 
 func TestEveryFaultAtEveryStageEndsTheGraph(t *testing.T) {
 	for name, f := range faults {
-		for _, stage := range []string{"source", "map", "expand", "transform", "group", "sink"} {
+		for _, stage := range []string{"source", "map", "expand", "transform", "gather", "sink"} {
 			for _, after := range []int{1, 2, 7, 30} {
-				if stage == "sink" && after == 30 || stage == "group" && name == "error" { // key can't fail but by panic
+				if stage == "sink" && after == 30 {
 					continue
 				}
 				t.Run(fmt.Sprintf("%s/%s/%d", name, stage, after), func(t *testing.T) {
@@ -274,12 +269,9 @@ func TestEveryFaultAtEveryStageEndsTheGraph(t *testing.T) {
 
 // What goes wrong while the graph winds down must not keep it from ending.
 func TestPanicInRelease(t *testing.T) {
-	for _, stage := range []string{"source", "map", "expand", "transform", "group", "sink"} {
+	for _, stage := range []string{"source", "map", "expand", "transform", "gather", "sink"} {
 		synctest.Test(t, func(t *testing.T) {
 			r := &rig{at: stage, after: 5, strike: faults["error"].strike}
-			if stage == "group" {
-				r.strike = faults["panic"].strike
-			}
 			r.fault = func(it *item) {
 				if it.n%2 == 0 && r.g.hard() {
 					panic("release")

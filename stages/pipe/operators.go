@@ -95,10 +95,10 @@ func Map[T, R any](in Port[T], stage string, workers int, fn func(context.Contex
 // Expand replaces each element by a sequence, of which one element is alive at a time. An error in the sequence is the
 // stage's failure. The element itself is fn's to release when its sequence ends or is broken off.
 func Expand[T, R any](in Port[T], stage string, fn func(context.Context, T) iter.Seq2[R, error]) Port[R] {
-	return transform(in, stage, false, func(n *node, in iter.Seq[T]) iter.Seq2[R, error] {
+	return transform(newNode(in.g, stage), in, false, func(ctx context.Context, in iter.Seq[T]) iter.Seq2[R, error] {
 		return func(yield func(R, error) bool) {
 			for v := range in {
-				fn(n.g.ctx, v)(yield) // in ends once yield has returned false
+				fn(ctx, v)(yield) // in ends once yield has returned false
 			}
 		}
 	})
@@ -111,37 +111,28 @@ func Expand[T, R any](in Port[T], stage string, fn func(context.Context, T) iter
 // When the sequence ends before its input, without an error, the graph is Done: the rest of the input is
 // released, and the stages before it, which nobody waits for any more, are broken off (yield gives false).
 func Transform[T, R any](in Port[T], stage string, fn func(ctx context.Context, in iter.Seq[T]) iter.Seq2[R, error]) Port[R] {
-	t, r := reflect.TypeFor[T](), reflect.TypeFor[R]()
-	return transform(in, stage, r == t || r == reflect.SliceOf(t), func(n *node, in iter.Seq[T]) iter.Seq2[R, error] {
-		return fn(n.g.ctx, in)
-	})
+	return transform(newNode(in.g, stage), in, alike[T, R](), fn)
 }
 
-// Prompt is Transform for a stage that doesn't want what is still on its way at a soft stop: in ends at once then, whatever may
-// hold up the stages before it.
-func Prompt[T, R any](in Port[T], stage string, fn func(ctx context.Context, in iter.Seq[T]) iter.Seq2[R, error]) Port[R] {
-	t, r := reflect.TypeFor[T](), reflect.TypeFor[R]()
-	return transform(in, stage, r == t || r == reflect.SliceOf(t), func(n *node, in iter.Seq[T]) iter.Seq2[R, error] {
-		n.until = n.g.stopping
-		return fn(n.g.ctx, in)
-	})
-}
-
-// Restless is Prompt for a stage that has something to finish before it waits: where the next element isn't there yet, in gives a
+// Restless is Transform for a stage that doesn't want what is still on its way at a soft stop, and has something to finish before it
+// waits: in ends at once at a stop, whatever may hold up the stages before it, and where the next element isn't there yet it gives a
 // zero T, once, and waits when it is asked again.
 func Restless[T, R any](in Port[T], stage string, fn func(ctx context.Context, in iter.Seq[T]) iter.Seq2[R, error]) Port[R] {
+	n := newNode(in.g, stage)
+	n.until = n.g.stopping
+	n.restless = true
+	return transform(n, in, alike[T, R](), fn)
+}
+
+// alike says that an R is a T, or several.
+func alike[T, R any]() bool {
 	t, r := reflect.TypeFor[T](), reflect.TypeFor[R]()
-	return transform(in, stage, r == t || r == reflect.SliceOf(t), func(n *node, in iter.Seq[T]) iter.Seq2[R, error] {
-		n.until = n.g.stopping
-		n.restless = true
-		return fn(n.g.ctx, in)
-	})
+	return r == t || r == reflect.SliceOf(t)
 }
 
 // transform is Transform; keeps says that what fn yields is what it was given, so that the difference is inside.
-func transform[T, R any](in Port[T], stage string, keeps bool, fn func(*node, iter.Seq[T]) iter.Seq2[R, error]) Port[R] {
+func transform[T, R any](n *node, in Port[T], keeps bool, fn func(context.Context, iter.Seq[T]) iter.Seq2[R, error]) Port[R] {
 	g := in.g
-	n := newNode(g, stage)
 	n.keeps = keeps
 	take(in, n)
 	p := port[R](n)
@@ -164,10 +155,10 @@ func transform[T, R any](in Port[T], stage string, keeps bool, fn func(*node, it
 			}
 		}
 		// Called as a function, not ranged over: an iterator that goes on after false is told so again, without harm.
-		fn(n, received)(func(r R, err error) bool {
+		fn(g.ctx, received)(func(r R, err error) bool {
 			switch {
 			case err != nil:
-				g.fail(stage, err) // at once: fn may have much to tidy up
+				g.fail(n.m.stage, err) // at once: fn may have much to tidy up
 				over = true
 			case over:
 				n.drop(r)
@@ -185,8 +176,9 @@ func transform[T, R any](in Port[T], stage string, keeps bool, fn func(*node, it
 	return p
 }
 
-// Through runs a go-streams operator that emits R. pipe can't guard it: a panic in it ends the process, and what it
-// drops isn't released. Its counters are of what comes out of it.
+// Through runs a go-streams operator that emits R: the door for one that somebody has already, or that isn't worth writing again. flowrun's own
+// flows use none, for pipe can't guard it: a panic in it ends the process, and what it drops isn't released. Its counters are of what
+// comes out of it.
 func Through[R, T any](in Port[T], stage string, f streams.Flow) Port[R] {
 	g := in.g
 	n := newNode(g, stage)

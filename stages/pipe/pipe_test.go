@@ -35,6 +35,40 @@ func collect[T any](in Port[T]) *[]T {
 	return &got
 }
 
+// gather is a stage that holds: size elements make one. What is incomplete goes on at the end of data, and is released otherwise. It owns
+// what each is shown.
+func gather[T any](in Port[T], stage string, size int, each func(T) error) Port[[]T] {
+	g := in.g
+	return Transform(in, stage, func(_ context.Context, in iter.Seq[T]) iter.Seq2[[]T, error] {
+		return func(yield func([]T, error) bool) {
+			var held []T
+			defer func() {
+				for r := range releasers(held) {
+					r.Release()
+				}
+			}()
+			pass := func() bool {
+				whole := held
+				held = nil
+				return yield(whole, nil)
+			}
+			for v := range in {
+				held = append(held, v)
+				if err := each(v); err != nil {
+					yield(nil, err)
+					return
+				}
+				if len(held) == size && !pass() {
+					return
+				}
+			}
+			if len(held) > 0 && !g.cut() {
+				pass()
+			}
+		}
+	})
+}
+
 func upTo(n int) []int {
 	s := make([]int, n)
 	for i := range s {

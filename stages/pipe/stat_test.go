@@ -190,13 +190,9 @@ func TestBytesInside(t *testing.T) {
 			})
 			Discard(q, "sink")
 		}, [2]int64{7, 6}},
-		"batch": {func(p Port[load]) {
-			Into(Batch(p, "batch", 4), "sink", func(ctx context.Context, _ []load) error { wait(ctx); return nil })
+		"gather": {func(p Port[load]) {
+			Into(gather(p, "gather", 4, func(load) error { return nil }), "sink", func(ctx context.Context, _ []load) error { wait(ctx); return nil })
 		}, [2]int64{9, 5 + 6 + 7 + 8}},
-		"group": {func(p Port[load]) {
-			q := Group(p, "group", func(l load) bool { return l%2 == 0 }, func(load) int { return 3 })
-			Into(q, "sink", func(ctx context.Context, _ []load) error { wait(ctx); return nil })
-		}, [2]int64{7, 2 + 4 + 6}},
 		"into": {func(p Port[load]) {
 			Into(p, "sink", func(ctx context.Context, l load) error {
 				if l == 4 {

@@ -219,8 +219,8 @@ func TestPanicErrorSaysWhere(t *testing.T) {
 	})
 }
 
-// A stage that is prompt ends at a soft stop, though the stage before it hangs; what that gives in the end is released.
-func TestSoftStopEndsAPromptStageAtOnce(t *testing.T) {
+// A stage that is restless ends at a soft stop, though the stage before it hangs; what that gives in the end is released.
+func TestSoftStopEndsARestlessStageAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := New(t.Context())
 		const hangs = 3
@@ -232,7 +232,7 @@ func TestSoftStopEndsAPromptStageAtOnce(t *testing.T) {
 			return i, nil
 		})
 		var ended time.Duration
-		sums := collect(Prompt(p, "sum", func(_ context.Context, in iter.Seq[int]) iter.Seq2[int, error] {
+		sums := collect(Restless(p, "sum", func(_ context.Context, in iter.Seq[int]) iter.Seq2[int, error] {
 			return func(yield func(int, error) bool) {
 				sum := 0
 				for i := range in {
@@ -277,11 +277,13 @@ func TestNobodyWorksForNobody(t *testing.T) {
 				}
 			}
 		})
-		Discard(Prompt(mixed, "train", func(_ context.Context, in iter.Seq[*item]) iter.Seq2[int, error] {
+		Discard(Restless(mixed, "train", func(_ context.Context, in iter.Seq[*item]) iter.Seq2[int, error] {
 			return func(func(int, error) bool) {
 				for it := range in {
-					time.Sleep(time.Second)
-					it.Release()
+					if it != nil {
+						time.Sleep(time.Second)
+						it.Release()
+					}
 				}
 			}
 		}), "sink")

@@ -47,7 +47,7 @@ func TestThroughStockOperators(t *testing.T) {
 func TestNodesAreGoStreamsOperators(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := New(t.Context())
-		p := Batch(count(g, 4), "batch", 2)
+		p := gather(count(g, 4), "gather", 2, func(int) error { return nil })
 		out := make(chan any, 2)
 		var s streams.Source = p.g.edges[1].from
 		p.g.edges[1].taker = p.g.edges[1].from // none of ours
@@ -124,7 +124,7 @@ func TestNilElements(t *testing.T) {
 		g := New(t.Context())
 		p := Map(count(g, 3), "map", 2, func(_ context.Context, i int) (error, error) { return nil, nil })
 		q := Map(p, "item", 2, func(_ context.Context, err error) (*item, error) { return nil, err })
-		Discard(Batch(q, "batch", 2), "sink")
+		Discard(gather(q, "gather", 2, func(*item) error { return nil }), "sink")
 		if err := g.Wait(); err != nil {
 			t.Error(err)
 		}
