@@ -165,6 +165,7 @@ func formatFloat(f float64) string {
 // set decodes node into v and returns what is wrong with it, or "".
 func (f *field) set(v reflect.Value, node *yaml.Node) string {
 	node = resolve(node)
+	node = f.split(node)
 	switch f.shape {
 	case scalar:
 		x, reason := f.scalar(node, f.kind.String())
@@ -199,6 +200,19 @@ func (f *field) set(v reflect.Value, node *yaml.Node) string {
 	}
 	v.Set(decoded)
 	return ""
+}
+
+// split takes 64,64,32 for [64, 64, 32], except where an element may hold a comma itself.
+func (f *field) split(node *yaml.Node) *yaml.Node {
+	words := f.shape != scalar && (f.kind != text || len(f.oneof) > 0)
+	if !words || node.Kind != yaml.ScalarNode || node.Style&yaml.TaggedStyle != 0 || !strings.Contains(node.Value, ",") {
+		return node
+	}
+	elements := &yaml.Node{Kind: yaml.SequenceNode, Line: node.Line}
+	for word := range strings.SplitSeq(node.Value, ",") {
+		elements.Content = append(elements.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: strings.TrimSpace(word), Line: node.Line})
+	}
+	return elements
 }
 
 // scalar decodes one element and checks it against the field's bounds and choices.
