@@ -166,18 +166,23 @@ func TestRead(t *testing.T) {
 
 // What was added is there again, what was torn goes, and what isn't a line is named.
 func TestLines(t *testing.T) {
+	type number struct{ N int }
 	path := filepath.Join(t.TempDir(), "a.jsonl")
-	open := func() (*Lines[int], []int, error) {
-		return OpenLines(path, "a small number", func(n int) bool { return n < 10 })
+	open := func() (*Lines[number], []number, error) {
+		return OpenLines(path, "a small number", func(x number) bool { return x.N > 0 && x.N < 10 })
 	}
+	const two = `{"N":1}` + "\n\n" + ` {"N":2}` + "\r\n"
 	for _, c := range []struct {
 		there, after string // the file before it is opened, and once 4 has been added
-		want         []int
+		want         []number
 	}{
-		{"", "4\n", nil},
-		{"1\n2\n", "1\n2\n4\n", []int{1, 2}},
-		{"1\n\n 2\n3", "1\n\n 2\n4\n", []int{1, 2}},
-		{"123456", "4\n", nil},
+		{"", `{"N":4}` + "\n", nil},
+		{two, two + `{"N":4}` + "\n", []number{{1}, {2}}},
+		{two + `{"N":3`, two + `{"N":4}` + "\n", []number{{1}, {2}}},
+		{two + `{"N":3}`, two + `{"N":3}` + "\n" + `{"N":4}` + "\n", []number{{1}, {2}, {3}}},
+		{two + `{"N":3} `, two + `{"N":3} ` + "\n" + `{"N":4}` + "\n", []number{{1}, {2}, {3}}},
+		{two + "  ", two + `{"N":4}` + "\n", []number{{1}, {2}}},
+		{`{"N":12345`, `{"N":4}` + "\n", nil},
 	} {
 		if err := os.WriteFile(path, []byte(c.there), 0o666); err != nil {
 			t.Fatal(err)
@@ -189,18 +194,18 @@ func TestLines(t *testing.T) {
 		if err != nil || !slices.Equal(got, c.want) {
 			t.Fatalf("%q: %v, %v (want %v)", c.there, got, err, c.want)
 		}
-		err = l.Add(4)
+		err = l.Add(number{4})
 		if text, _ := os.ReadFile(path); err != nil || string(text) != c.after {
 			t.Errorf("%q and 4: %q, %v (want %q)", c.there, text, err, c.after)
 		}
-		if err := errors.Join(l.Add(5), l.Add(6)); err != nil {
+		if err := errors.Join(l.Add(number{5}), l.Add(number{6})); err != nil {
 			t.Error(err)
 		}
-		if _, got, err := open(); err != nil || !slices.Equal(got, append(c.want, 4, 5, 6)) {
+		if _, got, err := open(); err != nil || !slices.Equal(got, append(c.want, number{4}, number{5}, number{6})) {
 			t.Errorf("%q: %v, %v", c.there, got, err)
 		}
 	}
-	for text, line := range map[string]string{"1\nx\n2\n": "2", "1\n2\n10\n": "3"} {
+	for text, line := range map[string]string{`{"N":1}` + "\nx\n{}\n": "2", `{"N":1}` + "\n\n" + `{"N":10}` + "\n": "3", `{"N":1}` + "\n" + `{"M":2}`: "2"} {
 		if err := os.WriteFile(path, []byte(text), 0o666); err != nil {
 			t.Fatal(err)
 		}

@@ -14,9 +14,11 @@ import (
 type Lines[T any] struct {
 	path string
 	size int64 // of the whole lines; a torn one behind them is written over
+	open bool  // the last whole line isn't ended
 }
 
-// OpenLines reads what the file has: nothing if it isn't there. Empty lines and a last one that was torn are passed over. A line
+// OpenLines reads what the file has: nothing if it isn't there. Empty lines and a last one that was torn are passed over; one that
+// only isn't ended, as an editor may leave it, counts. So T is an object: no part of a number's line may be a number. A line
 // for which valid is false is an error, in which T is called what. Errors name the path.
 func OpenLines[T any](path, what string, valid func(T) bool) (*Lines[T], []T, error) {
 	text, err := Read(path, Most)
@@ -27,10 +29,13 @@ func OpenLines[T any](path, what string, valid func(T) bool) (*Lines[T], []T, er
 	var list []T
 	for n := 1; ; n++ {
 		line, rest, whole := bytes.Cut(text, []byte("\n"))
-		if !whole {
+		if !whole && !json.Valid(line) {
 			return l, list, nil
 		}
-		text, l.size = rest, l.size+int64(len(line))+1
+		text, l.size, l.open = rest, l.size+int64(len(line)), !whole
+		if whole {
+			l.size++
+		}
 		if len(bytes.TrimSpace(line)) == 0 {
 			continue
 		}
@@ -48,12 +53,15 @@ func (l *Lines[T]) Add(x T) error {
 	line, err := json.Marshal(x)
 	if err == nil {
 		line = append(line, '\n')
+		if l.open {
+			line = append([]byte{'\n'}, line...)
+		}
 		err = l.write(line)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", l.path, Reason(err))
 	}
-	l.size += int64(len(line))
+	l.size, l.open = l.size+int64(len(line)), false
 	return nil
 }
 

@@ -251,7 +251,7 @@ func TestQuarantine(t *testing.T) {
 	whole, _ := os.ReadFile(path)
 	// Torn anywhere in the last line: passed over, and mended by the next Add.
 	first := len(strings.SplitAfter(string(whole), "\n")[0])
-	for n := first; n < len(whole); n++ {
+	for n := first; n < len(whole)-1; n++ {
 		write(t, path, string(whole[:n]))
 		q, err := OpenQuarantine(path)
 		if err != nil {
@@ -269,15 +269,13 @@ func TestQuarantine(t *testing.T) {
 	if q, err = OpenQuarantine(path); err != nil {
 		t.Fatal(err)
 	}
+	check(q, a, b) // whole but for its end
 	short := Bad{Scan: "c"}
 	if err := q.Add(short); err != nil {
 		t.Fatal(err)
 	}
-	if q, err = OpenQuarantine(path); err != nil || !slices.Equal(q.All(), []Bad{a, short}) {
+	if q, err = OpenQuarantine(path); err != nil || !slices.Equal(q.All(), []Bad{a, b, short}) {
 		t.Error(q, err)
-	}
-	if b, _ := os.ReadFile(path); !strings.HasSuffix(string(b), "\n") {
-		t.Errorf("the torn line's end stays: %q", b)
 	}
 	write(t, path, "{\n"+string(whole))
 	if _, err := OpenQuarantine(path); err == nil || !strings.Contains(err.Error(), "line 1") {
