@@ -13,7 +13,8 @@ import (
 
 // Limits bound what a file may ask for.
 type Limits struct {
-	Bytes int64 // of all its voxels, inflated; 0 means no bound
+	Bytes   int64                          // of all its voxels, inflated; 0 means no bound
+	Through func(file io.Reader) io.Reader // what each file is read through; tests make it fail
 }
 
 // Reader streams the voxels of one file, in file order and as the file has them.
@@ -44,7 +45,7 @@ func Open(path string, limits Limits) (*Reader, error) {
 		}
 		path = header
 	}
-	s, err := openStream(path)
+	s, err := openStream(path, limits)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +76,7 @@ func (r *Reader) open(path string, limits Limits) error {
 		if err != nil {
 			return err
 		}
-		s, err := openStream(image)
+		s, err := openStream(image, limits)
 		if err != nil {
 			return fmt.Errorf("%s: %w", image, err)
 		}

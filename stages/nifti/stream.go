@@ -23,7 +23,7 @@ type stream struct {
 	n    int64           // bytes given so far
 }
 
-func openStream(path string) (*stream, error) {
+func openStream(path string, limits Limits) (*stream, error) {
 	// Asked before it is opened, because opening a named pipe waits for its writer.
 	if info, err := os.Stat(path); err != nil {
 		return nil, files.Reason(err)
@@ -37,14 +37,14 @@ func openStream(path string) (*stream, error) {
 		return nil, files.Reason(err)
 	}
 	s := &stream{f: f}
-	if err := s.start(path); err != nil {
+	if err := s.start(path, limits.Through); err != nil {
 		_ = f.Close()
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *stream) start(path string) error {
+func (s *stream) start(path string, through func(io.Reader) io.Reader) error {
 	info, err := s.f.Stat()
 	if err != nil {
 		return files.Reason(err)
@@ -54,6 +54,9 @@ func (s *stream) start(path string) error {
 	}
 	s.info = File{Path: path, Size: info.Size(), ModTime: info.ModTime().UnixNano()}
 	s.buf = bufio.NewReaderSize(s.f, 64<<10)
+	if through != nil {
+		s.buf.Reset(through(s.f))
+	}
 	b, err := s.buf.Peek(2)
 	if err != nil && !errors.Is(err, io.EOF) { // a file of one byte isn't NIfTI, and is said to be so
 		return files.Reason(err)

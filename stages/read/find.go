@@ -3,6 +3,8 @@ package read
 import (
 	"bufio"
 	"bytes"
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,7 +20,8 @@ import (
 // found is the files that scans name.
 type found struct {
 	files.Found
-	bad []Bad // folders below a named one that can't be read
+	bad  []Bad // folders below a named one that can't be read
+	away error // of one of them, if it may pass
 }
 
 const endings = ".nii, .nii.gz or .hdr"
@@ -29,15 +32,24 @@ func isScan(path string) bool {
 	return strings.HasSuffix(name, ".nii") || strings.HasSuffix(name, ".hdr")
 }
 
-// find resolves what scans name. Each of them has to name something.
-func find(scans []string) (*found, error) {
-	f := new(found)
-	for _, spec := range scans {
-		if err := f.add(spec); err != nil {
-			return nil, fmt.Errorf("scans: %s: %w", spec, err)
+// find resolves what scans name. Each of them has to name something. Where a folder may be back in a moment, all is done again.
+func find(ctx context.Context, scans []string) (*found, error) {
+	for tries := tries(0); ; {
+		f := new(found)
+		err := f.all(scans)
+		if !tries.again(ctx, cmp.Or(err, f.away)) {
+			return f, err
 		}
 	}
-	return f, nil
+}
+
+func (f *found) all(scans []string) error {
+	for _, spec := range scans {
+		if err := f.add(spec); err != nil {
+			return fmt.Errorf("scans: %s: %w", spec, err)
+		}
+	}
+	return nil
 }
 
 func (f *found) add(spec string) error {
@@ -95,6 +107,9 @@ func (f *found) folder(dir string) error {
 			case isDir:
 				if err := walk(path); err != nil {
 					f.bad = append(f.bad, Bad{Scan: path, Path: path, Reason: "folder: " + err.Error()})
+					if passing(err) {
+						f.away = err
+					}
 				}
 			case isScan(path):
 				count++

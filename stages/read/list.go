@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -28,7 +29,7 @@ type Bad struct {
 }
 
 // List finds the scans that o names and reads their headers, in parallel. Scans are sorted by ID and indexed; files
-// whose header can't be used are in bad. It is an error if a place that o names isn't there or has no scan, if no scan
+// whose header can't be used are in bad. What fails for a moment is tried again. It is an error if a place that o names isn't there or has no scan, if no scan
 // at all can be used, or if the cache's folder can't be written to.
 func List(ctx context.Context, o Options) (scans []*volume.Scan, bad []Bad, err error) {
 	if err := o.Check(); err != nil {
@@ -37,7 +38,7 @@ func List(ctx context.Context, o Options) (scans []*volume.Scan, bad []Bad, err 
 	if len(o.Scans) == 0 {
 		return nil, nil, errors.New("scans: no folder, pattern or file is named")
 	}
-	f, err := find(o.Scans)
+	f, err := find(ctx, o.Scans)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -45,24 +46,7 @@ func List(ctx context.Context, o Options) (scans []*volume.Scan, bad []Bad, err 
 		return nil, nil, err
 	}
 	entries := f.Entries(nil)
-	results := make([]struct {
-		scan *volume.Scan
-		err  error
-	}, len(entries))
-	var next atomic.Int64
-	var wg sync.WaitGroup
-	for range min(len(entries), 4*runtime.GOMAXPROCS(0), 32) {
-		wg.Go(func() {
-			for ctx.Err() == nil {
-				i := int(next.Add(1)) - 1
-				if i >= len(entries) {
-					return
-				}
-				results[i].scan, results[i].err = describe(entries[i], &o)
-			}
-		})
-	}
-	wg.Wait()
+	results := describeAll(ctx, entries, &o)
 	if err := ctx.Err(); err != nil {
 		return nil, nil, err
 	}
@@ -79,6 +63,42 @@ func List(ctx context.Context, o Options) (scans []*volume.Scan, bad []Bad, err 
 		return nil, bad, fmt.Errorf("scans: none of %d files can be used; the first, %s: %s", len(entries), bad[0].Path, bad[0].Reason)
 	}
 	return scans, bad, nil
+}
+
+// described is what a header said.
+type described struct {
+	scan *volume.Scan
+	err  error
+}
+
+// describeAll reads the headers of all entries, in parallel; those that fail for a moment again, at the end.
+func describeAll(ctx context.Context, entries []files.Entry, o *Options) []described {
+	results := make([]described, len(entries))
+	todo := make([]int, len(entries))
+	for i := range todo {
+		todo[i] = i
+	}
+	for tries := tries(0); ; {
+		var next atomic.Int64
+		var wg sync.WaitGroup
+		for range min(len(todo), 4*runtime.GOMAXPROCS(0), 32) {
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					n := int(next.Add(1)) - 1
+					if n >= len(todo) {
+						return
+					}
+					r := &results[todo[n]]
+					r.scan, r.err = describe(entries[todo[n]], o)
+				}
+			})
+		}
+		wg.Wait()
+		todo = slices.DeleteFunc(todo, func(i int) bool { return !passing(results[i].err) })
+		if len(todo) == 0 || !tries.again(ctx, results[todo[0]].err) {
+			return results
+		}
+	}
 }
 
 // checkCache makes the cache's folder and tries to write there, so that a run doesn't find out later.
@@ -98,7 +118,7 @@ func checkCache(dir string) error {
 
 // describe reads one header.
 func describe(e files.Entry, o *Options) (*volume.Scan, error) {
-	r, err := nifti.Open(e.Path, nifti.Limits{Bytes: o.MaxBytes})
+	r, err := nifti.Open(e.Path, o.limits())
 	if err != nil {
 		return nil, err
 	}

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"syscall"
-	"time"
 
 	"github.com/flowrun/flowrun/stages/nifti"
 	"github.com/flowrun/flowrun/stages/volume"
@@ -26,7 +24,7 @@ func Cost(scan *volume.Scan, o Options) int64 {
 	if o.Cache == "" && !o.resample() {
 		return cost
 	}
-	r, err := nifti.Open(scan.Path, nifti.Limits{Bytes: o.MaxBytes})
+	r, err := nifti.Open(scan.Path, o.limits())
 	if err != nil {
 		return cost // Load will say what is wrong
 	}
@@ -54,7 +52,14 @@ func Cost(scan *volume.Scan, o Options) int64 {
 // sound or isn't of this file. A cache that can't be written is a warning of the volume.
 func Load(ctx context.Context, scan *volume.Scan, epoch int, o Options, free func()) (*volume.Volume, error) {
 	v := &volume.Volume{Scan: scan, Epoch: epoch, Dims: scan.Dims, Window: o.WindowHU}
-	samples, err := patiently(ctx, v, &o)
+	samples, err := load(ctx, v, &o)
+	var tries tries
+	for tries.again(ctx, err) {
+		failed := err
+		if samples, err = load(ctx, v, &o); err == nil {
+			v.Warnings = append(v.Warnings, readAgain(failed))
+		}
+	}
 	if err != nil {
 		if free != nil {
 			free()
@@ -75,7 +80,7 @@ func Dry(scan *volume.Scan, epoch int, o Options) *volume.Volume {
 
 // open opens a scan's file before its voxels, and sees that it is the one that List saw.
 func open(scan *volume.Scan, o *Options) (*nifti.Reader, *plan, error) {
-	r, err := nifti.Open(scan.Path, nifti.Limits{Bytes: o.MaxBytes})
+	r, err := nifti.Open(scan.Path, o.limits())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -90,35 +95,6 @@ func open(scan *volume.Scan, o *Options) (*nifti.Reader, *plan, error) {
 		return nil, nil, errors.Join(err, r.Close())
 	}
 	return r, p, nil
-}
-
-// again is how long to wait before a scan is read once more.
-var again = []time.Duration{time.Second, 4 * time.Second}
-
-// passing says that a failure is of the way to a file, not of what it holds: it may be gone in a moment.
-func passing(err error) bool {
-	return slices.ContainsFunc([]syscall.Errno{syscall.EIO, syscall.ESTALE, syscall.ETIMEDOUT, syscall.EHOSTDOWN, syscall.ENOTCONN, syscall.EAGAIN},
-		func(e syscall.Errno) bool { return errors.Is(err, e) })
-}
-
-// patiently loads a scan, again where the failure may pass.
-func patiently(ctx context.Context, v *volume.Volume, o *Options) (volume.Samples, error) {
-	samples, err := load(ctx, v, o)
-	for _, wait := range again {
-		if !passing(err) {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(wait):
-		}
-		failed := err
-		if samples, err = load(ctx, v, o); err == nil {
-			v.Warnings = append(v.Warnings, fmt.Sprintf("read again after: %v", failed))
-		}
-	}
-	return samples, err
 }
 
 func load(ctx context.Context, v *volume.Volume, o *Options) (samples volume.Samples, err error) {

@@ -2,8 +2,10 @@ package read
 
 import (
 	"fmt"
+	"io"
 	"math"
 
+	"github.com/flowrun/flowrun/stages/nifti"
 	"github.com/flowrun/flowrun/stages/volume"
 )
 
@@ -18,7 +20,12 @@ type Options struct {
 	MaxBytes   int64      `key:"max_bytes" default:"8GiB" unit:"bytes" min:"1" doc:"Largest inflated size of a scan; larger ones go to quarantine."`
 	BadShare   float64    `key:"bad_share" default:"0.1" min:"0" max:"1" doc:"Share of the scans, rounded up to a whole one, that may be bad before the run stops."`
 	Spacing    [3]float64 `key:"spacing" default:"[0, 0, 0]" unit:"mm x, y, z" min:"0" doc:"Voxel size that scans are resampled to, trilinearly, after clipping to the window. Zeros leave scans as they are."`
+
+	through func(io.Reader) io.Reader // nifti.Limits' of the tests
 }
+
+// limits of the files.
+func (o *Options) limits() nifti.Limits { return nifti.Limits{Bytes: o.MaxBytes, Through: o.through} }
 
 // Check finds what is wrong between keys.
 func (o *Options) Check() error {

@@ -18,12 +18,10 @@ func Streams(scan *volume.Scan, o Options) bool { return scan.Rising && o.Cache 
 func StreamCost(scan *volume.Scan, o Options, slices int) int64 {
 	var r *resampling
 	if o.resample() {
-		f, p, err := open(scan, &o)
-		if err != nil {
-			return buffers // Stream will say what is wrong
+		if f, p, err := open(scan, &o); err == nil { // else Stream will say what is wrong
+			_ = f.Close()
+			r = newResampling(p, &o)
 		}
-		_ = f.Close()
-		r = newResampling(p, &o)
 	}
 	cost := buffers + held(scan, room(scan, r, slices))
 	if r != nil {
@@ -65,11 +63,15 @@ type Tell struct {
 // had too, by reading the file once more.
 //
 // The file is verified as it is read, all of it before its last slice is given; an error, which names the scan's path, comes
-// from Rows when what can't be read is asked for, and the volume is lost. Decoding ends with ctx, and before the last reference is
+// from Rows when what can't be read is asked for, and the volume is lost. What fails for a moment is read again, from the file's
+// beginning. Decoding ends with ctx, and before the last reference is
 // given back: free is Load's.
 func Stream(ctx context.Context, scan *volume.Scan, epoch int, o Options, slices int, tell Tell, free func()) (*volume.Volume, error) {
 	s, err := newStream(ctx, scan, o, slices, tell)
 	if err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
 		if free != nil {
 			free()
 		}
@@ -87,7 +89,8 @@ func Stream(ctx context.Context, scan *volume.Scan, epoch int, o Options, slices
 // stream is Samples of a file that is read forwards, behind which the last slices are kept. All is decoded by one goroutine at a
 // time, which never waits for who asks: it runs while there is room ahead, and is started anew when there is some again.
 type stream struct {
-	ctx    context.Context
+	ctx    context.Context // ends when the stream is closed
+	cancel context.CancelFunc
 	scan   *volume.Scan
 	o      Options
 	slices int // that are kept below the highest that was asked for
@@ -95,7 +98,10 @@ type stream struct {
 	tell   Tell
 
 	// The goroutine's; nobody else's while it runs.
-	loader     *loader // nil once the file is read to its end
+	loader     *loader // nil once the file is read to its end, and after a failure that may pass
+	at         int     // the slice that it gives next; those that are there are passed over
+	tries      tries
+	failed     error // the last that was tried again
 	resampling *resampling
 	spare      []int16 // the slice being decoded
 
@@ -112,9 +118,15 @@ type stream struct {
 }
 
 func newStream(ctx context.Context, scan *volume.Scan, o Options, slices int, tell Tell) (*stream, error) {
-	s := &stream{ctx: ctx, scan: scan, o: o, slices: max(slices, 1), burst: 1, tell: tell}
+	s := &stream{scan: scan, o: o, slices: max(slices, 1), burst: 1, tell: tell}
+	s.ctx, s.cancel = context.WithCancel(ctx)
 	s.news = sync.NewCond(&s.window)
-	if err := s.begin(); err != nil {
+	err := s.begin()
+	for s.tries.again(s.ctx, err) {
+		s.failed, err = err, s.begin()
+	}
+	if err != nil {
+		s.cancel()
 		return nil, err
 	}
 	if s.resampling != nil {
@@ -130,7 +142,7 @@ func (s *stream) begin() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.scan.Path, err)
 	}
-	s.loader = newLoader(r, p, &s.o)
+	s.loader, s.at = newLoader(r, p, &s.o), 0
 	if p.geometry.Resample {
 		s.resampling = newResampling(p, &s.o)
 	}
@@ -226,10 +238,20 @@ func (s *stream) next() (more bool) {
 		more = true
 	}()
 	step := s.decode
-	if again {
+	switch {
+	case again:
 		step = s.rewind
+	case s.loader == nil:
+		step = s.begin
 	}
-	if err := step(); err != nil {
+	err := step()
+	switch {
+	case s.tries.again(s.ctx, err):
+		_ = s.shut()
+		s.failed = err
+	case err != nil && s.ctx.Err() != nil:
+		s.fail(s.ctx.Err(), false) // and not what might have passed
+	case err != nil:
 		s.fail(err, false)
 	}
 	return true
@@ -286,13 +308,16 @@ func (s *stream) place(dims [3]int, g *volume.Geometry) *placer {
 
 // keep makes spare the next slice that is there. The last one is only once the rest of the file has been verified.
 func (s *stream) keep() error {
-	if s.high == s.scan.Dims[2]-1 {
+	if s.at == s.scan.Dims[2]-1 {
 		if err := s.end(); err != nil {
 			return err
 		}
 	}
 	s.window.Lock()
 	defer s.window.Unlock()
+	if s.at++; s.at <= s.high {
+		return nil
+	}
 	at := s.high % len(s.ring)
 	s.ring[at], s.spare = s.spare, s.ring[at]
 	s.high++
@@ -306,7 +331,11 @@ func (s *stream) end() error {
 	if err := s.loader.finish(s.ctx); err != nil {
 		return err
 	}
-	if w := s.loader.warnings(); s.tell.Odd != nil && len(w) > 0 {
+	w := s.loader.warnings()
+	if s.failed != nil {
+		w = append(w, readAgain(s.failed))
+	}
+	if s.tell.Odd != nil && len(w) > 0 {
 		s.tell.Odd(w)
 	}
 	s.tell.Odd = nil
@@ -328,6 +357,7 @@ func (s *stream) Bytes() int64 { return held(s.scan, len(s.ring)) }
 // Close ends decoding and drops the slices.
 func (s *stream) Close() error {
 	s.fail(errors.New("read after it was released"), false)
+	s.cancel()
 	s.decoding.Wait()
 	s.window.Lock()
 	defer s.window.Unlock()
