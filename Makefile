@@ -82,7 +82,7 @@ cuda-api: ## our cuda.h beside NVIDIA's: CUDA_H=a toolkit's cuda.h, DRIVER=a dri
 kernels: ## the CUDA kernels' PTX; needs clang++-19
 	cd gpu/cuda && $(GO) run ./internal/compile
 
-kernels-resources: ## what NVIDIA's assembler says of them: PTXAS=ptxas, of a CUDA toolkit from 11.8 on
+kernels-resources: ## what NVIDIA's assembler says of them: PTXAS=ptxas, of a CUDA toolkit from 12.0 on
 	$(CUDA) $(GO) test $(TAGS) ./gpu/cuda -run '^TestResources$$' -count 1 -update
 
 fixtures: ## what PyTorch and scikit-image say, for tests; needs Debian's python3-torch and python3-skimage

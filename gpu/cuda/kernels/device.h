@@ -84,7 +84,58 @@ template <int M, int N> DEVICE void multiply(float (&c)[M][N][4], const u32 (&a)
 		}
 	}
 }
+
+// Hopper's matrix instructions, in what is compiled for sm_90a. They run behind the back of the four warps that ask for them and
+// read shared memory otherwise than threads do: what these wrote is fenced first. Between products and their wait nobody touches the sums.
+#if __CUDA_ARCH__ == 900
+DEVICE void fenceShared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+DEVICE void fenceSums() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void commitProducts() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// waitProducts waits until at most the last N groups are under way.
+template <int N> DEVICE void waitProducts() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+
+#define TEN(p) "%" #p "0,%" #p "1,%" #p "2,%" #p "3,%" #p "4,%" #p "5,%" #p "6,%" #p "7,%" #p "8,%" #p "9,"
+#define SUMS32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," TEN(1) TEN(2) "%30,%31"
+#define SUMS64 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) "%60,%61,%62,%63"
+#define SUMS128 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) TEN(6) TEN(7) TEN(8) TEN(9) TEN(10) TEN(11) \
+	"%120,%121,%122,%123,%124,%125,%126,%127"
+#define SUM8(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), "+f"(c[i + 7])
+#define SUM32(i) SUM8(i), SUM8(i + 8), SUM8(i + 16), SUM8(i + 24)
+#define PRODUCT(n, sums, a, b, ta, tb) \
+	"{.reg .pred p; setp.eq.u32 p, 0, 0;\n\twgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" sums "}, " a ", " b ", p, 1, 1, " ta ", " tb ";}"
+
+// c += a·b of 64 rows × N columns over 16, of bfloat16 with float32 sums: a is 64 × 16 and b 16 × N, as descriptors tell. Where ACROSS
+// they lie row by row of the 16 (a transposed, b as it is), otherwise column by column. Warp w of the four has rows 16w and on; lane l in
+// c[4j + 2h + e] row l/4 + 8h, column 8j + l%4*2 + e.
+template <bool ACROSS_A = false, bool ACROSS_B = false> DEVICE void multiplyAsync(float (&c)[32], u64 a, u64 b) {
+	asm volatile(PRODUCT(64, SUMS32, "%32", "%33", "%34", "%35") : SUM32(0) : "l"(a), "l"(b), "n"((int)ACROSS_A), "n"((int)ACROSS_B));
+}
+template <bool ACROSS_A = false, bool ACROSS_B = false> DEVICE void multiplyAsync(float (&c)[64], u64 a, u64 b) {
+	asm volatile(PRODUCT(128, SUMS64, "%64", "%65", "%66", "%67") : SUM32(0), SUM32(32) : "l"(a), "l"(b), "n"((int)ACROSS_A), "n"((int)ACROSS_B));
+}
+template <bool ACROSS_A = false, bool ACROSS_B = false> DEVICE void multiplyAsync(float (&c)[128], u64 a, u64 b) {
+	asm volatile(PRODUCT(256, SUMS128, "%128", "%129", "%130", "%131")
+		: SUM32(0), SUM32(32), SUM32(64), SUM32(96) : "l"(a), "l"(b), "n"((int)ACROSS_A), "n"((int)ACROSS_B));
+}
+// settled keeps the compiler from using sums before the wait in front of it.
+template <int N> DEVICE void settled(float (&c)[N]) {
+	UNROLL for (int i = 0; i < N; i += 8) asm volatile("" : SUM8(i)::"memory");
+}
+DEVICE u32 sharedOffset(Shared at) { return at; }
 #endif
+#endif
+
+// SPREAD is how the 16-byte pieces of rows of 32, 64 or 128 bytes lie in shared memory for Hopper's matrix instructions: bits 7 and on of an
+// address are added, without carry, to bits 4 and on. PLAIN pieces of eight rows lie next to each other.
+enum { PLAIN, SPREAD128, SPREAD64, SPREAD32 };
+
+// describe tells of an operand where it begins and how far apart its pieces are, in bytes. Its outer axis is the rows of a, the columns of
+// b; eight of them and eight of the 16 summed over are a piece, of 16 bytes for each of eight.
+//   Not ACROSS: stride is from eight to the next eight along the outer axis; leading, if PLAIN, from eight to eight along the other.
+//   ACROSS and PLAIN: the same. ACROSS and SPREAD: stride is from eight to eight along the 16, leading from one row's length to the next along the outer axis.
+DEVICE u64 describe(u32 at, u32 leading, u32 stride, u64 spread) {
+	return (u64)((at & 0x3ffff) >> 4) | (u64)(leading >> 4) << 16 | (u64)(stride >> 4) << 32 | spread << 62;
+}
 
 struct alignas(16) Quad { u32 v[4]; };
 

@@ -28,7 +28,7 @@ KERNEL(unit, UnitArgs, 256) {
 }
 
 // unitGrad: y = (dy - u·<dy, u>)/‖x‖ with u = x/‖x‖, 0 where ‖x‖ ≤ 1e-12.
-KERNEL(unitGrad, UnitArgs, 256) {
+KERNEL(unitGrad, UnitArgs, 256, 4) {
 	i32 voxels = a.d.n * a.d.d * a.d.h * a.d.w, per = 256 / a.lanes, lane = threadIdx.x % a.lanes, step = a.lanes * 8;
 	for (i32 base = blockIdx.x * per; base < voxels; base += gridDim.x * per) {
 		i32 v = base + threadIdx.x / a.lanes, row = v / a.d.w, col = v % a.d.w;

@@ -273,7 +273,7 @@ KERNEL(groupNorm, NormArgs, 256) {
 }
 
 // groupGrad: dx = rstd·(g - mean(g) - x̂·mean(g·x̂)) + add, g = γ·silu'·dy, of a sample (blockIdx.y).
-KERNEL(groupGrad, NormArgs, 256) {
+KERNEL(groupGrad, NormArgs, 256, 2) {
 	i32 voxels = a.d.d * a.d.h * a.d.w, first = blockIdx.y * a.d.d * a.d.h, wide = a.d.c / a.groups;
 	i32 per = 256 / a.lanes, lane = threadIdx.x % a.lanes, step = a.lanes * 8;
 	const float *means = (const float *)a.means + (u64)blockIdx.y * a.groups * 2;

@@ -1,13 +1,14 @@
 // Runs the kernels on the CPU, under the names of kernels/device.h: the threads of a block are fibers, the warps of a block take
-// turns in a random order, shuffles and matrix instructions are done by the last lane of a warp to arrive. Asynchronous copies
-// happen when they are waited for, and shared memory starts as NaN, so that a wait or a barrier that is missing has a chance to
-// be seen.
+// turns in a random order, shuffles and matrix instructions are done by the last lane of a warp to arrive. Asynchronous copies and
+// products happen by chance, at the latest when they are waited for, and shared memory starts as NaN, so that a wait, a fence or a barrier
+// that is missing has a chance to be seen.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #define __device__
@@ -35,7 +36,7 @@ namespace emu {
 
 struct Index { u32 x, y, z; };
 struct Shape { Index grid; u32 threads; size_t shared; };
-struct Copy { char *to; const char *from; int n; };
+struct Copy { char *to; const char *from; int n; bool done; };
 
 struct Fiber {
 	void *sp;
@@ -44,12 +45,34 @@ struct Fiber {
 	bool done, waiting; // at the block's barrier
 	std::vector<Copy> copies;
 	std::vector<size_t> groups; // ends in copies
+	std::vector<char *> landed; // 16 bytes each, that no fence has shown to asynchronous products
+};
+
+// Sums are what products make of the accumulators of a warp. These hold NaN until they are waited for.
+struct Sums {
+	float *at[32];
+	int each; // of a lane
+	bool done;
+	std::vector<float> v;
+};
+
+// Product is one that a warp has asked for.
+struct Product {
+	u64 a, b;
+	bool acrossA, acrossB;
+	Sums *sums;
 };
 
 struct Warp {
-	int size, live, arrived;
+	int number, size, live, arrived;
 	u32 turn;
 	void *data[32]; // what lanes bring to a collective
+	bool fenced;
+	u64 asked; // a digest of the products asked for, which the four warps of a group agree on
+	size_t done; // of products
+	std::vector<Product> products;
+	std::vector<size_t> groups; // ends in products
+	std::vector<std::unique_ptr<Sums>> sums;
 };
 
 struct Block {
@@ -59,7 +82,8 @@ struct Block {
 	std::vector<char> stacks;
 	Fiber *current;
 	void *scheduler;
-	char *shared;
+	char *shared, *seen; // by asynchronous products: what was written and fenced since
+	size_t bytes; // of shared memory
 	void (*kernel)(const void *);
 	const void *args;
 };
@@ -122,6 +146,52 @@ template <class F> inline void collect(void *data, F f) {
 	do next(); while (w.turn == turn);
 }
 
+// shared memory begins at an address that descriptors can tell.
+const u32 sharedBegins = 1024;
+
+// element is where the operand that a descriptor tells of has number i of its outer axis and k of the 16.
+inline const u16 *element(u64 d, bool across, int i, int k) {
+	const u32 widths[4] = {1, 8, 4, 2};
+	u32 from = (u32)(d & 0x3fff) << 4, leading = (u32)(d >> 16 & 0x3fff) << 4, stride = (u32)(d >> 32 & 0x3fff) << 4, wide = widths[d >> 62];
+	if (d >> 49 & 7) fail("a descriptor with a base offset");
+	if (wide > 1 && from % (wide * 128) >= wide * 16) fail("a descriptor that begins within eight rows");
+	u32 at = from;
+	if (wide == 1) at += across ? i % 8 * 2 + i / 8 * stride + k % 8 * 16 + k / 8 * leading : i % 8 * 16 + i / 8 * stride + k % 8 * 2 + k / 8 * leading;
+	else if (across) at += i % 8 * 2 + i / 8 % wide * 16 + i / 8 / wide * leading + k % 8 * wide * 16 + k / 8 * stride;
+	else at += i % 8 * wide * 16 + i / 8 * stride + k * 2;
+	at ^= (at >> 7 & (wide - 1)) << 4;
+	if (at < sharedBegins || at + 2 > sharedBegins + block.bytes) fail("a descriptor that leads out of shared memory");
+	return (const u16 *)(block.seen + at - sharedBegins);
+}
+
+inline float wide(u16 h) {
+	u32 u = (u32)h << 16;
+	float f;
+	memcpy(&f, &u, 4);
+	return f;
+}
+
+// perform computes a warp's 16 rows of its products in front of one.
+inline void perform(Warp &w, size_t until) {
+	for (; w.done < until; w.done++) {
+		Product &p = w.products[w.done];
+		float a[16][16], finite = 0; // turned: [k][row]
+		for (int k = 0; k < 16; k++) {
+			for (int r = 0; r < 16; r++) a[k][r] = wide(*element(p.a, p.acrossA, w.number % 4 * 16 + r, k)), finite += a[k][r] * 0;
+		}
+		for (int n = 0; n < p.sums->each * 2; n++) {
+			float b[16], s[16] = {};
+			bool any = finite != 0; // what fills a tile up is zeros: most, where tensors are small
+			for (int k = 0; k < 16; k++) b[k] = wide(*element(p.b, p.acrossB, n, k)), any = any || b[k] != 0;
+			if (!any) continue;
+			for (int k = 0; k < 16; k++) {
+				for (int r = 0; r < 16; r++) s[r] += a[k][r] * b[k];
+			}
+			for (int r = 0; r < 16; r++) p.sums->v[(size_t)(r % 8 * 4 + n % 8 / 2) * p.sums->each + n / 8 * 4 + r / 8 * 2 + n % 2] += s[r];
+		}
+	}
+}
+
 inline void runBlock() {
 	Block &b = block;
 	const size_t stack = 64 << 10;
@@ -132,12 +202,13 @@ inline void runBlock() {
 		*--sp = (void *)entry;
 		for (int k = 0; k < 6; k++) *--sp = 0;
 		f.sp = sp, f.done = f.waiting = false;
-		f.copies.clear(), f.groups.clear();
+		f.copies.clear(), f.groups.clear(), f.landed.clear();
 	}
 	int n = (int)b.warps.size();
 	for (int i = 0; i < n; i++) {
 		int size = (int)b.fibers.size() - i * 32;
-		b.warps[i] = Warp{size < 32 ? size : 32, size < 32 ? size : 32, 0, 0, {}};
+		b.warps[i] = Warp();
+		b.warps[i].number = i, b.warps[i].size = b.warps[i].live = size < 32 ? size : 32;
 	}
 	std::vector<int> order(n);
 	for (int i = 0; i < n; i++) order[i] = i;
@@ -148,6 +219,7 @@ inline void runBlock() {
 			Warp &w = b.warps[i];
 			Fiber *first = &b.fibers[i * 32];
 			if (!w.live) continue;
+			if (w.done < w.products.size() && draw(2)) perform(w, w.products.size());
 			int start = (int)draw(w.size);
 			for (int k = 0; k < w.size; k++) {
 				Fiber *f = first + (start + k) % w.size;
@@ -161,6 +233,10 @@ inline void runBlock() {
 		}
 		for (Fiber &f : b.fibers) f.waiting = false, alive = alive || !f.done;
 	}
+	for (Warp &w : b.warps) {
+		if (w.sums.size()) fail("products that nobody waits for");
+		if (w.asked != b.warps[w.number / 4 * 4].asked) fail("products that the warps of a group don't agree on");
+	}
 }
 
 inline void launch(const Shape &s, void (*kernel)(const void *), const void *args) {
@@ -169,15 +245,16 @@ inline void launch(const Shape &s, void (*kernel)(const void *), const void *arg
 	b.fibers.resize(s.threads), b.warps.resize((s.threads + 31) / 32);
 	if (b.stacks.size() < s.threads * (size_t)(64 << 10)) b.stacks.resize(s.threads * (size_t)(64 << 10));
 	for (u32 i = 0; i < s.threads; i++) b.fibers[i].id = Index{i, 0, 0}, b.fibers[i].lane = i % 32;
-	b.shared = (char *)aligned_alloc(1024, (s.shared + 2047) & ~(size_t)1023);
+	b.bytes = s.shared;
+	for (char **p : {&b.shared, &b.seen}) *p = (char *)aligned_alloc(1024, (s.shared + 2047) & ~(size_t)1023);
 	u64 all = (u64)s.grid.x * s.grid.y * s.grid.z, from = draw(all < 1u << 31 ? (u32)all : 1u << 31);
 	for (u64 k = 0; k < all; k++) {
 		u64 i = (from + k) % all;
 		b.id = Index{(u32)(i % s.grid.x), (u32)(i / s.grid.x % s.grid.y), (u32)(i / s.grid.x / s.grid.y)};
-		memset(b.shared, 0xff, s.shared);
+		memset(b.shared, 0xff, s.shared), memset(b.seen, 0xff, s.shared);
 		runBlock();
 	}
-	free(b.shared);
+	free(b.shared), free(b.seen);
 }
 } // namespace emu
 
@@ -243,9 +320,20 @@ DEVICE void count(i32 *p) { ++*p; }
 typedef char *Shared;
 DEVICE Shared sharedAddress(const void *p) { return (Shared)p; }
 
+namespace emu {
+inline void perform(Copy &c) {
+	memcpy(c.to, c.from, c.n);
+	memset(c.to + c.n, 0, 16 - c.n);
+	memset(block.seen + (c.to - block.shared), 0xff, 16);
+	c.done = true;
+}
+} // namespace emu
+
 DEVICE void copyAsync(Shared to, const void *from, int n) {
 	if (((uintptr_t)to | (uintptr_t)from) & 15) emu::fail("an asynchronous copy that isn't aligned to 16 bytes");
-	emu::block.current->copies.push_back({to, (const char *)from, n});
+	if (to < emu::block.shared || to + 16 > emu::block.shared + emu::block.bytes) emu::fail("an asynchronous copy out of shared memory");
+	emu::block.current->copies.push_back({to, (const char *)from, n, false});
+	if (emu::draw(4) == 0) emu::perform(emu::block.current->copies.back());
 }
 DEVICE void copyCommit() { emu::block.current->groups.push_back(emu::block.current->copies.size()); }
 template <int N> DEVICE void copyWait() {
@@ -253,8 +341,8 @@ template <int N> DEVICE void copyWait() {
 	if (f.groups.size() <= N) return;
 	size_t groups = f.groups.size() - N, end = f.groups[groups - 1];
 	for (size_t i = 0; i < end; i++) {
-		memcpy(f.copies[i].to, f.copies[i].from, f.copies[i].n);
-		memset(f.copies[i].to + f.copies[i].n, 0, 16 - f.copies[i].n);
+		if (!f.copies[i].done) emu::perform(f.copies[i]);
+		f.landed.push_back(f.copies[i].to);
 	}
 	f.copies.erase(f.copies.begin(), f.copies.begin() + end);
 	f.groups.erase(f.groups.begin(), f.groups.begin() + groups);
@@ -322,3 +410,66 @@ template <int M, int N> DEVICE void multiply(float (&c)[M][N][4], const u32 (&a)
 		}
 	});
 }
+
+// Asynchronous products. They see what copies have brought when the thread that copied has waited and fenced.
+DEVICE void fenceShared() {
+	for (char *p : emu::block.current->landed) memcpy(emu::block.seen + (p - emu::block.shared), p, 16);
+	emu::block.current->landed.clear();
+}
+DEVICE void fenceSums() {
+	emu::collect(nullptr, [](emu::Warp &w) { w.fenced = true; });
+}
+DEVICE void commitProducts() {
+	emu::collect(nullptr, [](emu::Warp &w) { w.groups.push_back(w.products.size()); });
+}
+template <int N> DEVICE void waitProducts() {
+	emu::collect(nullptr, [](emu::Warp &w) {
+		if (w.groups.size() <= N) return;
+		size_t end = w.groups[w.groups.size() - 1 - N];
+		emu::perform(w, end > w.done ? end : w.done);
+		for (auto &s : w.sums) {
+			s->done = true;
+			for (size_t i = end; i < w.products.size(); i++) s->done = s->done && w.products[i].sums != s.get();
+			for (int l = 0; s->done && l < 32; l++) memcpy(s->at[l], &s->v[(size_t)l * s->each], s->each * 4);
+		}
+		for (size_t i = w.sums.size(); i-- > 0;) {
+			if (w.sums[i]->done) w.sums.erase(w.sums.begin() + i);
+		}
+		w.products.erase(w.products.begin(), w.products.begin() + end), w.done -= end;
+		w.groups.erase(w.groups.begin(), w.groups.end() - N);
+		for (size_t &g : w.groups) g -= end;
+		w.fenced = false;
+	});
+}
+template <bool ACROSS_A = false, bool ACROSS_B = false, int N> DEVICE void multiplyAsync(float (&c)[N], u64 a, u64 b) {
+	struct Mine { float *c; u64 a, b; } mine = {c, a, b};
+	emu::collect(&mine, [](emu::Warp &w) {
+		emu::Sums *sums = nullptr;
+		Mine *first = (Mine *)w.data[0];
+		for (auto &s : w.sums) {
+			if (s->at[0] == first->c) sums = s.get();
+		}
+		if (!sums) {
+			if (!w.fenced) emu::fail("sums that aren't fenced");
+			w.sums.push_back(std::make_unique<emu::Sums>());
+			sums = w.sums.back().get();
+			sums->each = N;
+			for (int l = 0; l < 32; l++) {
+				sums->at[l] = ((Mine *)w.data[l])->c;
+				sums->v.insert(sums->v.end(), sums->at[l], sums->at[l] + N);
+				memset(sums->at[l], 0xff, N * 4);
+			}
+		}
+		for (int l = 0; l < 32; l++) {
+			Mine *m = (Mine *)w.data[l];
+			if (m->a != first->a || m->b != first->b || m->c != sums->at[l]) emu::fail("a product that lanes don't agree on");
+		}
+		w.products.push_back({first->a, first->b, ACROSS_A, ACROSS_B, sums});
+		w.asked = (w.asked ^ first->a) * 0x9e3779b97f4a7c15ull + (first->b ^ N);
+		if (emu::draw(3) == 0) emu::perform(w, w.products.size());
+	});
+}
+template <int N> DEVICE void settled(float (&c)[N]) {
+	for (float &v : c) asm volatile("" : "+m"(v));
+}
+DEVICE u32 sharedOffset(Shared at) { return (u32)(at - emu::block.shared) + emu::sharedBegins; }
