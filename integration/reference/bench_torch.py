@@ -57,8 +57,8 @@ class Judges(nn.Module):
         for judge in self.children():
             judge.prepare()
 
-    def forward(self, x, slices):
-        return [self.image_discriminator(gan.cut(x, "z", slices)), self.video_discriminator(x)]
+    def forward(self, x, image):
+        return [self.image_discriminator(image), self.video_discriminator(x)]
 
 
 def parameters(module):
@@ -124,11 +124,12 @@ class Case:
         y = y.float()
         loss = (y - self.x).abs().mean() + 0.25 * (z - q).square().mean()
         if self.judges:
+            # Cut outside of what is compiled: it would be compiled anew for each slice.
             slices = torch.randint(self.x.shape[2], (self.batch,)).tolist()
             with torch.autocast(self.device, torch.bfloat16):
-                of_scans = self.judge(self.x, slices)
+                of_scans = self.judge(self.x, gan.cut(self.x, "z", slices))
                 self.judges.requires_grad_(False)
-                of_fakes = self.judge(y, slices)
+                of_fakes = self.judge(y, gan.cut(y, "z", slices))
                 self.judges.requires_grad_(True)
             for (_, features), (on_fake, fakes) in zip(of_scans, of_fakes):
                 loss = loss + deceive(on_fake.float()).mean() + 4 * sum((f - g.detach()).abs().mean() for f, g in zip(fakes, features))
@@ -138,7 +139,7 @@ class Case:
         self.adam.step()
         if self.judges:
             with torch.autocast(self.device, torch.bfloat16):
-                of_fakes = self.judge(y.detach(), slices)
+                of_fakes = self.judge(y.detach(), gan.cut(y.detach(), "z", slices))
             loss = sum((real(r.float()).mean() + fake(f.float()).mean()) / 2 for (r, _), (f, _) in zip(of_scans, of_fakes))
             self.judge_adam.zero_grad(set_to_none=True)
             loss.backward()
@@ -165,7 +166,7 @@ def measure(a, *case):
     except torch.cuda.OutOfMemoryError:
         return {"failed": "out of memory"}
     except Exception as e:  # whatever a compiler throws; the rest is measured all the same
-        return {"failed": f"{type(e).__name__}: {e}".splitlines()[0][:300]}
+        return {"failed": " ".join(f"{type(e).__name__}: {e}".split())[:300]}
 
 
 def main():
