@@ -57,7 +57,7 @@ func New(threads int) *Engine {
 	panic("cpu: no kernels") // the plain Go level is always there
 }
 
-// NewWith makes an engine with the kernels of one level: "avx512", "avx2" or "go".
+// NewWith makes an engine with the kernels of one level, "avx512", "avx2" or "go", for who compares levels on one machine.
 func NewWith(name string, threads int) (*Engine, error) {
 	for _, l := range levels() {
 		switch {

@@ -82,9 +82,6 @@ func (v *Value) stored() *Value {
 	return v
 }
 
-// Halo is the number of columns in front of and behind each row, and what they hold.
-func (v *Value) Halo() (columns int, holds gpu.Padding) { return v.halo, v.pad }
-
 // Wide keeps values, and their gradients, float32 on engines whose activations are narrower.
 func (g *Graph) Wide(vs ...*Value) {
 	for _, v := range vs {

@@ -172,8 +172,8 @@ func TestDiscriminatorsComeAndGo(t *testing.T) {
 	if err := gan.LoadWeights(state(t, gan), false); err != nil {
 		t.Error(err)
 	}
-	if gan.judges.steps != 0 || gan.Steps() != 0 {
-		t.Errorf("weights begin at step %d, discriminators at %d", gan.Steps(), gan.judges.steps)
+	if gan.judges.steps != 0 || gan.step != 0 {
+		t.Errorf("weights begin at step %d, discriminators at %d", gan.step, gan.judges.steps)
 	}
 }
 

@@ -193,23 +193,15 @@ func (s *Session) Plan() *nn.Plan {
 	return p
 }
 
-// Config is the model's shape.
-func (s *Session) Config() Config { return s.c }
-
-// Steps is the number of optimiser steps taken.
-func (s *Session) Steps() int { return s.step }
-
 // Latents is the size of a patch's code grid, x, y, z.
 func (s *Session) Latents() [3]int { return s.c.Latents(s.o.Patch) }
 
 func (s *Session) voxels() int { return s.o.Patch[0] * s.o.Patch[1] * s.o.Patch[2] }
 
-// cells is the number of latents of a patch, codesLen of their codes, latentLen of their floats.
+// cells is the number of latents of a patch, codesLen of their codes.
 func (s *Session) cells() int { return product(s.Latents()) }
 
 func (s *Session) codesLen() int { return s.cells() * s.c.Depth() }
-
-func (s *Session) latentLen() int { return s.cells() * s.c.Embedding }
 
 // passes calls f for each micro-batch of n patches, with its program of a phase, ready to run, and its first patch.
 func (s *Session) passes(n int, ph phase, f func(p *program, at int)) {

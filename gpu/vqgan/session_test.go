@@ -231,7 +231,7 @@ func TestGradientIsThatOfTheLoss(t *testing.T) {
 		x := smooth(o.Patch, 2, 5)
 		got, stats := gradient(t, s, x, 2)
 
-		z0, q0 := make([]float32, 2*s.latentLen()), make([]float32, 2*s.latentLen())
+		z0, q0 := make([]float32, 2*s.cells()*c.Embedding), make([]float32, 2*s.cells()*c.Embedding)
 		codes := make([]int32, 2*s.codesLen())
 		if err := s.Reconstruct(make([]float32, len(x)), x, 2, false, codes); err != nil {
 			t.Fatal(err)

@@ -95,8 +95,8 @@ func TestLoadWeightsStartsANewRun(t *testing.T) {
 		if err := fresh.Reconstruct(got, x, 1, false, nil); err != nil {
 			t.Fatal(err)
 		}
-		if !slices.Equal(got, want) || fresh.Steps() != 0 {
-			t.Errorf("ema %v: another reconstruction, or step %d", ema, fresh.Steps())
+		if !slices.Equal(got, want) || fresh.step != 0 {
+			t.Errorf("ema %v: another reconstruction, or step %d", ema, fresh.step)
 		}
 		if stats := step(t, fresh, 3, 2); stats.Restarted != 0 {
 			t.Errorf("%d codes restarted at once", stats.Restarted)

@@ -3,7 +3,6 @@ package checkpoint
 import (
 	"testing"
 
-	"github.com/flowrun/flowrun/stages/safetensors"
 	"github.com/flowrun/flowrun/stages/volume"
 )
 
@@ -19,7 +18,7 @@ func benchState() *volume.Snapshot {
 func BenchmarkSave(b *testing.B) {
 	state := benchState()
 	s := open1(b, b.TempDir(), 1, "psnr")
-	b.SetBytes(safetensors.Bytes(state.Arrays))
+	b.SetBytes(dataBytes(state.Arrays))
 	b.ReportAllocs()
 	for b.Loop() {
 		save(b, s, state)
@@ -30,7 +29,7 @@ func BenchmarkLoad(b *testing.B) {
 	state := benchState()
 	s := open1(b, b.TempDir(), 1, "psnr")
 	save(b, s, state)
-	b.SetBytes(safetensors.Bytes(state.Arrays))
+	b.SetBytes(dataBytes(state.Arrays))
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := Load(s.path(1)); err != nil {

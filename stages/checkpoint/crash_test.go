@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/flowrun/flowrun/stages/files"
-	"github.com/flowrun/flowrun/stages/safetensors"
 	"github.com/flowrun/flowrun/stages/volume"
 	"pgregory.net/rapid"
 )
@@ -218,7 +217,7 @@ func TestAFailedSaveChangesNothing(t *testing.T) {
 	s := open1(t, dir, 1, "psnr")
 	save(t, s, snap(1, 33), snap(2, 31), snap(3, 32))
 	before := list(t, dir)
-	room := int(safetensors.Bytes(big(4).Arrays))
+	room := int(dataBytes(big(4).Arrays))
 	rapid.Check(t, func(t *rapid.T) {
 		s := *s
 		at := rapid.SampledFrom([]string{"create", "write", "seal", "sync", "close", "rename"}).Draw(t, "at")
@@ -285,7 +284,7 @@ func TestReadOnlyFolder(t *testing.T) {
 }
 
 func TestOpenWhereAFileIs(t *testing.T) {
-	path := putBytes(t, nil)
+	path := put(t, "format", "pt")
 	if _, err := Open(path, Options{}); err == nil || err.Error() != path+": not a directory" {
 		t.Errorf("got %v", err)
 	}

@@ -1,8 +1,8 @@
 package checkpoint
 
 import (
+	"bytes"
 	"cmp"
-	"encoding/binary"
 	"fmt"
 	"math"
 	"os"
@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/flowrun/flowrun/stages/safetensors"
 	"github.com/flowrun/flowrun/stages/volume"
 )
 
@@ -21,18 +22,22 @@ func check(t testing.TB, err error) {
 	}
 }
 
-// put writes a safetensors file of a header and data to a fresh path.
-func put(t testing.TB, header, data string) string {
+// put writes a file of one tensor and this metadata, as another program would, to a fresh path.
+func put(t testing.TB, key, value string) string {
 	t.Helper()
-	b := binary.LittleEndian.AppendUint64(nil, uint64(len(header)))
-	return putBytes(t, append(append(b, header...), data...))
+	var b bytes.Buffer
+	check(t, safetensors.Write(&b, []safetensors.Array{{Name: "a", Shape: []int{2}, Values: safetensors.U16{1, 2}}}, map[string]string{key: value}))
+	path := filepath.Join(t.TempDir(), "a.safetensors")
+	check(t, os.WriteFile(path, b.Bytes(), 0o666))
+	return path
 }
 
-func putBytes(t testing.TB, b []byte) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "a.safetensors")
-	check(t, os.WriteFile(path, b, 0o666))
-	return path
+// dataBytes is how many bytes arrays are in a file, about.
+func dataBytes(arrays []volume.Array) (bytes int64) {
+	for _, a := range arrays {
+		bytes += 4 * int64(len(a.Data))
+	}
+	return bytes
 }
 
 // same compares arrays bit by bit.

@@ -337,11 +337,11 @@ func TestSaveRefuses(t *testing.T) {
 }
 
 func TestLoadRefusesWhatSaveDidNotWrite(t *testing.T) {
-	foreign := put(t, `{"__metadata__":{"format":"pt"},"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}`, "abcd")
-	unsealed := put(t, `{"__metadata__":{"flowrun":"{\"version\":1,\"step\":3}"},"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}`, "abcd")
-	newer := put(t, `{"__metadata__":{"flowrun":"{\"version\":2,\"step\":\"three\"}"}}`, "")
-	odd := put(t, `{"__metadata__":{"flowrun":"{\"version\":1,\"step\":-3}"}}`, "")
-	text := put(t, `{"__metadata__":{"flowrun":"three"}}`, "")
+	foreign := put(t, "format", "pt")
+	unsealed := put(t, "flowrun", `{"version":1,"step":3}`)
+	newer := put(t, "flowrun", `{"version":2,"step":"three"}`)
+	odd := put(t, "flowrun", `{"version":1,"step":-3}`)
+	text := put(t, "flowrun", "three")
 	for path, want := range map[string]string{
 		foreign:  "not a checkpoint: no flowrun entry in the metadata",
 		unsealed: "no checksum: not written by flowrun, or damaged",

@@ -105,7 +105,7 @@ func TestList(t *testing.T) {
 			if s.Index != i {
 				t.Errorf("%s: %s has index %d", c.codes, s.ID, s.Index)
 			}
-			if _, err := Load(s.Path); err != nil {
+			if _, err := Read(s.Path); err != nil {
 				t.Error(err)
 			}
 		}
@@ -138,7 +138,7 @@ func TestList(t *testing.T) {
 	if _, _, err := List(LoadOptions{}); err == nil {
 		t.Error("nothing was named")
 	}
-	if _, err := Load(at("none")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := Read(at("none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -17,15 +17,6 @@ type File struct {
 	Sealed bool // it has a seal, which is right: these are the codes that were saved. Without, another program wrote the file.
 }
 
-// Load reads a file of codes, whole: see Read.
-func Load(path string) (*volume.Codes, error) {
-	f, err := Read(path)
-	if err != nil {
-		return nil, err
-	}
-	return f.Codes, nil
-}
-
 // Read reads a file that Save or another program wrote. It holds codes, or latents, or both. Codes are below the size of the
 // codebook, latents are finite, the shapes agree with the grid and the tiles cover the volume. Codes may be of any type of
 // integers, latents of any type of floats. Tensors of other names are passed over. Scan.Path is path. Errors start with the

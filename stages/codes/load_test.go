@@ -203,7 +203,7 @@ func FuzzRead(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := Load(path)
+		again, err := Read(path)
 		if err != nil {
 			t.Fatal(err)
 		}

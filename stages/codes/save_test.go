@@ -90,7 +90,7 @@ func TestAFailedSaveChangesNothing(t *testing.T) {
 	if _, err := save(disk, dir, c, SaveOptions{}); !errors.Is(err, syscall.ENOSPC) || err.Error() != path+": no space left on device" {
 		t.Errorf("got %v", err)
 	}
-	got, err := Load(path)
+	got, err := Read(path)
 	check1(t, err)
 	if got.Index[0] != 0 {
 		t.Error("the file has changed")
@@ -160,7 +160,7 @@ func TestLongNames(t *testing.T) {
 		scan.ID, c.Scan = id, &scan
 		path := save1(t, c, SaveOptions{Name: names[id]})
 		name := filepath.Base(path)
-		f, err := Load(path)
+		f, err := Read(path)
 		check1(t, err)
 		if f.Scan.ID != id || !utf8.ValidString(name) || !strings.HasSuffix(name, Ending) || seen[name] {
 			t.Errorf("%s of %q", name, f.Scan.ID)

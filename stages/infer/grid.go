@@ -36,7 +36,9 @@ func (g *Grid) tag(v *volume.Volume, i int) volume.Tag {
 	return volume.Tag{Scan: v.Scan.ID, Index: v.Scan.Index, Epoch: v.Epoch, Tile: i, Tiles: g.Len(), Origin: g.Tile(i), Size: g.Patch}
 }
 
-// Tiling says how a volume is cut up for Encode and Decode.
+// Tiling says how a volume is cut up for Encode and Decode. Tiles are the smaller of a patch and the padded volume along each axis, and
+// neighbours overlap by at least twice what a code, or a voxel, sees to either side: cut in the middle of each overlap (merge's window
+// crop), nothing has seen a border that isn't the volume's.
 type Tiling struct {
 	// Patch is the largest tile, voxels: a multiple of the downsampling and at most the model's patch, which zero stands for.
 	Patch [3]int
@@ -53,19 +55,6 @@ func (o *Tiling) patch(m Model) [3]int {
 		return m.Patch()
 	}
 	return o.Patch
-}
-
-// Exact is the grids of exact tiling for a volume of dims: those of the tiles that are encoded and that are decoded. Tiles are
-// the smaller of a patch and the padded volume along each axis, and neighbours overlap by at least twice what a code, or a
-// voxel, sees to either side: cut in the middle of each overlap (merge's window crop), nothing has seen a border that isn't
-// the volume's.
-//
-// It is an error if the model's results depend on all of a tile, or if tiles of this patch are too small to overlap so.
-func Exact(m Model, dims [3]int, o Tiling) (encode, decode Grid, err error) {
-	if encode, err = exactEncode(m, dims, o); err == nil {
-		decode, err = exactDecode(m, dims, o)
-	}
-	return encode, decode, err
 }
 
 // CheckPatch says what is wrong with o.Patch for the exact tiling of a volume of dims that is encoded, decoded, or both. It is nil

@@ -87,13 +87,6 @@ func (t *tally) measures(width float64) Measures {
 // psnr is that of a mean squared error in units of [-1, 1], whose range is 2. NaN stays NaN.
 func psnr(mse float64) float64 { return min(10*math.Log10(4/mse), MaxPSNR) }
 
-// PSNR returns 10·log10(4/MSE) in dB of two images in [-1, 1], clipped, at most MaxPSNR. The images are of one length.
-func PSNR(orig, recon []float32) float64 {
-	t := sums(orig, recon, &limits{})
-	square, _, n := t.total(Air)
-	return psnr(square / float64(n))
-}
-
 // sums measures one run of voxels.
 func sums(orig, recon []float32, l *limits) (t tally) {
 	recon = recon[:len(orig)]
@@ -118,9 +111,6 @@ func sums(orig, recon []float32, l *limits) (t tally) {
 
 // clip keeps NaN.
 func clip(x float32) float32 { return max(-1, min(1, x)) }
-
-// MarshalJSON writes NaN and infinities as null.
-func (m Measures) MarshalJSON() ([]byte, error) { return object(m.fields()) }
 
 // field is one named value of a result: of a JSON object, or of a row of CSV.
 type field struct {

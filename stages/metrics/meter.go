@@ -8,28 +8,14 @@ type ScanResult struct {
 	Measures
 }
 
-// MarshalJSON writes the measures and the scan's id.
-func (s ScanResult) MarshalJSON() ([]byte, error) {
-	return object(append([]field{{"id", s.ID}}, s.fields()...))
-}
-
 // Result is the measures of all scans. Those of Measures are pooled: every voxel counts the same, whatever scan it is of.
 type Result struct {
 	Measures
-	PSNRMean     float64    // mean of the scans' PSNR
-	PSNRBodyMean float64    // mean of the scans' PSNRBody, over the scans that have a body
-	SSIMMean     float64    // mean of the scans' SSIM
-	Window       [2]float64 // HU of -1 and 1
-	WindowHU     float64    // the range of PSNR: the window's width, HU
+	PSNRMean     float64 // mean of the scans' PSNR
+	PSNRBodyMean float64 // mean of the scans' PSNRBody, over the scans that have a body
+	SSIMMean     float64 // mean of the scans' SSIM
+	WindowHU     float64 // the range of PSNR: the window's width, HU
 	Scans        []ScanResult
-}
-
-// MarshalJSON writes NaN and infinities as null.
-func (r Result) MarshalJSON() ([]byte, error) {
-	return object(append(r.fields(), []field{
-		{"psnr_mean", r.PSNRMean}, {"psnr_body_mean", r.PSNRBodyMean}, {"ssim_mean", r.SSIMMean},
-		{"window", r.Window}, {"window_hu", r.WindowHU}, {"scans", r.Scans},
-	}...))
 }
 
 // Meter accumulates measures, a block of voxels at a time: a patch, or a whole scan. Set Window, then for each scan call
@@ -70,7 +56,7 @@ func (m *Meter) Add(orig, recon []float32, size [3]int) error {
 
 // Result returns what has been measured so far.
 func (m *Meter) Result() Result {
-	r := Result{Window: m.Window, WindowHU: m.Window[1] - m.Window[0]}
+	r := Result{WindowHU: m.Window[1] - m.Window[0]}
 	var all tally
 	var psnrs, bodies, ssims mean
 	for i, t := range m.scans {

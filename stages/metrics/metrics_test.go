@@ -60,11 +60,24 @@ func near(t *testing.T, name string, got, want, tolerance float64) {
 	}
 }
 
+// ssim is SSIM of volumes held whole.
+func ssim(orig, recon []float32, size [3]int, workers int) float64 {
+	s := NewSSIM(size, workers)
+	plane := size[0] * size[1]
+	for z := range size[2] {
+		s.Add(orig[z*plane:][:plane], recon[z*plane:][:plane])
+	}
+	return s.Mean()
+}
+
 func TestSSIMAndPSNRAreThoseOfScikitImage(t *testing.T) {
 	for _, c := range loadReference(t).SSIM {
 		a, b := image(c.Size, 0), image(c.Size, 1)
-		near(t, "SSIM", SSIM3D(a, b, c.Size, 2), c.SSIM, 1e-9)
-		near(t, "PSNR", PSNR(a, b), c.PSNR, 1e-9)
+		near(t, "SSIM", ssim(a, b, c.Size, 2), c.SSIM, 1e-9)
+		m := newMeter()
+		m.BeginScan("a")
+		check(t, m.Add(a, b, c.Size))
+		near(t, "PSNR", m.Result().PSNR, c.PSNR, 1e-9)
 	}
 }
 
@@ -113,9 +126,9 @@ func drawSize(t *rapid.T, most int) (s [3]int) {
 func TestSSIMBitsDoNotDependOnWorkers(t *testing.T) {
 	size := [3]int{17, 2*chunk + 31, 13} // several chunks of rows
 	a, b := image(size, 0), image(size, 1)
-	want := SSIM3D(a, b, size, 1)
+	want := ssim(a, b, size, 1)
 	for _, workers := range []int{0, 2, 5} {
-		if got := SSIM3D(a, b, size, workers); got != want {
+		if got := ssim(a, b, size, workers); got != want {
 			t.Errorf("%d workers: %v, want %v", workers, got, want)
 		}
 	}
@@ -125,7 +138,7 @@ func TestSSIMOfAnImageWithItselfIsOne(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		size := drawSize(t, 15)
 		v := image(size, 0)
-		if s := SSIM3D(v, v, size, 1); math.Abs(s-1) > 1e-12 {
+		if s := ssim(v, v, size, 1); math.Abs(s-1) > 1e-12 {
 			t.Fatalf("size %v: %v", size, s)
 		}
 	})
@@ -165,14 +178,6 @@ func TestMeterByHand(t *testing.T) {
 	if r.Voxels != 8 || r.WindowHU != 2000 {
 		t.Errorf("%+v", r)
 	}
-
-	data, err := json.Marshal(r)
-	check(t, err)
-	for _, want := range []string{`"psnr_body":null`, `"psnr":100`, `"window_hu":2000`, `"window":[-1000,1000]`, `"id":"c"`, `"voxels":8`} {
-		if !strings.Contains(string(data), want) {
-			t.Errorf("JSON lacks %s: %s", want, data)
-		}
-	}
 }
 
 func TestMeterSurfacesNaN(t *testing.T) {
@@ -183,7 +188,7 @@ func TestMeterSurfacesNaN(t *testing.T) {
 	if !math.IsNaN(r.PSNR) || !math.IsNaN(r.SSIM) || !math.IsNaN(r.L1) {
 		t.Errorf("%+v", r)
 	}
-	if data, err := json.Marshal(r.Measures); err != nil || !strings.Contains(string(data), `"psnr":null`) {
+	if data, err := json.Marshal(Row{Measures: r.Measures}); err != nil || !strings.Contains(string(data), `"psnr":null`) {
 		t.Errorf("%s %v", data, err)
 	}
 }
@@ -205,8 +210,7 @@ func TestMeterBlocksAndWorkersDoNotMatterToSums(t *testing.T) {
 	if w, s := fmt.Sprint(whole.Result()), fmt.Sprint(sliced.Result()); w != s { // NaN is NaN
 		t.Errorf("%s\n%s", w, s)
 	}
-	near(t, "SSIM", whole.Result().SSIM, SSIM3D(a, b, size, 1), 0)
-	near(t, "PSNR", whole.Result().PSNR, PSNR(a, b), 1e-12)
+	near(t, "SSIM", whole.Result().SSIM, ssim(a, b, size, 1), 0)
 }
 
 func TestMeterRefuses(t *testing.T) {
@@ -287,7 +291,7 @@ func BenchmarkSSIM(b *testing.B) {
 	x, y := image(size, 0), image(size, 1)
 	b.ReportAllocs()
 	for b.Loop() {
-		SSIM3D(x, y, size, 1)
+		ssim(x, y, size, 1)
 	}
 	b.ReportMetric(float64(len(x))*float64(b.N)/b.Elapsed().Seconds(), "voxels/s")
 }

@@ -59,16 +59,6 @@ func (s *SSIM) Mean() float64 {
 	return sum / float64(n)
 }
 
-// SSIM3D returns the SSIM of two volumes of size x, y, z held whole.
-func SSIM3D(orig, recon []float32, size [3]int, workers int) float64 {
-	s := NewSSIM(size, workers)
-	plane := size[0] * size[1]
-	for z := range size[2] {
-		s.Add(orig[z*plane:][:plane], recon[z*plane:][:plane])
-	}
-	return s.Mean()
-}
-
 // slice adds the windows whose first padded slice is z. Rows are summed apart and added in order.
 func (s *SSIM) slice(z int) {
 	s.share(len(s.scratch), func(worker, lo, hi int) { s.chunk(s.scratch[worker], z, lo, hi) })

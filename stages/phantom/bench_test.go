@@ -2,12 +2,13 @@ package phantom
 
 import "testing"
 
-func BenchmarkGenerate(b *testing.B) {
+func BenchmarkSlices(b *testing.B) {
 	o := Options{Size: [3]int{128, 128, 128}, Noise: 12}
 	b.ReportAllocs()
 	for b.Loop() {
 		o.Seed++
-		Generate(o)
+		for range Slices(o) {
+		}
 	}
 	b.ReportMetric(float64(o.Size[0]*o.Size[1]*o.Size[2])*float64(b.N)/b.Elapsed().Seconds(), "voxels/s")
 }

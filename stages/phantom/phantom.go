@@ -16,7 +16,6 @@ import (
 	"math"
 	"runtime"
 	"sync"
-	"sync/atomic"
 
 	"github.com/flowrun/flowrun/stages/volume"
 )
@@ -70,34 +69,9 @@ func (o *Options) Affine() volume.Affine {
 	return m
 }
 
-// Phantom is a whole volume.
-type Phantom struct {
-	Dims    [3]int
-	Spacing [3]float64 // mm
-	Vox     []int16    // HU, x fastest
-}
-
-// Generate draws a phantom on all cores; the voxels are a function of o alone. Options that Check refuses panic.
-func Generate(o Options) *Phantom {
-	s := newScene(o)
-	p := &Phantom{Dims: o.Size, Spacing: o.Voxel(), Vox: make([]int16, o.Size[0]*o.Size[1]*o.Size[2])}
-	plane := o.Size[0] * o.Size[1]
-	var next atomic.Int64
-	var wg sync.WaitGroup
-	for range workers(o) {
-		wg.Go(func() {
-			c := s.newCanvas()
-			for z := int(next.Add(1)) - 1; z < o.Size[2]; z = int(next.Add(1)) - 1 {
-				c.draw(z, p.Vox[z*plane:][:plane])
-			}
-		})
-	}
-	wg.Wait()
-	return p
-}
-
-// Slices draws a phantom slice by slice, in order from z = 0, on all cores and with a few slices in memory. A slice is
-// valid until the next one is asked for. Options that Check refuses panic.
+// Slices draws a phantom slice by slice, in order from z = 0, on all cores and with a few slices in memory. A slice is Size[0]·Size[1]
+// samples in HU, x fastest, and valid until the next one is asked for; its samples are a function of o alone. Options that Check
+// refuses panic.
 func Slices(o Options) iter.Seq2[int, []int16] {
 	return func(yield func(int, []int16) bool) {
 		s := newScene(o)

@@ -251,9 +251,6 @@ func (q *Queue) flush() {
 	}
 }
 
-// Failed ends when the connection can't be used any more; its cause says why.
-func (q *Queue) Failed() context.Context { return q.ctx }
-
 // bind gives a context that ends with ctx, and with the connection.
 func (q *Queue) bind(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -2,6 +2,8 @@ package queue
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"io"
 	"net"
@@ -113,6 +115,12 @@ func (b *bench) trainer(q *Queue, held int, change ...func(*IntakeOptions)) *Int
 	b.check(err)
 	b.Cleanup(in.Close)
 	return in
+}
+
+// digestOf is the digest of b as scans have it.
+func digestOf(b []byte) string {
+	sum := sha256.Sum256(b)
+	return digestPrefix + hex.EncodeToString(sum[:])
 }
 
 func ref(name string, epoch, epochs, scans int) Scan {

@@ -90,12 +90,6 @@ func isKey(text string) bool {
 	return len(text) == 16 && strings.Trim(text, "0123456789abcdef") == ""
 }
 
-// digestOf is "sha256:" and the hex digest of b.
-func digestOf(b []byte) string {
-	sum := sha256.Sum256(b)
-	return digestPrefix + hex.EncodeToString(sum[:])
-}
-
 const digestPrefix = "sha256:"
 
 // NoDigest stands for that of a file that couldn't be read.

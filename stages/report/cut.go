@@ -53,22 +53,6 @@ func (c *cutter) slice(z int, at func(int) float32) {
 // Centre is the middle voxel.
 func Centre(size [3]int) [3]int { return [3]int{size[0] / 2, size[1] / 2, size[2] / 2} }
 
-// Cut takes the planes out of a volume held whole.
-func Cut(vox []float32, size, at [3]int) (Cuts, error) {
-	c, err := newCutter(size, at)
-	if err != nil {
-		return Cuts{}, err
-	}
-	plane := size[0] * size[1]
-	if len(vox) != plane*size[2] {
-		return Cuts{}, fmt.Errorf("%d voxels in a volume of %v", len(vox), size)
-	}
-	for z := range size[2] {
-		c.slice(z, func(i int) float32 { return vox[z*plane+i] })
-	}
-	return c.cuts, nil
-}
-
 // CutVolume takes the planes out of a volume of samples, scaled by its window to [-1, 1] and clipped. It holds a slice.
 func CutVolume(v *volume.Volume, at [3]int) (Cuts, error) {
 	c, err := newCutter(v.Dims, at)

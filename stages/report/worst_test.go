@@ -52,10 +52,7 @@ func TestWorstSliceMeetsTheWorstVoxel(t *testing.T) {
 			t.Fatalf("at %v, want %v", at, want)
 		}
 		for i, vox := range [][]float32{orig, recon} {
-			c, err := Cut(vox, size, at)
-			if err != nil {
-				t.Fatal(err)
-			}
+			c := cut(t, vox, size, at)
 			got := []Cuts{o, r}[i]
 			for j, p := range [][2][]float32{{got.Axial, c.Axial}, {got.Coronal, c.Coronal}, {got.Sagittal, c.Sagittal}} {
 				if len(p[0]) != len(p[1]) {

@@ -80,8 +80,8 @@ func TestWriteThenReadIsIdentity(t *testing.T) {
 		if err := Write(&b, Floats(arrays), meta); err != nil {
 			t.Fatal(err)
 		}
-		if len(meta) == 0 && Bytes(arrays) != int64(b.Len()) {
-			t.Fatalf("Bytes = %d, wrote %d", Bytes(arrays), b.Len())
+		if h, err := NewHeader(Floats(arrays), meta, false); err != nil || h.Bytes() != int64(b.Len()) {
+			t.Fatalf("%v, Bytes = %d, wrote %d", err, h.Bytes(), b.Len())
 		}
 		if n := binary.LittleEndian.Uint64(b.Bytes()); n%8 != 0 {
 			t.Fatalf("header of %d bytes: not aligned", n)

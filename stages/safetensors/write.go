@@ -75,15 +75,6 @@ func Floats(arrays []volume.Array) []Array {
 	return list
 }
 
-// Bytes is the size on disk of arrays as Write would write them without metadata. Only names and shapes count.
-func Bytes(arrays []volume.Array) int64 {
-	h, err := NewHeader(Floats(arrays), nil, false)
-	if err != nil {
-		return 0
-	}
-	return h.Bytes()
-}
-
 // Write writes arrays as a file without a seal, in the order given, with meta as its __metadata__. The key sha256 is
 // not free: it belongs to sealed files.
 func Write(w io.Writer, arrays []Array, meta map[string]string) error {

@@ -59,7 +59,6 @@ type Writer struct {
 		Truncate(size int64) error
 	}
 	size int64
-	path string
 }
 
 // Create makes an event file in dir for a run that goes on behind a step, 0 for a new one: TensorBoard then drops what
@@ -81,7 +80,7 @@ func Create(dir string, now time.Time, step int) (*Writer, error) {
 		return nil, err
 	}
 	size, err := f.Seek(0, io.SeekEnd)
-	w := &Writer{f: f, path: path, size: size}
+	w := &Writer{f: f, size: size}
 	if err == nil {
 		err = w.event(now, 0, eventVersion, []byte(version))
 	}
@@ -93,9 +92,6 @@ func Create(dir string, now time.Time, step int) (*Writer, error) {
 	}
 	return w, nil
 }
-
-// Path is the file's.
-func (w *Writer) Path() string { return w.path }
 
 // Close closes the file.
 func (w *Writer) Close() error { return w.f.Close() }
