@@ -3,10 +3,8 @@ package flows
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -233,21 +231,5 @@ func TestQueueFilesLoad(t *testing.T) {
 	var b bytes.Buffer
 	if err := j.Plan(context.Background(), &b); err != nil || !strings.Contains(b.String(), "nats://h:1") {
 		t.Errorf("%v: %s", err, &b)
-	}
-}
-
-// A publisher that is started again goes on behind what it published.
-func TestPublishedIsKept(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "published.jsonl")
-	p, err := openPublished(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	one, two := &queue.Scan{Name: "a", Epoch: 1}, &queue.Scan{Name: "a", Epoch: 2}
-	if err := errors.Join(p.add(one), p.add(two)); err != nil {
-		t.Fatal(err)
-	}
-	if p, err = openPublished(path); err != nil || len(slices.Collect(maps.Keys(p.done))) != 2 || !p.has(one) || p.has(&queue.Scan{Name: "b"}) {
-		t.Fatal(p, err)
 	}
 }

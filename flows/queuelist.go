@@ -4,10 +4,8 @@ import (
 	"context"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
-	"github.com/flowrun/flowrun/stages/files"
 	"github.com/flowrun/flowrun/stages/pipe"
 	"github.com/flowrun/flowrun/stages/queue"
 	"github.com/flowrun/flowrun/stages/read"
@@ -129,46 +127,4 @@ func (r *run) watchFolder(ctx context.Context, o queue.ListOptions, emit func(*q
 			return context.Cause(ctx)
 		}
 	}
-}
-
-// published is what a publisher has published, a file of JSON lines: started again, it goes on behind that.
-type published struct {
-	mu    sync.Mutex
-	lines *files.Lines[mark]
-	done  map[mark]bool
-}
-
-type mark struct {
-	Name   string `json:"scan"`
-	Epoch  int    `json:"epoch"`
-	Digest string `json:"digest,omitempty"`
-}
-
-func openPublished(path string) (*published, error) {
-	lines, list, err := files.OpenLines(path, "a published scan", func(m mark) bool { return m.Name != "" })
-	if err != nil {
-		return nil, err
-	}
-	p := &published{lines: lines, done: map[mark]bool{}}
-	for _, m := range list {
-		p.done[mark{Name: m.Name, Epoch: m.Epoch}] = true
-	}
-	return p, nil
-}
-
-func (p *published) has(s *queue.Scan) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.done[mark{Name: s.Name, Epoch: s.Epoch}]
-}
-
-// add brings one more to the disk. A line that a killed run left torn is written over.
-func (p *published) add(s *queue.Scan) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err := p.lines.Add(mark{s.Name, s.Epoch, s.Digest}); err != nil {
-		return err
-	}
-	p.done[mark{Name: s.Name, Epoch: s.Epoch}] = true
-	return nil
 }

@@ -29,7 +29,7 @@ type queues struct {
 	work    *queue.Work
 	intake  *queue.Intake
 	takes   atomic.Pointer[queue.Intake] // the same, for those who ask who is connected
-	list    *published
+	list    *queue.Published
 	patches atomic.Pointer[queue.Stream] // what the server last said
 	looking sync.WaitGroup
 	stop    func()
@@ -93,7 +93,7 @@ func (r *run) openQueue(ctx context.Context, snap *volume.Snapshot) error {
 			}
 		}
 		if err == nil {
-			q.list, err = openPublished(r.file("published.jsonl"))
+			q.list, err = queue.OpenPublished(r.file("published.jsonl"))
 		}
 		if err != nil {
 			return queueError(err)

@@ -50,7 +50,7 @@ func (w *wiring) feed(s *piece) {
 
 func (r *run) publish(ctx context.Context, scan *queue.Scan, o queue.PublishOptions) error {
 	q := r.queues
-	if q.list.has(scan) {
+	if q.list.Has(scan) {
 		return nil
 	}
 	var err error
@@ -69,7 +69,7 @@ func (r *run) publish(ctx context.Context, scan *queue.Scan, o queue.PublishOpti
 	if err := q.feeder.PublishScan(ctx, scan); err != nil {
 		return err
 	}
-	return q.list.add(scan)
+	return q.list.Add(scan)
 }
 
 // send publishes patches. At a stop, and when a trainer in this process has all it wants, what isn't sent is dropped: its scan

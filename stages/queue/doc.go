@@ -14,9 +14,9 @@
 //
 // # Reading order
 //
-// options.go (the keys of the block queue), names.go (subjects, streams, identities), server.go and revive.go (the embedded server),
-// connect.go and auth.go (a connection, its credentials, its end), streams.go (streams and consumers, and the check
-// that the server keeps what it was asked for); then a scan's way: scan.go, objects.go (its bytes), publish.go,
-// receive.go (deliveries, what is held, acks); a patch's: patch.go, ledger.go, trainer.go; and what people see: dead.go,
-// sweep.go, presence.go, status.go.
+// options.go and stage.go (the keys of the block queue and of the stages), names.go (subjects, streams, identities), server.go and
+// revive.go (the embedded server), connect.go and auth.go (a connection, its credentials, its end), streams.go (streams and
+// consumers, and the check that the server keeps what it was asked for); then a scan's way: scan.go, objects.go and digests.go (its
+// bytes), publish.go and published.go (what there is no need to publish again), receive.go (deliveries, what is held, acks),
+// worker.go; a patch's: patch.go, ledger.go, voids.go, trainer.go; and what people see: dead.go, sweep.go, presence.go, status.go.
 package queue
