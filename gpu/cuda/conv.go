@@ -150,6 +150,7 @@ type weightArgs struct {
 type gatherWeightsArgs struct {
 	Parts, DW                                   uint64
 	N, Rows, Columns, Taps, Wide, Q, P, Swapped int32
+	K, S, Group                                 [2]int32 // along y and x
 }
 
 // biasArgs is kernels/weight.cu's BiasArgs.
@@ -159,9 +160,6 @@ type biasArgs struct {
 	Parts    uint64
 	Lanes, _ int32
 }
-
-// threads is how many a tile of a weight gradient takes.
-func (t tile) threads() int { return t.m / 64 * divUp(t.n, 64) * 32 }
 
 // ConvGradWeight adds to dw and db.
 func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace gpu.Ptr) {
@@ -180,21 +178,22 @@ func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace 
 		a.From[i], a.K[i], a.S[i], a.Lo[i] = int32(w.from[i]), int32(c.K[i]), int32(c.S[i]), int32(c.Lo[i])
 	}
 	rows := x.N * w.count[0] * w.count[1]
-	g := gatherWeightsArgs{Parts: a.Out, DW: e.at(dw), Taps: int32(c.Taps()), Q: a.Q.C, P: a.P.C, Swapped: yes(c.Transposed)}
+	g := gatherWeightsArgs{Parts: a.Out, DW: e.at(dw), Taps: int32(c.Taps()), Q: a.Q.C, P: a.P.C, Swapped: yes(c.Transposed),
+		K: [2]int32(a.K[1:]), S: [2]int32(a.S[1:]), Group: [2]int32{1, 1}}
 	var used int
 	if c.Type == gpu.BFloat16 && x.Type == gpu.BFloat16 && dy.Type == gpu.BFloat16 {
 		steps := rows * divUp(w.count[2], depth)
 		share := divUp(steps, w.parts)
 		a.Steps, a.Share = int32(steps), int32(share)
 		g.N, g.Rows, g.Columns, g.Wide = int32(divUp(steps, share)), int32(w.rows()), int32(w.columns()), int32(roundUp(shifted.C, 8))
-		used = int(g.N) * w.rows() * w.columns()
-		run(e, fmt.Sprintf("weight%dx%d", w.tile.m, w.tile.n), [3]int{w.tiles[0], w.tiles[1], int(g.N)}, w.tile.threads(), a)
+		g.Group = [2]int32{int32(w.tile.group[0]), int32(w.tile.group[1])}
+		used = int(g.N) * w.floats()
+		run(e, w.tile.kernel(), [3]int{w.tiles[0], w.tiles[1], int(g.N)}, 256, a)
 	} else {
 		share := divUp(rows, w.directParts)
 		all := c.Taps() * c.In.C * c.Out.C
 		a.Steps, a.Share = int32(rows), int32(share)
-		g.N, g.Wide, g.Columns = int32(divUp(rows, share)), g.Q, g.P
-		g.Rows = g.Taps * g.Q
+		g.N, g.Rows, g.Columns, g.Wide = int32(divUp(rows, share)), g.Taps*g.Q, g.P, g.Q
 		used = int(g.N) * all
 		run(e, "weightDirect", [3]int{divUp(all, 256), 1, int(g.N)}, 256, a)
 	}

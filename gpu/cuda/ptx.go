@@ -46,12 +46,15 @@ func entries(text string) []string {
 // sharedBytes is the dynamic shared memory of the kernels that have some.
 var sharedBytes = map[string]int{
 	"conv256x128": pair(tile{256, 128}), "conv512x64": pair(tile{512, 64}), "conv512x32": pair(tile{512, 32}),
-	"weight256x128": ring(tile{256, 128}), "weight256x64": ring(tile{256, 64}), "weight256x32": ring(tile{256, 32}),
+	"weight9x64": ring(weight9x64), "weight9x32": ring(weight9x32), "weight4x64": ring(weight4x64), "weight4x32": ring(weight4x32),
+	"weight1x128": ring(weight1x128), "weight1x32": ring(weight1x32),
 }
 
 // pair is the bytes of two stages of a convolution: targets, eight more that runs reach, and the weights of a run's taps, bfloat16.
 // Half of the sums pass through it too.
 func pair(t tile) int { return max(2*(t.m+8+longest*t.n)*depth*2, t.m/2*t.n*4) }
 
-// ring is the bytes of four stages of both operands of a weight gradient, bfloat16.
-func ring(t tile) int { return 4 * (t.m + t.n) * depth * 2 }
+// ring is the bytes of the stages of a weight gradient, three under way and those that taps along y meet, each of both operands in bfloat16.
+func ring(t weightTile) int {
+	return (3 + t.group[0]) * ((depth+t.group[1]-1)*t.m + depth*t.n) * 2
+}

@@ -31,7 +31,7 @@ func TestArguments(t *testing.T) {
 	}{
 		{unsafe.Sizeof(convArgs{}), []string{"conv256x128", "conv512x64", "conv512x32", "convDirect"}},
 		{unsafe.Sizeof(packArgs{}), []string{"pack"}},
-		{unsafe.Sizeof(weightArgs{}), []string{"weight256x128", "weight256x64", "weight256x32", "weightDirect"}},
+		{unsafe.Sizeof(weightArgs{}), []string{"weight9x64", "weight9x32", "weight4x64", "weight4x32", "weight1x128", "weight1x32", "weightDirect"}},
 		{unsafe.Sizeof(gatherWeightsArgs{}), []string{"gatherWeights"}},
 		{unsafe.Sizeof(biasArgs{}), []string{"biasSums"}},
 		{unsafe.Sizeof(normArgs{}), []string{"channelNorm", "channelNorm1", "channelNormGrad1", "channelNormGrad2", "channelNormGrad8", "groupSums", "groupGradSums", "groupNorm", "groupGrad"}},

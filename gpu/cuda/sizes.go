@@ -44,7 +44,7 @@ func (Sizes) ConvSizes(c gpu.Conv) gpu.ConvSizes {
 	w := weightGrid(c)
 	floats := w.directParts * taps * ci * co
 	if c.Type == gpu.BFloat16 {
-		floats = max(floats, w.parts*w.rows()*w.columns())
+		floats = max(floats, w.parts*w.floats())
 	}
 	s.Workspace = aligned(4*int64(floats)) + aligned(4*int64(sumParts(c.Out.Voxels())*co))
 	return s

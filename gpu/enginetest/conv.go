@@ -112,7 +112,7 @@ func (a axisKind) size(n int) int {
 	return (n + a.margin) / a.s
 }
 
-// drawConv gives a convolution of a shape in use, each axis by itself, and those axes.
+// drawConv gives a convolution of a shape in use, each axis by itself (y and x often alike), and those axes.
 func drawConv(t *rapid.T) (gpu.Conv, [3]axisKind) {
 	c := gpu.Conv{Pad: drawPad(t), Transposed: rapid.Bool().Draw(t, "transposed")}
 	c.In = drawDims(t, drawChannels(t, "ci"))
@@ -137,10 +137,14 @@ func drawConv(t *rapid.T) (gpu.Conv, [3]axisKind) {
 	c.Out.N = c.In.N
 	in, out := [3]*int{&c.In.D, &c.In.H, &c.In.W}, [3]*int{&c.Out.D, &c.Out.H, &c.Out.W}
 	var axes [3]axisKind
+	alike := rapid.Bool().Draw(t, "alike")
 	for i := range 3 {
 		a := rapid.SampledFrom(kinds).Draw(t, "kind")
-		if flat && i == 0 {
+		switch {
+		case i == 0 && flat:
 			a = kinds[0]
+		case i == 2 && alike:
+			a = axes[1]
 		}
 		if !a.transposed && a.margin == 0 {
 			*in[i] += *in[i] % a.s

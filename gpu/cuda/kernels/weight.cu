@@ -1,6 +1,7 @@
 // Gradients of convolutions' weights and biases. Rows of the product are taps × channels of the shifted operand (the input; of a
 // transposed convolution the output's gradient), columns the channels of the straight one, and the sum goes over the points of
-// the coarser grid, in parts that are added up in order.
+// the coarser grid, in parts that are added up in order. Taps that meet the same points are a group and computed together: rows of
+// a block's tile are groups × channels, each of them for all taps of a group.
 #include "device.h"
 
 struct WeightArgs {
@@ -14,9 +15,11 @@ struct WeightArgs {
 	u64 out; // floats [part][rows][columns]
 };
 
-enum { DEPTH = 32, STAGES = 4 };
+enum { DEPTH = 32, AHEAD = 3 }; // points of a stage, and stages under way
 
 template <int CHUNKS> DEVICE i32 swizzle(i32 row, i32 chunk) { return chunk ^ (CHUNKS >= 8 ? row & 7 : row / 2 & 3); }
+
+DEVICE i32 least(i32 i, i32 j) { return i < j ? i : j; }
 
 DEVICE i32 clamp(i32 i, i32 n) { return i < 0 ? 0 : i >= n ? n - 1 : i; }
 
@@ -36,104 +39,151 @@ DEVICE i32 shiftedRow(const WeightArgs &a, const Row &r, i32 kz, i32 ky, bool &o
 	return (r.n * a.q.d + z) * a.q.h + y;
 }
 
+// firstTap is the first of a group of K taps that lie one step of the grid apart.
+template <int K> DEVICE i32 firstTap(i32 group, i32 step) { return K > 1 && step > 1 ? group : group * K; }
+
 DEVICE i32 straightRow(const WeightArgs &a, const Row &r) {
 	i32 z = a.clampP ? clamp(r.z, a.p.d) : r.z, y = a.clampP ? clamp(r.y, a.p.h) : r.y;
 	return (r.n * a.p.d + z) * a.p.h + y;
 }
 
-// weightTile computes WM*64 rows × WN*FN*8 columns with WM*WN warps. A step is 32 points of a row of the grid.
-template <int WM, int WN, int FN> DEVICE void weightTile(const WeightArgs &a) {
-	constexpr int THREADS = WM * WN * 32, TM = WM * 64, TN = WN * FN * 8, MC = TM / 8, NC = TN / 8, STAGE = (TM + TN) * DEPTH * 2;
+// Walk is where a part's walk is: in a strip of up to 32 points across a plane of the grid, at row y, with so many rows of it
+// from there on, and then left - rows of the strips behind.
+struct Walk { i32 n, z, y, x0, rows, left; };
+
+DEVICE Walk walkOf(const WeightArgs &a, i32 first, i32 left) {
+	i32 across = (a.grid.w + DEPTH - 1) / DEPTH, strip = first / a.grid.h, plane = strip / across, y = first % a.grid.h;
+	return Walk{plane / a.grid.d, plane % a.grid.d, y, strip % across * DEPTH, least(left, a.grid.h - y), left};
+}
+
+// goOn enters the next strip.
+DEVICE void goOn(const WeightArgs &a, Walk &w) {
+	w.left -= w.rows;
+	w.rows = least(w.left, a.grid.h);
+	w.y = 0;
+	if ((w.x0 += DEPTH) < a.grid.w) return;
+	w.x0 = 0;
+	if (++w.z == a.grid.d) w.z = 0, w.n++;
+}
+
+// weightTile computes KY × KX taps of WM*FM*16 rows × WN*FN*8 columns with WM*WN warps. The taps of a group lie one step of the
+// grid apart: tap i meets at point j what tap 0 meets at point j+i. So a part walks along y in strips of 32 points: a stage is the
+// shifted operand's next row, with the KX-1 points behind the strip, and a row of the straight one; the last KY of those
+// meet it. Nothing is loaded twice but what lies behind a strip.
+template <int KY, int KX, int WM, int WN, int FM, int FN> DEVICE void weightTile(const WeightArgs &a) {
+	constexpr int THREADS = WM * WN * 32, TM = WM * FM * 16, TN = WN * FN * 8, MC = TM / 8, NC = TN / 8;
+	static_assert(THREADS / MC % 8 == 0 && THREADS / NC % 8 == 0, "the swizzle of a thread's points is one");
+	constexpr int STRAIGHT = (DEPTH + KX - 1) * TM * 2, STAGE = STRAIGHT + DEPTH * TN * 2, STAGES = AHEAD + KY;
 	SHARED(u8, memory);
 	i32 t = threadIdx.x, lane = t % 32, wm = t / 32 / WN, wn = t / 32 % WN, m0 = blockIdx.x * TM, n0 = blockIdx.y * TN;
-	Shared ring = sharedAddress(memory);
+	Shared ring = sharedAddress(memory), end = ring + STAGES * STAGE;
 
-	// What this thread copies of each stage: one piece of some points' rows, so always the same tap and channels.
-	i32 wide = groupsOf(a.q.c) * 8, m = m0 + t % MC * 8, tap = m / wide, qc = m % wide, pc = n0 + t % NC * 8;
-	i32 kx = tap % a.kx, ky = tap / a.kx % a.ky, kz = tap / a.kx / a.ky;
+	// What this thread copies of each stage: one piece of some points' rows, so always the same group of taps and channels.
+	i32 wide = groupsOf(a.q.c) * 8, m = m0 + t % MC * 8, group = m / wide, qc = m % wide, pc = n0 + t % NC * 8;
+	i32 groupsX = a.kx / KX, groupsY = a.ky / KY, kz = group / (groupsX * groupsY);
+	i32 kx = firstTap<KX>(group % groupsX, a.sx), ky = firstTap<KY>(group / groupsX % groupsY, a.sy);
 	i32 qBytes = kz < a.kz ? eight(qc, a.q.c) * 2 : 0, pBytes = eight(pc, a.p.c) * 2, qPitch = a.shifted.pitch * 2, pPitch = a.straight.pitch * 2;
-	i32 across = (a.grid.w + DEPTH - 1) / DEPTH, first = blockIdx.z * a.share;
-	i32 steps = a.steps - first < a.share ? a.steps - first : a.share;
+	i32 lowest = a.stored ? -a.shifted.halo : 0, most = a.stored ? a.q.w + a.shifted.halo : a.q.w; // columns that there are
+	i32 qPoint = t / MC, pPoint = t / NC;
+	i32 qTo = qPoint * TM * 2 + swizzle<MC>(qPoint, t % MC) * 16, pTo = STRAIGHT + pPoint * TN * 2 + swizzle<NC>(pPoint, t % NC) * 16;
 
-	// Where the next stage begins: point x0 of a row of the grid, and both operands' voxels 0 of that row.
-	i32 x0 = first % across * DEPTH, qFirst = (a.fromX + t / MC) * a.sx - a.lx + kx, pFirst = a.fromX + t / NC;
-	i32 least = a.stored ? -a.shifted.halo : 0, most = a.stored ? a.q.w + a.shifted.halo : a.q.w; // columns that there are
-	Row at = rowOf(a, first / across);
-	bool ok;
-	const u8 *q, *p;
-	auto enter = [&] {
-		i32 shifted = shiftedRow(a, at, kz, ky, ok);
-		q = (const u8 *)a.shifted.at + (ok ? (cell(a.shifted, a.q.w, shifted, 0) + qc) * 2 : 0);
-		p = (const u8 *)a.straight.at + (cell(a.straight, a.p.w, straightRow(a, at), 0) + pc) * 2;
-	};
-	enter();
-	auto load = [&](i32 step) {
-		if (step < steps) {
-			Shared to = ring + step % STAGES * STAGE;
-			UNROLL for (int i = 0; i < DEPTH * MC / THREADS; i++) {
-				i32 point = t / MC + i * (THREADS / MC), x = qFirst + (x0 + i * (THREADS / MC)) * a.sx;
-				bool in = ok & (x0 + point < a.grid.w) & (x >= least) & (x < most);
-				copyAsync(to + point * TM * 2 + swizzle<MC>(point, t % MC) * 16, q + (i64)x * qPitch, in ? qBytes : 0);
-			}
-			UNROLL for (int i = 0; i < DEPTH * NC / THREADS; i++) {
-				i32 point = t / NC + i * (THREADS / NC), x = pFirst + x0 + i * (THREADS / NC);
-				copyAsync(to + DEPTH * TM * 2 + point * TN * 2 + swizzle<NC>(point, t % NC) * 16, p + (i64)x * pPitch, x0 + point < a.grid.w ? pBytes : 0);
-			}
-			if ((x0 += DEPTH) >= a.grid.w) {
-				x0 = 0;
-				if (++at.y == a.fromY + a.grid.h) {
-					at.y = a.fromY;
-					if (++at.z == a.fromZ + a.grid.d) at.z = a.fromZ, at.n++;
+	i32 first = blockIdx.z * a.share;
+	Walk at = walkOf(a, first, least(a.steps - first, a.share)), ahead = at;
+	i32 row = 0, rowAhead = 0; // of the strip, counted from at.y on
+	Shared from = ring, to = ring;
+	auto load = [&] {
+		if (ahead.left > 0) {
+			Row r{ahead.n, a.fromZ + ahead.z, a.fromY + ahead.y + rowAhead};
+			bool ok;
+			i32 shifted = shiftedRow(a, r, kz, ky, ok), points = a.grid.w - ahead.x0;
+			const u8 *q = (const u8 *)a.shifted.at + (ok ? (cell(a.shifted, a.q.w, shifted, 0) + qc) * 2 : 0);
+			i32 x = (a.fromX + ahead.x0 + qPoint) * a.sx - a.lx + kx;
+			auto copy = [&](int i) { // the i-th point of this thread's
+				i32 column = x + i * (THREADS / MC) * a.sx;
+				bool in = ok & (qPoint + i * (THREADS / MC) < points + KX - 1) & (column >= lowest) & (column < most);
+				copyAsync(to + qTo + i * (THREADS / MC) * TM * 2, q + (i64)column * qPitch, in ? qBytes : 0);
+			};
+			UNROLL for (int i = 0; i < DEPTH * MC / THREADS; i++) copy(i);
+			if (KX > 1 && t < (KX - 1) * MC) copy(DEPTH * MC / THREADS);
+			if (rowAhead < ahead.rows && (DEPTH * NC >= THREADS || t < DEPTH * NC)) {
+				const u8 *p = (const u8 *)a.straight.at + (cell(a.straight, a.p.w, straightRow(a, r), a.fromX + ahead.x0 + pPoint) + pc) * 2;
+				UNROLL for (int i = 0; i < (DEPTH * NC + THREADS - 1) / THREADS; i++) {
+					copyAsync(to + pTo + i * (THREADS / NC) * TN * 2, p + (i64)(i * (THREADS / NC)) * pPitch, pPoint + i * (THREADS / NC) < points ? pBytes : 0);
 				}
-				enter();
 			}
+			if (++rowAhead == ahead.rows + KY - 1) rowAhead = 0, goOn(a, ahead);
+			if ((to += STAGE) == end) to = ring;
 		}
 		copyCommit();
 	};
 
-	float sums[4][FN][4];
-	UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < FN; j++) UNROLL for (int k = 0; k < 4; k++) sums[i][j][k] = 0;
-	// Of two warps of a block that share a scheduler, the later copies when it has begun to multiply.
-	bool idle = m0 + wm * 64 >= a.kz * a.ky * a.kx * wide, late = t >= 128 && !idle; // idle: the warp has no rows
-	NOUNROLL for (i32 s = 0; s < STAGES - 1; s++) load(s);
-	for (i32 step = 0; step < steps; step++) {
-		copyWait<STAGES - 2>();
-		barrier();
-		if (!late) load(step + STAGES - 1);
-		Shared from = ring + step % STAGES * STAGE;
-		if (idle) continue;
+	float sums[KY][KX * FM][FN][4];
+	UNROLL for (int y = 0; y < KY; y++) {
+		UNROLL for (int i = 0; i < KX * FM; i++) UNROLL for (int j = 0; j < FN; j++) UNROLL for (int k = 0; k < 4; k++) sums[y][i][j][k] = 0;
+	}
+	// Of two warps of a block that share a scheduler, the later copies when it has begun to multiply. An idle warp has no rows, or no columns.
+	bool idle = m0 + wm * FM * 16 >= a.kz * groupsY * groupsX * wide || n0 + wn * FN * 8 >= a.p.c, late = t >= 128 && !idle;
+	// all: the strip has each of the KY rows
+	auto product = [&](bool all) __attribute__((always_inline)) {
 		UNROLL for (int k = 0; k < DEPTH / 16; k++) {
-			u32 x[4][4], w[FN][2];
-			UNROLL for (int i = 0; i < 4; i++) {
-				i32 row = k * 16 + lane % 8 + lane / 16 * 8, chunk = wm * 8 + i * 2 + lane / 8 % 2;
-				loadTransposed(x[i], from + row * TM * 2 + swizzle<MC>(row, chunk) * 16);
+			u32 x[KX * FM][4];
+			UNROLL for (int shift = 0; shift < KX; shift++) {
+				UNROLL for (int i = 0; i < FM; i++) {
+					i32 point = k * 16 + lane % 8 + lane / 16 * 8 + shift, chunk = (wm * FM + i) * 2 + lane / 8 % 2;
+					loadTransposed(x[shift * FM + i], from + point * TM * 2 + swizzle<MC>(point, chunk) * 16);
+				}
 			}
-			UNROLL for (int j = 0; j < FN; j += 2) {
-				i32 row = k * 16 + lane % 16, chunk = wn * FN + j + lane / 16;
-				u32 r[4];
-				loadTransposed(r, from + DEPTH * TM * 2 + row * TN * 2 + swizzle<NC>(row, chunk) * 16);
-				w[j][0] = r[0], w[j][1] = r[1], w[j + 1][0] = r[2], w[j + 1][1] = r[3];
+			UNROLL for (int y = 0; y < KY; y++) {
+				if (!all && (row < y || row - y >= at.rows)) continue;
+				Shared straight = from - y * STAGE;
+				if (straight < ring) straight += STAGES * STAGE;
+				u32 w[FN][2];
+				UNROLL for (int j = 0; j < FN; j += 2) {
+					i32 point = k * 16 + lane % 16, chunk = wn * FN + j + lane / 16;
+					u32 r[4];
+					loadTransposed(r, straight + STRAIGHT + point * TN * 2 + swizzle<NC>(point, chunk) * 16);
+					w[j][0] = r[0], w[j][1] = r[1], w[j + 1][0] = r[2], w[j + 1][1] = r[3];
+				}
+				multiply<KX * FM, FN>(sums[y], x, w);
 			}
-			multiply<4, FN>(sums, x, w);
-			if (late && k == 0) load(step + STAGES - 1);
+			if (late && k == 0) load();
 		}
+	};
+	NOUNROLL for (i32 s = 0; s < AHEAD; s++) load();
+	while (at.left > 0) {
+		copyWait<AHEAD - 1>();
+		barrier();
+		if (!late) load();
+		if (!idle) {
+			if (row >= KY - 1 && row < at.rows) product(true);
+			else product(false);
+		}
+		if ((from += STAGE) == end) from = ring;
+		if (++row == at.rows + KY - 1) row = 0, goOn(a, at);
 	}
 	copyWait<0>();
-	i32 columns = gridDim.y * TN;
-	float *out = (float *)a.out + ((u64)blockIdx.z * gridDim.x * TM + m0) * columns + n0;
-	UNROLL for (int i = 0; i < 4; i++) {
-		UNROLL for (int j = 0; j < FN; j++) {
-			UNROLL for (int half = 0; half < 2; half++) {
-				float *p = out + (u64)(wm * 64 + i * 16 + half * 8 + lane / 4) * columns + (wn * FN + j) * 8 + lane % 4 * 2;
-				p[0] = sums[i][j][half * 2], p[1] = sums[i][j][half * 2 + 1];
+	if (idle) return;
+	u64 rows = gridDim.x * TM, columns = gridDim.y * TN;
+	float *out = (float *)a.out + (blockIdx.z * (KY * KX) * rows + m0) * columns + n0;
+	UNROLL for (int y = 0; y < KY; y++) {
+		UNROLL for (int i = 0; i < KX * FM; i++) {
+			UNROLL for (int j = 0; j < FN; j++) {
+				UNROLL for (int half = 0; half < 2; half++) {
+					i32 r = (wm * FM + i % FM) * 16 + half * 8 + lane / 4;
+					float *p = out + ((y * KX + i / FM) * rows + r) * columns + (wn * FN + j) * 8 + lane % 4 * 2;
+					p[0] = sums[y][i][j][half * 2], p[1] = sums[y][i][j][half * 2 + 1];
+				}
 			}
 		}
 	}
 }
 
-KERNEL(weight256x128, WeightArgs, 256, 1) { weightTile<4, 2, 8>(a); }
-KERNEL(weight256x64, WeightArgs, 128, 2) { weightTile<4, 1, 8>(a); }
-KERNEL(weight256x32, WeightArgs, 128, 2) { weightTile<4, 1, 4>(a); }
+KERNEL(weight9x64, WeightArgs, 256, 1) { weightTile<3, 3, 4, 2, 1, 4>(a); }
+KERNEL(weight9x32, WeightArgs, 256, 1) { weightTile<3, 3, 8, 1, 1, 4>(a); }
+KERNEL(weight4x64, WeightArgs, 256, 1) { weightTile<2, 2, 4, 2, 2, 4>(a); }
+KERNEL(weight4x32, WeightArgs, 256, 1) { weightTile<2, 2, 8, 1, 2, 4>(a); }
+KERNEL(weight1x128, WeightArgs, 256, 1) { weightTile<1, 1, 4, 2, 4, 8>(a); }
+KERNEL(weight1x32, WeightArgs, 256, 1) { weightTile<1, 1, 8, 1, 2, 4>(a); }
 
 // weightDirect serves operands of any type: a thread has one weight, [tap][shifted][straight], and steps are whole rows.
 KERNEL(weightDirect, WeightArgs, 256, 3) {
@@ -163,17 +213,26 @@ KERNEL(weightDirect, WeightArgs, 256, 3) {
 
 struct GatherWeightsArgs {
 	u64 parts, dw; // floats [part][rows][columns], [tap][q][p], or [tap][p][q] where swapped
-	i32 n, rows, columns, taps, wide, q, p, swapped; // wide: rows of a tap
+	i32 n, rows, columns, taps, wide, q, p, swapped; // rows of a tap of a group; wide of them are one group's
+	i32 ky, kx, sy, sx, groupY, groupX; // taps, steps, and taps of a group
 };
+
+// placeOf is where tap k is: in which group, and there which.
+struct TapPlace { i32 group, tap; };
+
+DEVICE TapPlace placeOf(i32 k, i32 taps, i32 step) { return taps > 1 && step > 1 ? TapPlace{k % step, k / step} : TapPlace{k / taps, k % taps}; }
 
 // gatherWeights adds the parts of a weight gradient to it, in order.
 KERNEL(gatherWeights, GatherWeightsArgs, 256) {
 	i32 all = a.taps * a.q * a.p;
 	for (i32 i = blockIdx.x * 256 + threadIdx.x; i < all; i += gridDim.x * 256) {
 		i32 p = i % a.p, q = i / a.p % a.q, tap = i / a.p / a.q;
-		const float *from = (const float *)a.parts + (u64)(tap * a.wide + q) * a.columns + p;
+		TapPlace y = placeOf(tap / a.kx % a.ky, a.groupY, a.sy), x = placeOf(tap % a.kx, a.groupX, a.sx);
+		i32 group = (tap / a.kx / a.ky * (a.ky / a.groupY) + y.group) * (a.kx / a.groupX) + x.group;
+		u64 part = (u64)a.groupY * a.groupX * a.rows * a.columns;
+		const float *from = (const float *)a.parts + ((u64)(y.tap * a.groupX + x.tap) * a.rows + group * a.wide + q) * a.columns + p;
 		float s = 0;
-		for (i32 k = 0; k < a.n; k++) s += from[(u64)k * a.rows * a.columns];
+		for (i32 k = 0; k < a.n; k++) s += from[k * part];
 		((float *)a.dw)[a.swapped ? (tap * a.p + p) * a.q + q : i] += s;
 	}
 }
