@@ -9,15 +9,18 @@ import (
 
 // Affine gives the map from the file's voxel indices to world millimetres, and what was odd about it: the sform if its
 // code is set, else the qform, else the voxel size alone. One that can't be inverted is passed over. Where both are set
-// and differ, the sform holds. Oblique and sheared maps are kept as they are.
+// and differ, the sform holds. Oblique and sheared maps are kept as they are. Lengths in metres or micrometres are converted.
 func (h *Header) Affine() (volume.Affine, []string) {
 	var warnings []string
 	warn := func(format string, args ...any) { warnings = append(warnings, fmt.Sprintf(format, args...)) }
-	switch u := h.Units & 7; u {
+	mm := 1.0 // in what the header counts in
+	switch h.Units & 7 {
 	case 1:
-		warn("header: lengths are in metres; taken as mm")
+		mm = 1e3
+		warn("header: lengths are in metres; converted to mm")
 	case 3:
-		warn("header: lengths are in micrometres; taken as mm")
+		mm = 1e-3
+		warn("header: lengths are in micrometres; converted to mm")
 	}
 	qform, qok := h.qform()
 	qok = qok && h.QformCode > 0
@@ -30,17 +33,17 @@ func (h *Header) Affine() (volume.Affine, []string) {
 			if qok && !near(sform, qform) {
 				warn("header: sform and qform differ; the sform holds")
 			}
-			return sform, warnings
+			return scaled(sform, mm), warnings
 		}
 		warn("header: the sform can't be inverted; passed over")
 	}
 	if qok {
-		return qform, warnings
+		return scaled(qform, mm), warnings
 	}
 	warn("header: no orientation; axes are taken as x to the right, y to the front, z up")
 	var a volume.Affine
 	for i := range 3 {
-		s := math.Abs(h.Pixdim[i+1])
+		s := math.Abs(h.Pixdim[i+1]) * mm
 		if s == 0 || !finite(s) {
 			warn("header: pixdim[%d]=%v; taken as 1 mm", i+1, h.Pixdim[i+1])
 			s = 1
@@ -48,6 +51,15 @@ func (h *Header) Affine() (volume.Affine, []string) {
 		a[i][i] = s
 	}
 	return a, warnings
+}
+
+func scaled(a volume.Affine, by float64) volume.Affine {
+	for i := range a {
+		for j := range a[i] {
+			a[i][j] *= by
+		}
+	}
+	return a
 }
 
 // qform is method 2 of nifti1.h: a rotation by a unit quaternion, voxel sizes, and a reflection of z if pixdim[0] < 0.

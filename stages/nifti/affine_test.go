@@ -51,8 +51,31 @@ func TestAffineChoice(t *testing.T) {
 		}
 	}
 	h := &Header{Pixdim: [8]float64{1, 0, math.NaN(), 3}, Units: 3}
-	if a, w := h.Affine(); a != (volume.Affine{{1, 0, 0, 0}, {0, 1, 0, 0}, {0, 0, 3, 0}}) || len(w) != 4 {
+	if a, w := h.Affine(); !close(a, volume.Affine{{1, 0, 0, 0}, {0, 1, 0, 0}, {0, 0, 3e-3, 0}}) || len(w) != 4 {
 		t.Errorf("no voxel size: %v, %q", a, w)
+	}
+}
+
+// Lengths in metres and micrometres become mm, wherever the map comes from.
+func TestUnits(t *testing.T) {
+	want := volume.Affine{{-0.5, 0, 0, 100}, {0, -0.5, 0, 200}, {0, 0, 3, 300}}
+	for units, c := range map[int64]struct {
+		length float64 // of a mm
+		warn   string
+	}{0: {1, ""}, 1: {1e-3, "metres; converted to mm"}, 2: {1, ""}, 3: {1e3, "micrometres; converted to mm"}, 7: {1, ""}, 8 + 1: {1e-3, "metres; converted to mm"}} {
+		for codes := range int64(3) {
+			h := &Header{Units: units, Pixdim: [8]float64{1, 0.5 * c.length, 0.5 * c.length, 3 * c.length}, SformCode: codes & 1, QformCode: codes >> 1,
+				Srow: scaled(want, c.length), Quatern: [3]float64{0, 0, 1}, Qoffset: [3]float64{100 * c.length, 200 * c.length, 300 * c.length}}
+			expected := want
+			if codes == 0 {
+				expected = volume.Affine{{0.5, 0, 0, 0}, {0, 0.5, 0, 0}, {0, 0, 3, 0}}
+			}
+			a, warnings := h.Affine()
+			text := strings.Join(warnings, "; ")
+			if !close(a, expected) || strings.Contains(text, "mm") != (c.warn != "") || !strings.Contains(text, c.warn) {
+				t.Errorf("units %d, codes %d: %v, %q", units, codes, a, text)
+			}
+		}
 	}
 }
 

@@ -42,7 +42,7 @@ type record struct {
 }
 
 const (
-	cacheVersion = "cache 1"
+	cacheVersion = "cache 2"
 	commentCode  = 6
 )
 

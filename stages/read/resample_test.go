@@ -53,6 +53,24 @@ func TestResampleToNothing(t *testing.T) {
 	}
 }
 
+// A header's lengths may be in metres: spacing is in mm all the same.
+func TestResampleMetres(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.nii")
+	putReal(t, path, nifti.Int16, [3]int{4, 6, 8}, make([]float64, 192), func(h *nifti.Header) {
+		*h = *nifti.New(nifti.Int16, [3]int{4, 6, 8}, volume.Affine{{1e-3, 0, 0, 0}, {0, 1e-3, 0, 0}, {0, 0, 2e-3, 0}})
+		h.Units = 1
+	})
+	o := defaults(path)
+	o.Spacing = [3]float64{2, 2, 2}
+	if s := one(t, path, o); s.Dims != [3]int{2, 3, 8} {
+		t.Errorf("%v", s.Dims)
+	}
+	o.Spacing = [3]float64{}
+	if s := one(t, path, o); math.Abs(s.Spacing[2]-2) > 1e-6 {
+		t.Errorf("spacing %v mm", s.Spacing)
+	}
+}
+
 // A ramp in world coordinates stays that ramp, in any orientation and at any spacing, away from the faces; and Restore
 // brings it back to the file's grid.
 func TestResampleKeepsPlaces(t *testing.T) {

@@ -71,6 +71,7 @@ func TestHeaderOfTheScan(t *testing.T) {
 	h.Quatern = [3]float64{0.125, 0.25, -0.5} // oblique
 	h.Qoffset = [3]float64{1, -2, 3}
 	h.Pixdim = [8]float64{-1, 0.5, 0.75, 1.25, 0, 0, 0, 0}
+	h.Units = 3 // micrometres
 	copy(h.Descrip[:], "thorax")
 	put(t, path, h, func(i int) int16 { return int16(i) })
 	v, _ := load(t, options(path))
@@ -80,7 +81,7 @@ func TestHeaderOfTheScan(t *testing.T) {
 	got, voxels := get(t, filepath.Join(dir, "a_out.nii"))
 	a, _ := got.Affine()
 	switch {
-	case got.Order != h.Order, got.QformCode != 2, got.SformCode != 0, got.Descrip != h.Descrip, got.Units != h.Units:
+	case got.Order != h.Order, got.QformCode != 2, got.SformCode != 0, got.Descrip != h.Descrip, got.Units != h.Units, got.Pixdim[2] != 0.75:
 		t.Errorf("%+v", got)
 	case got.SclSlope != 1, got.SclInter != 0, got.Datatype != nifti.Int16:
 		t.Errorf("scaling %v, %v of %v", got.SclSlope, got.SclInter, got.Datatype)
