@@ -2,6 +2,7 @@ package flows
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
@@ -116,6 +117,21 @@ func (j *Job) freezeAs(scans []*volume.Scan, bad []read.Bad, split func() (train
 		return nil, configErrorf("train.%w", err)
 	}
 	return d, nil
+}
+
+// copies says in words which scans are copies of others; "" for none. To train on both is to train on one twice as often.
+func (d *data) copies() string {
+	var pairs []string
+	for _, s := range d.all {
+		if s.Copy != "" {
+			pairs = append(pairs, s.ID+" of "+s.Copy)
+		}
+	}
+	const shown = 5
+	if more := len(pairs) - shown; more > 0 {
+		pairs = append(pairs[:shown], fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(pairs, ", ")
 }
 
 // order returns the training scans in the order of an epoch.

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/flowrun/flowrun/stages/volume"
 )
 
 // What a run has written below its scans isn't taken for scans by the next one, unless it is named.
@@ -74,5 +76,19 @@ func TestWhatIsWrittenIsNoScan(t *testing.T) {
 	}
 	if _, err := run(only, filepath.Join(only, "out")); ExitCode(err) != 3 || !strings.Contains(err.Error(), "all 5 scans lie in write.dir") {
 		t.Error(err)
+	}
+}
+
+// Copies are named, a few of them.
+func TestCopiesInWords(t *testing.T) {
+	d := &data{all: []*volume.Scan{{ID: "a"}, {ID: "b", Copy: "a"}}}
+	if got := d.copies(); got != "b of a" {
+		t.Error(got)
+	}
+	for i := range 7 {
+		d.all = append(d.all, &volume.Scan{ID: string(rune('c' + i)), Copy: "a"})
+	}
+	if got := d.copies(); got != "b of a, c of a, d of a, e of a, f of a, 3 more" {
+		t.Error(got)
 	}
 }

@@ -119,6 +119,9 @@ func (p *planner) scans() {
 	for _, bad := range d.bad {
 		p.line("    unreadable\t%s: %s", bad.Path, bad.Reason)
 	}
+	if copies := d.copies(); copies != "" {
+		p.line("    copies\t%s", copies)
+	}
 	big, _ := largest(d.all, (*volume.Scan).Voxels)
 	p.line("  largest\t%s: %s voxels, %.3g × %.3g × %.3g mm", big.ID, list(big.Dims), big.Spacing[0], big.Spacing[1], big.Spacing[2])
 	if g, err := t.Grid(big.Dims, p.multiple()); err == nil {

@@ -190,6 +190,9 @@ func (r *run) prepare(ctx context.Context) error {
 	if w, ok := option[write.Options](j); ok && r.data.written > 0 {
 		r.log.Info().Str("event", "left out").Str("dir", w.Dir).Int("files", r.data.written).Msg("files in write.dir are no scans: an earlier run wrote them")
 	}
+	if copies := r.data.copies(); trains && copies != "" {
+		r.log.Warn().Str("event", "copies").Str("scans", copies).Msg("some scans are copies of others: they stay on one side of the validation split, but count twice")
+	}
 	for _, b := range r.data.bad {
 		if j.ends().list != nil {
 			break // published all the same: a worker makes dead letters of them

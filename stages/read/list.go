@@ -51,14 +51,16 @@ func List(ctx context.Context, o Options) (scans []*volume.Scan, bad []Bad, err 
 		return nil, nil, err
 	}
 	bad = f.bad
+	var origins []origin
 	for i, r := range results {
 		if r.err != nil {
 			bad = append(bad, Bad{Scan: entries[i].ID, Path: entries[i].Path, Reason: r.err.Error()})
 			continue
 		}
 		r.scan.Index = len(scans)
-		scans = append(scans, r.scan)
+		scans, origins = append(scans, r.scan), append(origins, r.origin)
 	}
+	markCopies(ctx, scans, origins)
 	if len(scans) == 0 {
 		return nil, bad, fmt.Errorf("scans: none of %d files can be used; the first, %s: %s", len(entries), bad[0].Path, bad[0].Reason)
 	}
@@ -67,8 +69,9 @@ func List(ctx context.Context, o Options) (scans []*volume.Scan, bad []Bad, err 
 
 // described is what a header said.
 type described struct {
-	scan *volume.Scan
-	err  error
+	scan   *volume.Scan
+	origin origin
+	err    error
 }
 
 // describeAll reads the headers of all entries, in parallel; those that fail for a moment again, at the end.
@@ -89,7 +92,7 @@ func describeAll(ctx context.Context, entries []files.Entry, o *Options) []descr
 						return
 					}
 					r := &results[todo[n]]
-					r.scan, r.err = describe(entries[todo[n]], o)
+					r.scan, r.origin, r.err = describe(entries[todo[n]], o)
 				}
 			})
 		}
@@ -117,20 +120,20 @@ func checkCache(dir string) error {
 }
 
 // describe reads one header.
-func describe(e files.Entry, o *Options) (*volume.Scan, error) {
+func describe(e files.Entry, o *Options) (*volume.Scan, origin, error) {
 	r, err := nifti.Open(e.Path, o.limits())
 	if err != nil {
-		return nil, err
+		return nil, origin{}, err
 	}
 	if err := r.Close(); err != nil {
-		return nil, err
+		return nil, origin{}, err
 	}
 	p, err := newPlan(r.Header, o)
 	if err != nil {
-		return nil, err
+		return nil, origin{}, err
 	}
 	return &volume.Scan{ID: e.ID, Path: e.Path, Dims: p.dims, Spacing: p.spacing, Digest: digest(r.Header),
-		Rising: p.geometry.Axes[2] == 2 && !p.geometry.Flip[2]}, nil
+		Rising: p.geometry.Axes[2] == 2 && !p.geometry.Flip[2]}, originOf(r.Header), nil
 }
 
 // digest is a hex SHA-256 over the header and each file's size and modification time.

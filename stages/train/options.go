@@ -34,7 +34,7 @@ type Options struct {
 type Validate struct {
 	Share   float64  `key:"share" default:"0.1" min:"0" max:"0.9" doc:"Share of the patients held out, chosen by a stable hash of each. At least one patient is held out where there are two or more; 0 holds none."`
 	Scans   []string `key:"scans" default:"[]" doc:"Held-out scans by name: path patterns in which * matches any characters, or a list file (.txt) of them. Replaces share."`
-	Group   string   `key:"group" doc:"What tells patients apart, so that scans of one never cross the split: a regular expression on the scan's path whose first group (or whole match) is the patient, or FILE.csv#COLUMN, a table with a column scan. Empty: every scan is a patient."`
+	Group   string   `key:"group" doc:"What tells patients apart, so that scans of one never cross the split: a regular expression on the scan's path whose first group (or whole match) is the patient, or FILE.csv#COLUMN, a table with a column scan. Empty: every scan is a patient. Copies of a file stay together in any case."`
 	Every   int      `key:"every" default:"500" unit:"optimiser steps" min:"1" doc:"Steps between validations; one more at the end."`
 	Patches int      `key:"patches" default:"64" min:"0" doc:"Patches measured at most in one validation, spread evenly over the held-out scans' grids; 0 is all."`
 	Whole   int      `key:"whole" default:"0" unit:"scans" min:"0" doc:"Held-out scans that are also reconstructed whole, from overlapping tiles blended by a Hann window, and measured so: val/whole_psnr, val/whole_ssim, val/whole_mae_hu, val/whole_hfen, val/whole_hf_ratio. With the EMA weights where there are any."`

@@ -14,7 +14,7 @@ import (
 )
 
 // Split divides scans into those that train and those that validate, each in the order given. All scans of a patient
-// fall on one side, and which side depends on the patient's name only: a scan that is added later moves no other one
+// fall on one side, copies of a scan with it, and which side depends on the patient's name only: a scan that is added later moves no other one
 // (but where share alone would leave a side empty, the patient nearest to it is moved there).
 func Split(scans []*volume.Scan, o Validate) (train, held []*volume.Scan, err error) {
 	group, err := grouping(o.Group)
@@ -27,11 +27,19 @@ func Split(scans []*volume.Scan, o Validate) (train, held []*volume.Scan, err er
 	}
 	patients := map[string]bool{} // held out?
 	named := make([]bool, len(scans))
-	names := make([]string, len(scans))
+	names, first := make([]string, len(scans)), map[string]string{}
+	same := sets{}
 	for i, s := range scans {
 		if names[i], err = group(s); err != nil {
 			return nil, nil, fmt.Errorf("validate.group: %w", err)
 		}
+		first[s.ID] = names[i]
+		if of, ok := first[s.Copy]; ok {
+			same.join(of, names[i])
+		}
+	}
+	for i, s := range scans {
+		names[i] = same.of(names[i])
 		named[i] = matches(patterns, s)
 		patients[names[i]] = patients[names[i]] || named[i]
 	}
@@ -52,6 +60,24 @@ func Split(scans []*volume.Scan, o Validate) (train, held []*volume.Scan, err er
 		return nil, nil, fmt.Errorf("validate: all %d scans are held out; none is left to train on", len(scans))
 	}
 	return train, held, nil
+}
+
+// sets are patients that are one, by copies of their scans: each leads to another, the last to none.
+type sets map[string]string
+
+// of is the patient that stands for its set.
+func (s sets) of(name string) string {
+	for s[name] != "" {
+		name = s[name]
+	}
+	return name
+}
+
+// join makes two sets one, for which the first's stands.
+func (s sets) join(a, b string) {
+	if a, b = s.of(a), s.of(b); a != b {
+		s[b] = a
+	}
 }
 
 // hold marks the patients whose hash, as a number in [0, 1), is below share.

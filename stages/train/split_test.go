@@ -32,6 +32,43 @@ func ids(scans []*volume.Scan) []string {
 	return out
 }
 
+// Copies of a scan are on its side, with all others of the patients that they make one.
+func TestSplitKeepsCopiesTogether(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var list []string
+		for p := range rapid.IntRange(4, 20).Draw(t, "patients") {
+			for s := range rapid.IntRange(1, 3).Draw(t, "scans") {
+				list = append(list, fmt.Sprintf("p%02d/s%d.nii", p, s))
+			}
+		}
+		o := train.Validate{Share: rapid.SampledFrom([]float64{0.2, 0.5}).Draw(t, "share"), Group: `/(p\d+)/`}
+		scans := named(list...)
+		for range rapid.IntRange(0, 4).Draw(t, "copies") {
+			i := rapid.IntRange(0, len(list)-1).Draw(t, "of")
+			j := rapid.IntRange(i, len(list)-1).Draw(t, "copy")
+			if i != j && scans[i].Copy == "" {
+				scans[j].Copy = scans[i].ID
+			}
+		}
+		_, out, err := train.Split(scans, o)
+		if err != nil && !strings.Contains(err.Error(), "held out") {
+			t.Fatal(err)
+		}
+		held := map[string]bool{}
+		for _, s := range out {
+			held[s.ID] = true
+		}
+		for _, s := range scans {
+			if s.Copy != "" && held[s.ID] != held[s.Copy] {
+				t.Fatalf("%s and its copy %s are apart", s.Copy, s.ID)
+			}
+			if held[s.ID] != held[s.ID[:3]+"/s0.nii"] {
+				t.Fatalf("%s isn't with its patient", s.ID)
+			}
+		}
+	})
+}
+
 // TestSplitProperty draws patients with several scans each, splits them, adds patients and splits again.
 func TestSplitProperty(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

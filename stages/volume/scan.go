@@ -12,6 +12,8 @@ type Scan struct {
 
 	// Rising says that the file holds the scan's slices one after the other, from the lowest z up: it can be read as a stream.
 	Rising bool `json:"-"`
+	// Copy is the ID of the first scan of the list of whose file this one's is a copy; "" for none, and where it isn't known.
+	Copy string `json:"-"`
 }
 
 // Voxels is the number of voxels of the scan.
