@@ -72,10 +72,13 @@ func boxes(c gpu.Conv, forward bool, n, halo, m int, inRuns bool) (bs []box, run
 	slices.SortStableFunc(bs, func(a, b box) int { return int(b.positions() - a.positions()) })
 	for i := range bs {
 		bs[i].Tile = int32(tiles)
-		tiles += divUp(n*int(bs[i].positions()), m)
+		tiles += bs[i].tiles(n, m)
 	}
 	return bs, runs, tiles
 }
+
+// tiles is how many of m positions it has, of n samples.
+func (b *box) tiles(n, m int) int { return divUp(n*int(b.positions()), m) }
 
 func (b *box) positions() int32 { return b.Count[0] * b.Count[1] * b.Wide }
 

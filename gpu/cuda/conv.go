@@ -22,12 +22,14 @@ type planKey struct {
 	c                  gpu.Conv
 	forward, inRuns    bool
 	samples, halo, per int
+	rest               bool // all boxes but the first
 }
 
 // convPlan is a pass's boxes and runs of taps on the device.
 type convPlan struct {
 	boxes, runs  uint64
 	count, tiles int
+	thin         *thinBox // what the first box is, if it is one
 }
 
 // plan finds a plan, or makes it and has it written.
@@ -36,7 +38,22 @@ func (e *Engine) plan(key planKey) *convPlan {
 		return p
 	}
 	bs, runs, tiles := boxes(key.c, key.forward, key.samples, key.halo, key.per, key.inRuns)
-	p := &convPlan{boxes: put(e, bs), runs: put(e, runs), count: len(bs), tiles: tiles}
+	src := key.c.In
+	if !key.forward {
+		src = key.c.Out
+	}
+	thin := thinBoxOf(bs[0], runs, src.W+2*key.halo, src.H)
+	if key.rest {
+		first := bs[0].tiles(key.samples, key.per)
+		bs, tiles = bs[1:], tiles-first
+		for i := range bs {
+			bs[i].Tile -= int32(first)
+		}
+	}
+	p := &convPlan{count: len(bs), tiles: tiles, thin: thin}
+	if len(bs) > 0 {
+		p.boxes, p.runs = put(e, bs), put(e, runs)
+	}
 	e.tables.plans[key] = p
 	return p
 }
@@ -127,11 +144,18 @@ func (e *Engine) convolve(c gpu.Conv, src gpu.Tensor, packed, bias gpu.Ptr, add 
 	a := convArgs{Src: e.view(src), Dst: e.view(dst), Add: e.viewOf(add), S: dimsOf(src.Dims), T: dimsOf(dst.Dims), Weights: e.at(packed), Bias: e.at(bias)}
 	a.Chunks, a.Padded, a.Tiled = tiling(c.Type, src.C, dst.C)
 	t := tileOf(dst.C)
-	kernel, columns, key := fmt.Sprintf("conv%dx%d", t.m, t.n), divUp(dst.C, t.n), planKey{c, forward, true, src.N, src.Halo, t.m}
+	kernel, columns, key := fmt.Sprintf("conv%dx%d", t.m, t.n), divUp(dst.C, t.n), planKey{c: c, forward: forward, inRuns: true, samples: src.N, halo: src.Halo, per: t.m}
 	if c.Type != gpu.BFloat16 || src.Type != gpu.BFloat16 {
 		kernel, columns, key.per, key.inRuns = "convDirect", 1, directTargets, false
 	}
 	p := e.plan(key)
+	if kernel == "convDirect" && p.thin != nil && src.C == 1 && src.Type == gpu.Float32 && dst.Type == gpu.BFloat16 && add == nil {
+		e.convThin(a, p.thin, src.N)
+		key.rest = true
+		if p = e.plan(key); p.count == 0 {
+			return
+		}
+	}
 	a.Boxes, a.Runs, a.Count = p.boxes, p.runs, int32(p.count)
 	run(e, kernel, [3]int{p.tiles, columns, 1}, 256, a)
 }
@@ -165,6 +189,10 @@ type biasArgs struct {
 func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace gpu.Ptr) {
 	checkConv(c, x.Dims, dy.Dims)
 	c.In.N, c.Out.N = x.N, x.N
+	if t := thinGradOf(c); t != nil && x.Type != dy.Type && x.Type == c.Type {
+		e.thinGradWeight(c, t, x, dy, dw, db, workspace)
+		return
+	}
 	w := weightGrid(c)
 	shifted, straight := x, dy
 	a := weightArgs{Stored: 1, ClampQ: yes(c.Pad == gpu.Replicate), Out: e.at(workspace)}
@@ -199,7 +227,11 @@ func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace 
 	}
 	run(e, "gatherWeights", blocks(c.Taps()*c.In.C*c.Out.C, 256), 256, g)
 
-	sums := a.Out + uint64(aligned(4*int64(used)))
+	e.biasGrad(dy, db, a.Out+uint64(aligned(4*int64(used))))
+}
+
+// biasGrad adds Σ dy to db.
+func (e *Engine) biasGrad(dy gpu.Tensor, db gpu.Ptr, sums uint64) {
 	parts := sumParts(dy.Voxels())
 	run(e, "biasSums", [3]int{parts, 1, 1}, 256, biasArgs{DY: e.view(dy), D: dimsOf(dy.Dims), Parts: sums, Lanes: int32(lanes(dy.C))})
 	e.columns(sums, e.at(db), parts, dy.C, dy.C, 0, 1, true)

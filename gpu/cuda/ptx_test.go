@@ -30,6 +30,8 @@ func TestArguments(t *testing.T) {
 		kernels []string
 	}{
 		{unsafe.Sizeof(convArgs{}), []string{"conv256x128", "conv512x64", "conv512x32", "convDirect"}},
+		{unsafe.Sizeof(thinConvArgs{}), []string{"convThin3"}},
+		{unsafe.Sizeof(thinWeightArgs{}), []string{"weightThin3", "weightThin4", "weightThin4by2"}},
 		{unsafe.Sizeof(packArgs{}), []string{"pack"}},
 		{unsafe.Sizeof(weightArgs{}), []string{"weight9x64", "weight9x32", "weight4x64", "weight4x32", "weight1x128", "weight1x32", "weightDirect"}},
 		{unsafe.Sizeof(gatherWeightsArgs{}), []string{"gatherWeights"}},

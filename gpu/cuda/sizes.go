@@ -46,6 +46,9 @@ func (Sizes) ConvSizes(c gpu.Conv) gpu.ConvSizes {
 	if c.Type == gpu.BFloat16 {
 		floats = max(floats, w.parts*w.floats())
 	}
+	if t := thinGradOf(c); t != nil {
+		floats = max(floats, t.floats(taps))
+	}
 	s.Workspace = aligned(4*int64(floats)) + aligned(4*int64(sumParts(c.Out.Voxels())*co))
 	return s
 }

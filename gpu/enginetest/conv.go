@@ -165,56 +165,112 @@ func drawConv(t *rapid.T) (gpu.Conv, [3]axisKind) {
 func testConv(t *testing.T, r *rig) {
 	r.check(t, func(t *rapid.T) {
 		c, _ := drawConv(t)
-		rng := seeded(t)
-		x, w, bias := r.random(rng, c.In.Len()), r.random(rng, c.Taps()*c.In.C*c.Out.C), r.random(rng, c.Out.C)
-		dy, add := r.random(rng, c.Out.Len()), r.random(rng, c.Out.Len())
-		more := rapid.IntRange(0, 1).Draw(t, "more halo")
-		yPad := drawPad(t)
 		c.Type = r.draw(t, "x")
-		yType := r.draw(t, "y")
-
-		sizes := r.e.ConvSizes(c)
-		packed, packedGrad, work := r.alloc(sizes.Packed), r.alloc(sizes.PackedGrad), r.alloc(sizes.Workspace)
-		r.e.PackConv(c, r.floats(w), packed, packedGrad)
-		tx, pb := r.putTyped(c.In, c.Halo()+more, c.Pad, c.Type, x), r.floats(bias)
-
-		want, size := refConv(c, x, w, bias)
-		ty := r.typed(c.Out, rapid.IntRange(0, 2).Draw(t, "halo of y"), yPad, yType)
-		r.e.Conv(c, tx, packed, pb, nil, ty)
-		r.close(t, "y", ty, want, size, 2e-6)
-		r.checkHalo(t, "y", ty)
-
-		for i, v := range add {
-			want[i] += v
-			size[i] += math.Abs(v)
-		}
-		ta := r.putTyped(c.Out, 1, gpu.Zero, yType, add)
-		r.e.Conv(c, tx, packed, pb, &ta, ty)
-		r.close(t, "y with add", ty, want, size, 2e-6)
-		r.e.Conv(c, tx, packed, pb, &ta, ta)
-		equal(t, "y over add", r.get(ta), r.get(ty))
-
-		g := refConvGrad(c, x, w, dy)
-		tdy := r.putTyped(c.Out, c.Halo()+more, gpu.Zero, yType, dy)
-		tdx := r.typed(c.In, rapid.IntRange(0, 2).Draw(t, "halo of dx"), gpu.Zero, c.Type)
-		r.e.ConvGradInput(c, tdy, packedGrad, tdx)
-		r.close(t, "dx", tdx, g.dx, g.sizeX, 2e-6)
-		r.checkHalo(t, "dx", tdx)
-
-		dw, db := r.random(rng, len(w)), r.random(rng, len(bias))
-		pdw, pdb := r.floats(dw), r.floats(db)
-		r.e.ConvGradWeight(c, tx, tdy, pdw, pdb, work)
-		for i, v := range dw {
-			g.dw[i] += v
-			g.sizeW[i] += math.Abs(v)
-		}
-		for i, v := range db {
-			g.db[i] += v
-			g.sizeB[i] += math.Abs(v)
-		}
-		near(t, "dw", r.read(pdw, len(dw)), g.dw, g.sizeW, 2e-6)
-		near(t, "db", r.read(pdb, len(db)), g.db, g.sizeB, 2e-6)
+		r.holdConv(t, c, r.draw(t, "y"))
 	})
+}
+
+// thinShapes are those of first and last layers: one channel, in float32, at one end.
+var thinShapes = []struct {
+	axis axisKind
+	last bool
+	pads []gpu.Padding
+}{
+	{axisKind{k: 3, s: 1, lo: 1}, false, []gpu.Padding{gpu.Zero, gpu.Replicate}},
+	{axisKind{k: 3, s: 1, lo: 1}, true, []gpu.Padding{gpu.Zero, gpu.Replicate}},
+	{axisKind{k: 4, s: 2, lo: 2, margin: 2}, false, []gpu.Padding{gpu.Zero}},
+	{axisKind{k: 4, s: 1, lo: 2, margin: 1}, false, []gpu.Padding{gpu.Zero}},
+	{axisKind{k: 4, s: 1, lo: 2, margin: 1}, true, []gpu.Padding{gpu.Zero}},
+	{axisKind{k: 4, s: 1, lo: 2}, true, []gpu.Padding{gpu.Replicate}},
+}
+
+// testConvThin is testConv of thin layers, each of them with rows that are longer than what a kernel takes at a time, or shorter.
+func testConvThin(t *testing.T, r *rig) {
+	r.check(t, func(t *rapid.T) {
+		for _, s := range thinShapes {
+			c := gpu.Conv{Pad: rapid.SampledFrom(s.pads).Draw(t, "pad"), In: gpu.Dims{N: rapid.IntRange(1, 2).Draw(t, "n"), C: 1}}
+			c.Out.C = rapid.SampledFrom([]int{2, 5, 16, 40, 64, 72, 130}).Draw(t, "channels")
+			c.In.D, c.In.H = rapid.IntRange(1, 4).Draw(t, "d"), rapid.IntRange(1, 4).Draw(t, "h")
+			c.In.W = rapid.OneOf(rapid.IntRange(1, 40), rapid.IntRange(290, 600)).Draw(t, "w")
+			types := [2]gpu.Type{gpu.Float32, r.kind}
+			if s.last {
+				c.In.C, c.Out.C, types[0], types[1] = c.Out.C, c.In.C, types[1], types[0]
+			}
+			c.Out.N, c.Type = c.In.N, types[0]
+			for {
+				in, out := [3]int{c.In.D, c.In.H, c.In.W}, [3]*int{&c.Out.D, &c.Out.H, &c.Out.W}
+				for i, n := range in {
+					a := s.axis
+					if i == 0 && n == 1 && a.k == 4 { // images
+						a = axisKind{k: 1, s: 1}
+					}
+					c.K[i], c.S[i], c.Lo[i], *out[i] = a.k, a.s, a.lo, a.size(n)
+				}
+				if c.FLOPs() < 3e6 { // the reference is slow
+					break
+				}
+				if most := max(c.In.D, c.In.H); most > 1 {
+					c.In.D, c.In.H = min(c.In.D, most-1), min(c.In.H, most-1)
+				} else if c.In.N > 1 {
+					c.In.N, c.Out.N = 1, 1
+				} else {
+					c.In.W = c.In.W * 2 / 3
+				}
+			}
+			r.holdConv(t, c, types[1])
+		}
+	})
+}
+
+// holdConv compares a convolution, its output of a type, and its gradients with the reference.
+func (r *rig) holdConv(t *rapid.T, c gpu.Conv, yType gpu.Type) {
+	rng := seeded(t)
+	x, w, bias := r.random(rng, c.In.Len()), r.random(rng, c.Taps()*c.In.C*c.Out.C), r.random(rng, c.Out.C)
+	dy, add := r.random(rng, c.Out.Len()), r.random(rng, c.Out.Len())
+	more := rapid.IntRange(0, 1).Draw(t, "more halo")
+	yPad := drawPad(t)
+
+	sizes := r.e.ConvSizes(c)
+	packed, packedGrad, work := r.alloc(sizes.Packed), r.alloc(sizes.PackedGrad), r.alloc(sizes.Workspace)
+	r.e.PackConv(c, r.floats(w), packed, packedGrad)
+	tx, pb := r.putTyped(c.In, c.Halo()+more, c.Pad, c.Type, x), r.floats(bias)
+
+	want, size := refConv(c, x, w, bias)
+	ty := r.typed(c.Out, rapid.IntRange(0, 2).Draw(t, "halo of y"), yPad, yType)
+	r.e.Conv(c, tx, packed, pb, nil, ty)
+	r.close(t, "y", ty, want, size, 2e-6)
+	r.checkHalo(t, "y", ty)
+
+	for i, v := range add {
+		want[i] += v
+		size[i] += math.Abs(v)
+	}
+	ta := r.putTyped(c.Out, 1, gpu.Zero, yType, add)
+	r.e.Conv(c, tx, packed, pb, &ta, ty)
+	r.close(t, "y with add", ty, want, size, 2e-6)
+	r.e.Conv(c, tx, packed, pb, &ta, ta)
+	equal(t, "y over add", r.get(ta), r.get(ty))
+
+	g := refConvGrad(c, x, w, dy)
+	tdy := r.putTyped(c.Out, c.Halo()+more, gpu.Zero, yType, dy)
+	tdx := r.typed(c.In, rapid.IntRange(0, 2).Draw(t, "halo of dx"), gpu.Zero, c.Type)
+	r.e.ConvGradInput(c, tdy, packedGrad, tdx)
+	r.close(t, "dx", tdx, g.dx, g.sizeX, 2e-6)
+	r.checkHalo(t, "dx", tdx)
+
+	dw, db := r.random(rng, len(w)), r.random(rng, len(bias))
+	pdw, pdb := r.floats(dw), r.floats(db)
+	r.e.ConvGradWeight(c, tx, tdy, pdw, pdb, work)
+	for i, v := range dw {
+		g.dw[i] += v
+		g.sizeW[i] += math.Abs(v)
+	}
+	for i, v := range db {
+		g.db[i] += v
+		g.sizeB[i] += math.Abs(v)
+	}
+	near(t, "dw", r.read(pdw, len(dw)), g.dw, g.sizeW, 2e-6)
+	near(t, "db", r.read(pdb, len(db)), g.db, g.sizeB, 2e-6)
 }
 
 // testConvExtent holds convolutions to their word that a voxel's value doesn't depend on the extent around it: a crop gives the

@@ -27,6 +27,7 @@ func Run(t *testing.T, open func() gpu.Engine) {
 		{"Upload", testUpload, true},
 		{"Copies", testCopies, false},
 		{"Conv", testConv, true},
+		{"ConvThin", testConvThin, true},
 		{"ConvExtent", testConvExtent, true},
 		{"NormAct", testNormAct, true},
 		{"NormLargeMean", testNormLargeMean, true},

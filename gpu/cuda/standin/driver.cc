@@ -44,6 +44,9 @@ namespace similarity {
 namespace spectral {
 #include "../kernels/spectral.cu"
 }
+namespace thin {
+#include "../kernels/thin.cu"
+}
 namespace weight {
 #include "../kernels/weight.cu"
 }
