@@ -17,7 +17,6 @@
 // Over a queue: queue.go (which ends of it a file has), queuerun.go (opened), queuewire.go (wired), queuelist.go (what is published),
 // queueverbs.go.
 //
-// Verbs beside the run: plan.go and pace.go; bench.go, benchrun.go, benchceiling.go and benchfigures.go; import.go, foreign.go and
-// guess.go; weights.go (export); inspect.go, devices.go, phantoms.go, demo.go, version.go. errors.go has the exit
-// codes.
+// Verbs beside the run: plan.go and pace.go; bench.go, benchrun.go, benchceiling.go and benchfigures.go; import.go and guess.go, export.go;
+// inspect.go, devices.go, phantoms.go, demo.go, version.go. errors.go has the exit codes.
 package flows

@@ -13,13 +13,14 @@ import (
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/read"
 	"github.com/flowrun/flowrun/stages/tile"
+	"github.com/flowrun/flowrun/stages/weights"
 )
 
 // guess finds what the tensors of a state dict don't say: in the words behind the file, in what an export says of itself, in the
 // options that the program that wrote it kept, or by assumption.
 type guess struct {
 	path    string
-	src     *foreign
+	src     *weights.File
 	axes    string // the model's, in their order; "" is AxesDefault
 	outline vqgan.Outline
 
@@ -162,8 +163,8 @@ func (g *guess) given(words []string) (map[string]string, error) {
 // exported are the keys that an export tells of itself.
 func (g *guess) exported() (map[string]string, error) {
 	all := map[string]string{}
-	if g.src.model != "" {
-		c, err := vqgan.ParseConfig(g.src.model)
+	if g.src.Model != "" {
+		c, err := vqgan.ParseConfig(g.src.Model)
 		if err != nil {
 			return nil, fmt.Errorf("metadata %w", err)
 		}
@@ -171,9 +172,9 @@ func (g *guess) exported() (map[string]string, error) {
 			return nil, err
 		}
 	}
-	if g.src.stream != "" {
+	if g.src.Stream != "" {
 		var s stream
-		if err := json.Unmarshal([]byte(g.src.stream), &s); err != nil {
+		if err := json.Unmarshal([]byte(g.src.Stream), &s); err != nil {
 			return nil, fmt.Errorf("metadata stream: %w", err)
 		}
 		maps.Copy(all, readValues(s.Window, s.Spacing))
@@ -186,12 +187,12 @@ func (g *guess) exported() (map[string]string, error) {
 func (g *guess) settings() (map[string]string, error) {
 	all := map[string]string{}
 	take := func(key, name string) {
-		if _, v, ok := g.src.setting(name); ok {
+		if _, v, ok := g.src.Setting(name); ok {
 			all["model."+key] = text(v)
 		}
 	}
-	_, _, theirs := g.src.setting("n_hiddens")
-	if _, _, ours := g.src.setting("hidden"); !theirs && ours {
+	_, _, theirs := g.src.Setting("n_hiddens")
+	if _, _, ours := g.src.Setting("hidden"); !theirs && ours {
 		for _, key := range []string{"hidden", "downsample", "embedding", "codes", "quantizer", "levels", "norm", "groups", "padding", "decoder"} {
 			take(key, key)
 		}
@@ -202,7 +203,7 @@ func (g *guess) settings() (map[string]string, error) {
 	take("codes", "n_codes")
 	take("groups", "num_groups")
 	for name, only := range map[string]string{"norm_type": "group", "padding_type": "replicate"} {
-		path, v, ok := g.src.setting(name)
+		path, v, ok := g.src.Setting(name)
 		if ok && v != any(only) {
 			return nil, fmt.Errorf("%s is %v, but flowrun has only %s for models of medicaldiffusion", path, v, only)
 		}
@@ -210,7 +211,7 @@ func (g *guess) settings() (map[string]string, error) {
 			all["model."+key] = text(only)
 		}
 	}
-	if path, v, ok := g.src.setting("downsample"); ok { // in the order of the model's axes
+	if path, v, ok := g.src.Setting("downsample"); ok { // in the order of the model's axes
 		steps, isList := v.([]any)
 		if !isList || len(steps) != 3 {
 			return nil, fmt.Errorf("%s is %v (want one number for each axis)", path, v)
@@ -258,7 +259,7 @@ func (g *guess) told() []string {
 				some = append(some, x.key+" "+strings.Trim(x.value, `"`))
 			}
 		}
-		if origin == assumed && g.src.model == "" && g.axes == "" {
+		if origin == assumed && g.src.Model == "" && g.axes == "" {
 			some = append(some, "--axes "+AxesDefault)
 		}
 		if len(some) == 0 {

@@ -18,6 +18,7 @@ import (
 	"github.com/flowrun/flowrun/stages/safetensors"
 	"github.com/flowrun/flowrun/stages/torch"
 	"github.com/flowrun/flowrun/stages/volume"
+	"github.com/flowrun/flowrun/stages/weights"
 )
 
 // lightning is a checkpoint of PyTorch Lightning, and what PyTorch makes of it: integration/reference/weights.py.
@@ -125,7 +126,7 @@ func TestImportedModelGivesPyTorchsReconstruction(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, ema := range []bool{true, false} {
-		coder, err := vqgan.OpenCoder(cpu.New(2), c, arrays(snap), ema, o)
+		coder, err := vqgan.OpenCoder(cpu.New(2), c, toModel(snap.Arrays), ema, o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -350,6 +351,7 @@ func TestImportRefuses(t *testing.T) {
 // Tensors of whole numbers aren't weights.
 func TestImportRefusesIntegers(t *testing.T) {
 	var b bytes.Buffer
+	const landmark = "encoder.conv_first.conv.weight"
 	tensors := []safetensors.Array{{Name: landmark, Shape: []int{2}, Values: safetensors.I32{1, 2}}}
 	if err := safetensors.Write(&b, tensors, nil); err != nil {
 		t.Fatal(err)
@@ -384,7 +386,7 @@ func TestSettingsOfOtherPrograms(t *testing.T) {
 		{map[string]any{"hyper_parameters.hidden": int64(2), "hyper_parameters.norm": "channel", "hyper_parameters.downsample": []any{int64(4), int64(2), int64(1)}}, "",
 			`map[model.downsample:[4,2,1] model.hidden:2 model.norm:"channel"]`},
 	} {
-		g := guess{src: &foreign{settings: c.settings}, axes: c.axes}
+		g := guess{src: &weights.File{Settings: c.settings}, axes: c.axes}
 		got, err := g.settings()
 		text := fmt.Sprint(got)
 		if err != nil {
@@ -393,50 +395,6 @@ func TestSettingsOfOtherPrograms(t *testing.T) {
 		if !strings.HasPrefix(text, c.want) {
 			t.Errorf("%v: %s (want %s)", c.settings, text, c.want)
 		}
-	}
-}
-
-func TestTurn(t *testing.T) {
-	for _, text := range []string{"zyx", "zxy", "yzx", "yxz", "xzy", "xyz"} {
-		axes, err := parseAxes(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		size := map[byte]int{'z': 2, 'y': 3, 'x': 4}
-		// Each element tells where it is: z, y, x as digits, behind that of the leading axes.
-		fill := func(order string, lead int) volume.Array {
-			a := volume.Array{Shape: []int{lead, 1}}
-			for i := range order {
-				a.Shape = append(a.Shape, size[order[i]])
-			}
-			n := lead
-			for i := range order {
-				n *= size[order[i]]
-			}
-			for i := range n {
-				digits, rest := 0, i
-				for k := len(order) - 1; k >= 0; k-- {
-					at := rest % size[order[k]]
-					rest /= size[order[k]]
-					digits += at * map[byte]int{'z': 100, 'y': 10, 'x': 1}[order[k]]
-				}
-				a.Data = append(a.Data, float32(1000*rest+digits))
-			}
-			return a
-		}
-		a := fill(text, 2)
-		turn(&a, axes)
-		equal(t, "a kernel in "+text, a, fill("zyx", 2))
-		plane := strings.Trim("zyx", text[:1])
-		if text[:1] == "y" {
-			plane = "zx"
-		}
-		b := fill(text[1:], 2)
-		turn(&b, axes)
-		equal(t, "a plane's kernel in "+text, b, fill(plane, 2))
-		bias := volume.Array{Shape: []int{3}, Data: []float32{1, 2, 3}}
-		turn(&bias, axes)
-		equal(t, "a bias", bias, volume.Array{Shape: []int{3}, Data: []float32{1, 2, 3}})
 	}
 }
 

@@ -96,7 +96,7 @@ func (r *run) openCoder(m modelKeys) (*vqgan.Coder, gpu.Engine, int64, error) {
 	if err != nil {
 		return nil, nil, 0, &ConfigError{m.piece.file.Errorf("checkpoint", "%v", err)}
 	}
-	weights := arrays(snap)
+	weights := toModel(snap.Arrays)
 	ema := slices.ContainsFunc(weights, func(a vqgan.Array) bool { return strings.HasPrefix(a.Name, "ema.") })
 	if m.Weights == infer.WeightsEMA && !ema {
 		r.log.Warn().Str("checkpoint", m.Checkpoint).Msg("it holds no EMA weights (train.ema was 0): the raw ones are used")

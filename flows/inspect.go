@@ -17,6 +17,7 @@ import (
 	"github.com/flowrun/flowrun/stages/checkpoint"
 	"github.com/flowrun/flowrun/stages/nifti"
 	"github.com/flowrun/flowrun/stages/torch"
+	"github.com/flowrun/flowrun/stages/weights"
 )
 
 // Inspect says what a safetensors file, a file of torch.save or a NIfTI image holds, and whether a checkpoint verifies.
@@ -82,7 +83,7 @@ func inspectTorch(w io.Writer, path string) error {
 		_, _ = fmt.Fprintf(w, "%s\t%v %s\n", t.Name, t.Shape, t.DType)
 	}
 	for _, key := range slices.Sorted(maps.Keys(f.Values)) {
-		if strings.HasPrefix(key, hyperParameters) {
+		if strings.HasPrefix(key, weights.HyperParameters) {
 			_, _ = fmt.Fprintf(w, "%s\t%s\n", key, shown(f.Values[key]))
 		}
 	}

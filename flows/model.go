@@ -66,7 +66,7 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options) error {
 
 // sameDiscriminators says where a run goes on without its discriminators, or with new ones.
 func (r *run) sameDiscriminators(snap *volume.Snapshot, o train.Options) {
-	had := len(vqgan.Discriminators(arrays(snap))) > 0
+	had := len(vqgan.Discriminators(toModel(snap.Arrays))) > 0
 	switch {
 	case had && o.GAN.Weight == 0:
 		r.log.Warn().Msgf("train.gan.weight is 0: the discriminators of %s are left behind; if it gets a weight again, new ones begin", r.last)
@@ -79,7 +79,7 @@ func (r *run) sameDiscriminators(snap *volume.Snapshot, o train.Options) {
 func (r *run) fill(snap *volume.Snapshot, o train.Options) error {
 	switch {
 	case snap != nil:
-		err := r.session.SetState(arrays(snap), true)
+		err := r.session.SetState(toModel(snap.Arrays), true)
 		if misfit := new(vqgan.OptionError); errors.As(err, &misfit) {
 			return configErrorf("train.%s: is %s, but %s was trained with %s; choose another run.dir, or set it back", misfit.Key, misfit.Is, r.last, misfit.Was)
 		}
@@ -91,7 +91,7 @@ func (r *run) fill(snap *volume.Snapshot, o train.Options) error {
 		if err != nil {
 			return configErrorf("train.init: %w", err)
 		}
-		if err := r.session.LoadWeights(arrays(from), false); err != nil {
+		if err := r.session.LoadWeights(toModel(from.Arrays), false); err != nil {
 			return configErrorf("train.init: %s: %w", o.Init, err)
 		}
 	}
@@ -118,7 +118,14 @@ func (r *run) newLoop(snap *volume.Snapshot, o train.Options, total int, guard *
 	return l
 }
 
-func arrays(s *volume.Snapshot) []vqgan.Array { return toModel(s.Arrays) }
+// toModel is the same arrays by the model's type.
+func toModel(list []volume.Array) []vqgan.Array {
+	out := make([]vqgan.Array, len(list))
+	for i, a := range list {
+		out[i] = vqgan.Array(a)
+	}
+	return out
+}
 
 // meta is what a checkpoint holds beside its arrays.
 func (r *run) meta(l *train.Loop) (map[string]string, error) {

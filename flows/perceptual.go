@@ -33,33 +33,29 @@ func readLPIPS(path string) (*vqgan.LPIPS, error) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s: no such file", path)
 	}
-	src, err := openForeign(path)
+	src, err := openWeights(path)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = src.close() }() // it was only read
+	defer func() { _ = src.Close() }() // it was only read
 	shapes := map[string][]int{}
-	for name, t := range src.tensors {
-		shapes[name] = t.shape
+	for name, t := range src.Tensors {
+		shapes[name] = t.Shape
 	}
 	names, err := vqgan.FindLPIPS(shapes)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	for _, name := range names {
-		if !isFloat(src.tensors[name].dtype) {
-			return nil, fmt.Errorf("%s: %s is of type %s (want float32, float16, bfloat16 or float64)", path, name, src.tensors[name].dtype)
+		if t := src.Tensors[name]; !t.IsFloat() {
+			return nil, fmt.Errorf("%s: %s is of type %s (want float32, float16, bfloat16 or float64)", path, name, t.DType)
 		}
 	}
-	arrays, err := src.read(names)
+	arrays, err := src.Read(names)
 	if err != nil {
 		return nil, err
 	}
-	tensors := make([]vqgan.Array, len(arrays))
-	for i, a := range arrays {
-		tensors[i] = vqgan.Array(a)
-	}
-	l, err := vqgan.NewLPIPS(tensors)
+	l, err := vqgan.NewLPIPS(toModel(arrays))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}

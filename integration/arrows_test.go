@@ -33,6 +33,7 @@ var house = []struct{ room, may string }{
 	{"stages/train", "stages/files stages/volume gpu gpu/nn gpu/optim gpu/vqgan"},
 	{"stages/infer", "stages/volume gpu gpu/vqgan"},
 	{"stages/torch", "stages/safetensors stages/volume"},
+	{"stages/weights", "stages/safetensors stages/torch stages/volume gpu/vqgan"},
 	{"stages/write", "stages/files stages/nifti stages/volume"},
 	{"stages/volume", ""},
 	{"stages/*", "stages/files stages/volume"},
