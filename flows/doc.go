@@ -5,8 +5,9 @@
 // Reading order, data's way in: table.go (the stages), options.go and job.go (from file to Job), data.go (which scans, in which
 // order), engine.go and memory.go (on what, in how much), run.go (one run from lock to outcome), graph.go (the wiring).
 //
-// Training: model.go, agree.go (a checkpoint and a file that go together), replay.go (resuming in mid-epoch), hours.go
-// (which step is the last), guard.go (going back), perceptual.go, validate.go and whole.go, picture.go.
+// Training: model.go, resume.go (which checkpoint a run goes on from), agree.go (a checkpoint and a file that go together), replay.go
+// (resuming in mid-epoch), hours.go (which step is the last), guard.go (going back), perceptual.go, validate.go and whole.go,
+// picture.go and samples.go.
 //
 // The way back: adopt.go (what a checkpoint decides), infer.go, stream.go (scans that are read as they are needed), output.go (what their way
 // out takes), codes.go and measure.go.
