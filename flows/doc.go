@@ -3,7 +3,8 @@
 // found to be a graph; a run is a Job that is being run; what both are told to do is spread over files by subject.
 //
 // Reading order, data's way in: table.go (the stages), options.go and job.go (from file to Job), data.go (which scans, in which
-// order), engine.go and memory.go (on what, in how much), run.go (one run from lock to outcome), graph.go (the wiring).
+// order), engine.go and memory.go (on what, in how much), run.go (one run from lock to outcome), graph.go (the wiring), quarantine.go (scans
+// that are bad).
 //
 // Training: model.go, resume.go (which checkpoint a run goes on from), agree.go (a checkpoint and a file that go together), replay.go
 // (resuming in mid-epoch), hours.go (which step is the last), guard.go (going back), perceptual.go, validate.go and whole.go,

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"maps"
 	"math"
 	"os"
@@ -14,62 +13,8 @@ import (
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/checkpoint"
 	"github.com/flowrun/flowrun/stages/observe"
-	"github.com/flowrun/flowrun/stages/pipe"
 	"github.com/flowrun/flowrun/stages/train"
-	"github.com/flowrun/flowrun/stages/volume"
 )
-
-// leaveAfter is how long a run that was told to stop, and has nothing left to save, waits for stages in which nothing moves.
-const leaveAfter = 5 * time.Second
-
-// attend waits for the graph. Meanwhile it keeps the progress line alive and hands a soft stop on. A stage that hangs then, as a
-// read does whose server is away, is left behind as soon as nothing is left to save.
-func (r *run) attend(g *pipe.Graph, soft <-chan struct{}) error {
-	over := make(chan error, 1)
-	go func() { over <- g.Wait() }()
-	tick := time.NewTicker(500 * time.Millisecond)
-	defer tick.Stop()
-	var moves int64
-	moved := time.Now()
-	for {
-		select {
-		case err := <-over:
-			return err
-		case now := <-tick.C:
-			r.progress.Tick()
-			stats := g.Stats()
-			if n := observe.Moves(stats); n != moves || !r.rests() {
-				moves, moved = n, now
-			} else if now.Sub(moved) >= leaveAfter {
-				r.log.Warn().Str("event", "left behind").Str("stage", observe.Culprit(stats)).Msg("the run ends without waiting for a stage that hangs: nothing is left to save")
-				return nil
-			}
-		case <-soft:
-			_ = r.watch.systemd.Tell("STOPPING=1")
-			what := "step"
-			if r.back != nil {
-				what = "scan"
-			}
-			r.log.Info().Str("event", "stop").Msg("stopping after this " + what + "; a second signal stops at once")
-			g.Stop()
-			soft = nil
-		}
-	}
-}
-
-// learns is the train stage.
-func (r *run) learns(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*volume.Snapshot, error] {
-	return func(yield func(*volume.Snapshot, error) bool) {
-		r.loop.Run(ctx, in)(yield)
-		r.learnt.Store(int64(r.loop.Step))
-	}
-}
-
-// rests says that the train stage has ended and that what it learnt is durable.
-func (r *run) rests() bool {
-	n := r.learnt.Load()
-	return n >= 0 && (r.store == nil || r.durable.Load() == n)
-}
 
 // bound says what bounded the run lately. It is called from the train stage only.
 func (r *run) bound() string {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -192,24 +193,6 @@ func (r *run) prepare(ctx context.Context) error {
 	return nil
 }
 
-// openQuarantine reads which scans are set aside. Where nothing trains they are tried again: they may have been mended.
-func (r *run) openQuarantine() (err error) {
-	path := r.file("quarantine.jsonl")
-	if _, trains := option[train.Options](r.job); !trains {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	if r.quarantine, err = read.OpenQuarantine(path); err != nil {
-		return err
-	}
-	if n := r.quarantine.Len(); n > 0 {
-		r.log.Warn().Str("event", "quarantine").Int("scans", n).Str("list", path).
-			Msg("scans that were set aside stay out of this run, mended or not; a new run.dir (with train.init) takes them in again")
-	}
-	return nil
-}
-
 // openData finds the scans, or codes, and where in them a snapshot goes on.
 func (r *run) openData(ctx context.Context, snap *volume.Snapshot) (err error) {
 	j := r.job
@@ -348,6 +331,58 @@ func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
 	_ = r.progress.Close() // done is the last line
 	r.done()
 	return nil
+}
+
+// leaveAfter is how long a run that was told to stop, and has nothing left to save, waits for stages in which nothing moves.
+const leaveAfter = 5 * time.Second
+
+// attend waits for the graph. Meanwhile it keeps the progress line alive and hands a soft stop on. A stage that hangs then, as a
+// read does whose server is away, is left behind as soon as nothing is left to save.
+func (r *run) attend(g *pipe.Graph, soft <-chan struct{}) error {
+	over := make(chan error, 1)
+	go func() { over <- g.Wait() }()
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	var moves int64
+	moved := time.Now()
+	for {
+		select {
+		case err := <-over:
+			return err
+		case now := <-tick.C:
+			r.progress.Tick()
+			stats := g.Stats()
+			if n := observe.Moves(stats); n != moves || !r.rests() {
+				moves, moved = n, now
+			} else if now.Sub(moved) >= leaveAfter {
+				r.log.Warn().Str("event", "left behind").Str("stage", observe.Culprit(stats)).Msg("the run ends without waiting for a stage that hangs: nothing is left to save")
+				return nil
+			}
+		case <-soft:
+			_ = r.watch.systemd.Tell("STOPPING=1")
+			what := "step"
+			if r.back != nil {
+				what = "scan"
+			}
+			r.log.Info().Str("event", "stop").Msg("stopping after this " + what + "; a second signal stops at once")
+			g.Stop()
+			soft = nil
+		}
+	}
+}
+
+// learns is the train stage.
+func (r *run) learns(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*volume.Snapshot, error] {
+	return func(yield func(*volume.Snapshot, error) bool) {
+		r.loop.Run(ctx, in)(yield)
+		r.learnt.Store(int64(r.loop.Step))
+	}
+}
+
+// rests says that the train stage has ended and that what it learnt is durable.
+func (r *run) rests() bool {
+	n := r.learnt.Load()
+	return n >= 0 && (r.store == nil || r.durable.Load() == n)
 }
 
 // complete says that a stop came when there was nothing left to do.
