@@ -80,12 +80,9 @@ func (v *validator) measure(ctx context.Context) (map[string]float64, *picture, 
 	if len(v.held) == 0 {
 		return nil, nil, nil
 	}
-	passes := []*pass{{usage: metrics.NewUsage(v.model.Codes, v.model.Depth())}}
+	passes := []*pass{v.newPass(false)}
 	if v.ema {
-		passes = append(passes, &pass{ema: true, usage: metrics.NewUsage(v.model.Codes, v.model.Depth())})
-	}
-	for _, p := range passes {
-		p.meter = metrics.Meter{Window: v.read.WindowHU, Workers: v.workers, Fine: true}
+		passes = append(passes, v.newPass(true))
 	}
 	var base *metrics.Meter
 	if v.baseline == nil {
@@ -133,6 +130,23 @@ func (v *validator) measure(ctx context.Context) (map[string]float64, *picture, 
 		r := base.Result()
 		v.baseline = &r
 	}
+	values, err := v.values(passes, scans, patches)
+	if err == nil {
+		err = v.wholes(ctx, values)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return values, shown, nil
+}
+
+func (v *validator) newPass(ema bool) *pass {
+	return &pass{ema: ema, usage: metrics.NewUsage(v.model.Codes, v.model.Depth()),
+		meter: metrics.Meter{Window: v.read.WindowHU, Workers: v.workers, Fine: true}}
+}
+
+// values are what passes found, by their keys. A reconstruction that isn't finite is an error: no checkpoint is to keep such weights.
+func (v *validator) values(passes []*pass, scans, patches int) (map[string]float64, error) {
 	values := map[string]float64{
 		"val/psnr_trilinear": v.baseline.PSNR,
 		"val/ssim_trilinear": v.baseline.SSIM,
@@ -147,8 +161,8 @@ func (v *validator) measure(ctx context.Context) (map[string]float64, *picture, 
 		}
 		r := p.meter.Result()
 		v.scans, v.counts = r.Scans, p.usage.Counts()
-		if l1 := r.L1; patches > 0 && !p.ema && (math.IsNaN(l1) || math.IsInf(l1, 0)) { // no checkpoint is to keep such weights
-			return nil, nil, &vqgan.NonFiniteError{What: "the reconstruction"}
+		if l1 := r.L1; patches > 0 && !p.ema && (math.IsNaN(l1) || math.IsInf(l1, 0)) {
+			return nil, &vqgan.NonFiniteError{What: "the reconstruction"}
 		}
 		for name, x := range map[string]float64{
 			"recon_loss": r.L1, "psnr": r.PSNR, "psnr_mean": r.PSNRMean, "psnr_body": r.PSNRBody, "ssim": r.SSIM, "mae_hu": r.MAEHU,
@@ -160,10 +174,7 @@ func (v *validator) measure(ctx context.Context) (map[string]float64, *picture, 
 			}
 		}
 	}
-	if err := v.wholes(ctx, values); err != nil {
-		return nil, nil, err
-	}
-	return values, shown, nil
+	return values, nil
 }
 
 // share is how many of the limit's patches fall to the i-th scan, the first one's above all. What falls to a scan that

@@ -91,85 +91,107 @@ func (readings) Describe(chan<- *prometheus.Desc) {}
 
 // Collect sends what is known at the time.
 func (c readings) Collect(to chan<- prometheus.Metric) {
-	r := c.read()
-	send := func(kind prometheus.ValueType, value float64, name, help string, labels ...string) { // name, value, …
-		var names, values []string
-		for pair := range slices.Chunk(labels, 2) {
-			names, values = append(names, pair[0]), append(values, strings.ToValidUTF8(pair[1], "�"))
-		}
-		to <- prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, names, nil), kind, value, values...)
+	r, out := c.read(), scrape(to)
+	out.run(&r)
+	for _, s := range r.Stages {
+		out.stage(s)
 	}
-	gauge := func(value float64, name, help string, labels ...string) {
-		send(prometheus.GaugeValue, value, name, help, labels...)
+	if r.Queue != nil {
+		out.queue(r.Queue)
 	}
-	gauge(1, "flowrun_build_info", "What runs.", "version", r.Version, "goversion", runtime.Version())
-	gauge(1, "flowrun_run_info", "The run, by its folder.", "dir", r.Dir)
+	out.training(&r)
+}
+
+// scrape is where the metrics of one scrape go.
+type scrape chan<- prometheus.Metric
+
+// send sends one, whose labels are name, value, …
+func (to scrape) send(kind prometheus.ValueType, value float64, name, help string, labels ...string) {
+	var names, values []string
+	for pair := range slices.Chunk(labels, 2) {
+		names, values = append(names, pair[0]), append(values, strings.ToValidUTF8(pair[1], "�"))
+	}
+	to <- prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, names, nil), kind, value, values...)
+}
+
+func (to scrape) gauge(value float64, name, help string, labels ...string) {
+	to.send(prometheus.GaugeValue, value, name, help, labels...)
+}
+
+func (to scrape) run(r *Reading) {
+	to.gauge(1, "flowrun_build_info", "What runs.", "version", r.Version, "goversion", runtime.Version())
+	to.gauge(1, "flowrun_run_info", "The run, by its folder.", "dir", r.Dir)
 	for _, state := range r.States {
 		value := 0.0
 		if state == r.State {
 			value = 1
 		}
-		gauge(value, "flowrun_run_state", "1 for the state that the run is in.", "state", state)
+		to.gauge(value, "flowrun_run_state", "1 for the state that the run is in.", "state", state)
 	}
-	gauge(r.Progress, "flowrun_last_progress_timestamp_seconds", "When something in the graph last moved.")
-	gauge(float64(r.Limit), "flowrun_scan_budget_limit_bytes", "Memory for scans.")
-	gauge(float64(r.InUse), "flowrun_scan_budget_used_bytes", "Memory that scans are holding.")
+	to.gauge(r.Progress, "flowrun_last_progress_timestamp_seconds", "When something in the graph last moved.")
+	to.gauge(float64(r.Limit), "flowrun_scan_budget_limit_bytes", "Memory for scans.")
+	to.gauge(float64(r.InUse), "flowrun_scan_budget_used_bytes", "Memory that scans are holding.")
 	if r.Free >= 0 {
-		gauge(float64(r.Free), "flowrun_disk_free_bytes", "What can still be written where the run's folder is.")
+		to.gauge(float64(r.Free), "flowrun_disk_free_bytes", "What can still be written where the run's folder is.")
 	}
 	if r.Memory >= 0 {
-		gauge(float64(r.Memory), "flowrun_memory_free_bytes", "What the machine can still give, or the control group where that has less.")
+		to.gauge(float64(r.Memory), "flowrun_memory_free_bytes", "What the machine can still give, or the control group where that has less.")
 	}
-	gauge(float64(r.Quarantined), "flowrun_quarantined_scans", "Scans that couldn't be read and are left out.")
-	gauge(float64(r.Saved), "flowrun_checkpoint_step", "The optimiser step of the newest checkpoint; 0 if there is none.")
-	for _, s := range r.Stages {
-		count := func(value float64, name, help, label, of string) {
-			send(prometheus.CounterValue, value, name, help, "stage", s.Stage, label, of)
-		}
-		const elements, elementsHelp = "flowrun_stage_elements_total", "Elements that went into and came out of a stage."
-		count(float64(s.In), elements, elementsHelp, "direction", "in")
-		count(float64(s.Out), elements, elementsHelp, "direction", "out")
-		const seconds, secondsHelp = "flowrun_stage_seconds_total", "What a stage's workers did with their time, summed over them."
-		count(s.Busy.Seconds(), seconds, secondsHelp, "doing", "working")
-		count(s.BlockedIn.Seconds(), seconds, secondsHelp, "doing", "waiting_for_input")
-		count(s.BlockedOut.Seconds(), seconds, secondsHelp, "doing", "waiting_for_output")
-		gauge(float64(s.Bytes), "flowrun_stage_bytes", "Bytes of the elements inside a stage.", "stage", s.Stage)
-		gauge(float64(s.Workers), "flowrun_stage_workers", "Workers of a stage.", "stage", s.Stage)
+	to.gauge(float64(r.Quarantined), "flowrun_quarantined_scans", "Scans that couldn't be read and are left out.")
+	to.gauge(float64(r.Saved), "flowrun_checkpoint_step", "The optimiser step of the newest checkpoint; 0 if there is none.")
+}
+
+func (to scrape) stage(s pipe.Stat) {
+	count := func(value float64, name, help, label, of string) {
+		to.send(prometheus.CounterValue, value, name, help, "stage", s.Stage, label, of)
 	}
-	if q := r.Queue; q != nil {
-		for role, n := range q.Held {
-			gauge(float64(n), "flowrun_queue_held_messages", "Messages of the queue that this process has in hand.", "role", role)
-		}
-		waiting := 0.0
-		if q.Waiting {
-			waiting = 1
-		}
-		gauge(waiting, "flowrun_queue_blocked", "1 while what is sent has to wait: the queue is full, or the server away.")
-		if q.Known {
-			gauge(float64(q.Patches), "flowrun_queue_waiting_patches", "Patches on the server that the trainer hasn't taken.")
-			gauge(float64(q.Given), "flowrun_queue_unacknowledged_patches", "Patches that the trainer took and no checkpoint holds yet.")
-			gauge(float64(q.Bytes), "flowrun_queue_patches_bytes", "Bytes of patches on the server's disk.")
-			gauge(float64(q.Limit), "flowrun_queue_limit_bytes", "The most that patches may take there.")
-		}
+	const elements, elementsHelp = "flowrun_stage_elements_total", "Elements that went into and came out of a stage."
+	count(float64(s.In), elements, elementsHelp, "direction", "in")
+	count(float64(s.Out), elements, elementsHelp, "direction", "out")
+	const seconds, secondsHelp = "flowrun_stage_seconds_total", "What a stage's workers did with their time, summed over them."
+	count(s.Busy.Seconds(), seconds, secondsHelp, "doing", "working")
+	count(s.BlockedIn.Seconds(), seconds, secondsHelp, "doing", "waiting_for_input")
+	count(s.BlockedOut.Seconds(), seconds, secondsHelp, "doing", "waiting_for_output")
+	to.gauge(float64(s.Bytes), "flowrun_stage_bytes", "Bytes of the elements inside a stage.", "stage", s.Stage)
+	to.gauge(float64(s.Workers), "flowrun_stage_workers", "Workers of a stage.", "stage", s.Stage)
+}
+
+func (to scrape) queue(q *Queue) {
+	for role, n := range q.Held {
+		to.gauge(float64(n), "flowrun_queue_held_messages", "Messages of the queue that this process has in hand.", "role", role)
 	}
+	waiting := 0.0
+	if q.Waiting {
+		waiting = 1
+	}
+	to.gauge(waiting, "flowrun_queue_blocked", "1 while what is sent has to wait: the queue is full, or the server away.")
+	if q.Known {
+		to.gauge(float64(q.Patches), "flowrun_queue_waiting_patches", "Patches on the server that the trainer hasn't taken.")
+		to.gauge(float64(q.Given), "flowrun_queue_unacknowledged_patches", "Patches that the trainer took and no checkpoint holds yet.")
+		to.gauge(float64(q.Bytes), "flowrun_queue_patches_bytes", "Bytes of patches on the server's disk.")
+		to.gauge(float64(q.Limit), "flowrun_queue_limit_bytes", "The most that patches may take there.")
+	}
+}
+
+func (to scrape) training(r *Reading) {
 	if r.Total > 0 {
-		gauge(float64(r.Total), "flowrun_train_planned_steps", "The optimiser step at which the run will be done.")
+		to.gauge(float64(r.Total), "flowrun_train_planned_steps", "The optimiser step at which the run will be done.")
 	}
 	if r.Step.Step > 0 {
-		gauge(float64(r.Step.Step), "flowrun_train_step", "The newest optimiser step.")
-		gauge(float64(r.Step.Epoch), "flowrun_train_epoch", "The epoch of the newest step, from 0.")
-		gauge(r.Step.LR, "flowrun_train_learning_rate", "Learning rate of the newest step.")
+		to.gauge(float64(r.Step.Step), "flowrun_train_step", "The newest optimiser step.")
+		to.gauge(float64(r.Step.Epoch), "flowrun_train_epoch", "The epoch of the newest step, from 0.")
+		to.gauge(r.Step.LR, "flowrun_train_learning_rate", "Learning rate of the newest step.")
 		for _, f := range r.Step.fields() {
 			name, train := strings.CutPrefix(f.name, "train/")
 			if value, ok := f.value.(float64); ok && train {
-				gauge(value, "flowrun_train_"+withUnit(name), "train/"+name+" of the newest step, as in metrics.jsonl.")
+				to.gauge(value, "flowrun_train_"+withUnit(name), "train/"+name+" of the newest step, as in metrics.jsonl.")
 			}
 		}
 	}
 	for name, value := range r.Validation {
 		name, weights := validated(name)
 		if name != "" {
-			gauge(value, "flowrun_validation_"+withUnit(name), "val/"+name+" of the newest validation, as in metrics.jsonl.", "weights", weights)
+			to.gauge(value, "flowrun_validation_"+withUnit(name), "val/"+name+" of the newest validation, as in metrics.jsonl.", "weights", weights)
 		}
 	}
 }
