@@ -60,8 +60,7 @@ var kernelsAVX2 = kernels{
 	loss: lossY, sumSquares: sumSquaresY, adam: adamY, nearestRows: 4, nearest: nearest4Y, nearest1: nearest1Y,
 }
 
-// level wraps the assembly. Elementwise kernels take whole vectors: what is left goes to Go. Norms take channels that fill
-// whole vectors: others go to the level below.
+// level wraps the assembly.
 func (k *kernels) level(name, title string, ok bool, below *level) *level {
 	l := &level{
 		name: name, title: title, ok: ok, lanes: k.lanes,
@@ -79,14 +78,14 @@ func (k *kernels) level(name, title string, ok bool, below *level) *level {
 	l.slide = func(p *product) { k.slides[p.slide][p.vecs][p.m](p) }
 	l.outer = func(o *outer) { k.outers[o.vecs][o.m](o) }
 	l.outerSlide = func(o *outer) { k.outerSlides[o.slide][o.vecs][o.m](o) }
-	l.add = func(y, a, b []float32) {
-		n := len(y) / k.lanes
-		if n > 0 {
-			k.add(&y[0], &a[0], &b[0], n)
-		}
-		n *= k.lanes
-		addGo(y[n:], a[n:], b[n:])
-	}
+	k.norms(l, below)
+	k.pointwise(l)
+	l.nearest = k.nearestCodes
+	return l
+}
+
+// norms sets the kernels of norms. They take channels that fill whole vectors: others go to the level below.
+func (k *kernels) norms(l, below *level) {
 	fits := func(channels int) bool { return channels%k.lanes == 0 }
 	l.rootMeanSquare = func(rstd, x []float32, eps float32) {
 		c := len(x) / len(rstd)
@@ -138,7 +137,18 @@ func (k *kernels) level(name, title string, ok bool, below *level) *level {
 		}
 		k.groupGrad(n, len(n.x)/len(n.scale), len(n.scale)/k.lanes)
 	}
-	l.nearest = k.nearestCodes
+}
+
+// pointwise sets the kernels that take one element after the other. They take whole vectors: what is left goes to Go.
+func (k *kernels) pointwise(l *level) {
+	l.add = func(y, a, b []float32) {
+		n := len(y) / k.lanes
+		if n > 0 {
+			k.add(&y[0], &a[0], &b[0], n)
+		}
+		n *= k.lanes
+		addGo(y[n:], a[n:], b[n:])
+	}
 	l.loss = func(s *[4]float32, y, t, dy []float32, l1, l2 float32) {
 		n := len(y) / k.lanes
 		var to *float32
@@ -176,7 +186,6 @@ func (k *kernels) level(name, title string, ok bool, below *level) *level {
 		}
 		adamGo(s)
 	}
-	return l
 }
 
 // nearestCodes is nearestGo: assembly finds the least in each lane, the least of those is found here.
