@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/batch"
@@ -97,7 +98,7 @@ func (v *validator) measure(ctx context.Context) (map[string]float64, *picture, 
 		if err := ctx.Err(); err != nil {
 			return nil, nil, context.Cause(ctx)
 		}
-		vol, err := read.Load(ctx, scan, 0, v.read, func() {})
+		vol, err := v.load(ctx, scan)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil, nil, context.Cause(ctx)
@@ -175,6 +176,38 @@ func (v *validator) values(passes []*pass, scans, patches int) (map[string]float
 		}
 	}
 	return values, nil
+}
+
+// load reads a scan. A read that doesn't come back once ctx has ended, as from a server that is away, is left behind.
+func (v *validator) load(ctx context.Context, scan *volume.Scan) (*volume.Volume, error) {
+	type result struct {
+		vol      *volume.Volume
+		err      error
+		panicked any
+	}
+	came := make(chan result, 1)
+	go func() {
+		var r result
+		defer func() {
+			r.panicked = recover()
+			came <- r
+		}()
+		r.vol, r.err = read.Load(ctx, scan, 0, v.read, func() {})
+	}()
+	var late <-chan time.Time
+	for over := ctx.Done(); ; {
+		select {
+		case r := <-came:
+			if r.panicked != nil {
+				panic(r.panicked)
+			}
+			return r.vol, r.err
+		case <-over:
+			over, late = nil, time.After(leaveAfter)
+		case <-late:
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // share is how many of the limit's patches fall to the i-th scan, the first one's above all. What falls to a scan that

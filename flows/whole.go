@@ -8,7 +8,6 @@ import (
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/merge"
 	"github.com/flowrun/flowrun/stages/metrics"
-	"github.com/flowrun/flowrun/stages/read"
 	"github.com/flowrun/flowrun/stages/tile"
 	"github.com/flowrun/flowrun/stages/volume"
 )
@@ -22,7 +21,7 @@ func (v *validator) wholes(ctx context.Context, values map[string]float64) error
 	study := &metrics.Study{Workers: v.workers}
 	for i, scan := range v.held[:min(v.whole, len(v.held))] {
 		v.status(fmt.Sprintf("validating whole scan %d/%d", i+1, min(v.whole, len(v.held))))
-		vol, err := read.Load(ctx, scan, 0, v.read, func() {})
+		vol, err := v.load(ctx, scan)
 		if err != nil {
 			return err
 		}

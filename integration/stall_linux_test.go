@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -112,6 +113,44 @@ func TestStopWhileStalled(t *testing.T) {
 	}
 	if left := p.events("run", "left behind"); len(left) != 1 || left[0]["stage"] != "read" {
 		t.Errorf("left behind: %v", left)
+	}
+	if s := p.final("run"); s.Step != at || s.Reason != "stop" {
+		t.Errorf("the checkpoint is of step %d (%s), the last one taken was %d", s.Step, s.Reason, at)
+	}
+	p.must(words...)
+	p.sameRun("whole", "run")
+}
+
+// Nor does a stop wait for a validation that hangs: the loop that goes on makes it.
+func TestStopWhileAValidationHangs(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	words := []string{"train.yaml", "checkpoint.every=1000", "train.validate.every=6"}
+	p.must(append(words, "run.dir=whole")...)
+	r, g, _, err := p.startGated(words...)
+	if err != nil {
+		r.wait()
+		t.Skip(err)
+	}
+	hanging, back := make(chan struct{}), make(chan struct{})
+	once := sync.OnceFunc(func() { close(hanging) })
+	g.watch(func(c call) error {
+		if c.name == "read" && strings.Contains(c.path, "0002") && p.reached("run") >= 6 {
+			once()
+			<-back
+		}
+		return nil
+	})
+	defer close(back)
+	select {
+	case <-hanging:
+	case <-r.over:
+		t.Fatalf("over: %s", r.stderr.String())
+	}
+	at := p.reached("run")
+	r.signal(unix.SIGTERM)
+	if o := r.wait(); o.code != 75 {
+		t.Fatalf("exit %d: %s", o.code, o.said())
 	}
 	if s := p.final("run"); s.Step != at || s.Reason != "stop" {
 		t.Errorf("the checkpoint is of step %d (%s), the last one taken was %d", s.Step, s.Reason, at)
