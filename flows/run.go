@@ -371,10 +371,15 @@ func (r *run) attend(g *pipe.Graph, soft <-chan struct{}) error {
 	}
 }
 
-// learns is the train stage.
+// learns is the train stage. The metrics of a checkpoint's steps are durable before the checkpoint is.
 func (r *run) learns(ctx context.Context, in iter.Seq[*volume.Batch]) iter.Seq2[*volume.Snapshot, error] {
 	return func(yield func(*volume.Snapshot, error) bool) {
-		r.loop.Run(ctx, in)(yield)
+		r.loop.Run(ctx, in)(func(s *volume.Snapshot, err error) bool {
+			if err == nil {
+				r.wrote(r.metrics.Sync())
+			}
+			return yield(s, err)
+		})
 		r.learnt.Store(int64(r.loop.Step))
 	}
 }

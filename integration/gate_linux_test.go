@@ -275,11 +275,21 @@ func TestGate(t *testing.T) {
 	}
 	var mu sync.Mutex
 	seen := map[string][]string{}
+	var durable, renamed int // how often metrics and a checkpoint were brought to the disk
 	g.watch(func(c call) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if strings.HasPrefix(c.path, p.dir) {
-			seen[c.name] = append(seen[c.name], filepath.Base(c.path))
+			name := filepath.Base(c.path)
+			seen[c.name] = append(seen[c.name], name)
+			switch {
+			case c.name == "sync" && name == "metrics.jsonl":
+				durable++
+			case c.name == "rename" && strings.HasPrefix(name, "step-") && strings.HasSuffix(name, ".safetensors.tmp"):
+				if renamed++; durable < renamed {
+					t.Errorf("the metrics of %s aren't durable before it is", name)
+				}
+			}
 		}
 		return nil
 	})

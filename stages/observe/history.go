@@ -1,13 +1,8 @@
 package observe
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
-	"io/fs"
 	"maps"
 	"math"
-	"os"
 	"slices"
 	"sync"
 )
@@ -54,33 +49,6 @@ func (h *History) become(o *History) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.curves, h.bounds = o.curves, o.bounds
-}
-
-// readHistory is the history of a record; of none if there is no such file.
-func readHistory(record string) (*History, error) {
-	h := newHistory()
-	f, err := os.Open(record)
-	if errors.Is(err, fs.ErrNotExist) {
-		return h, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }() // it was only read
-	return h, lines(f, func(line []byte) error {
-		var object map[string]any
-		if err := json.NewDecoder(bytes.NewReader(line)).Decode(&object); err != nil {
-			return nil // OpenMetrics drops such lines
-		}
-		var list []field
-		for name, value := range object {
-			list = append(list, field{name, value})
-		}
-		if step, ok := object["step"].(float64); ok {
-			h.add(int(step), list)
-		}
-		return nil
-	})
 }
 
 // add takes the numbers of a step or a validation.

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/csv"
-	"encoding/json"
 	"errors"
 	"io"
 	"io/fs"
@@ -26,15 +25,15 @@ type Metrics struct {
 // metrics.jsonl. Either file is replaced at once or not at all.
 func OpenMetrics(dir string, step int) (*Metrics, error) {
 	record, table := filepath.Join(dir, "metrics.jsonl"), filepath.Join(dir, "metrics.csv")
-	err := replace(record, record, func(w io.Writer, r io.Reader) error { return copyRecord(w, r, step) })
+	m := &Metrics{dir: dir, history: newHistory()}
+	sound, err := sound(record, step)
+	if err == nil && !sound {
+		err = replace(record, record, func(w io.Writer, r io.Reader) error { return copyRecord(w, r, step) })
+	}
+	if err == nil {
+		err = replace(table, record, func(w io.Writer, r io.Reader) error { return tabulate(w, r, m.history) })
+	}
 	if err != nil {
-		return nil, err
-	}
-	if err := replace(table, record, tabulate); err != nil {
-		return nil, err
-	}
-	m := &Metrics{dir: dir}
-	if m.history, err = readHistory(record); err != nil {
 		return nil, err
 	}
 	if m.record, err = openJournal(record); err != nil {
@@ -72,6 +71,9 @@ func (m *Metrics) History() *History { return m.history }
 // Flush writes what waits.
 func (m *Metrics) Flush() error { return errors.Join(m.record.flush(), m.table.flush()) }
 
+// Sync brings what metrics.jsonl has to the disk. metrics.csv is made anew from it.
+func (m *Metrics) Sync() error { return errors.Join(m.Flush(), m.record.Sync()) }
+
 // Close closes the files. What still waits is written, or lost with an error.
 func (m *Metrics) Close() error { return errors.Join(m.Flush(), m.record.Close(), m.table.Close()) }
 
@@ -102,6 +104,7 @@ type journal struct {
 type file interface {
 	io.WriteCloser
 	Truncate(size int64) error
+	Sync() error
 }
 
 func openJournal(path string) (*journal, error) {
@@ -159,13 +162,45 @@ func row(values map[string]string) []string {
 	return cells
 }
 
+// sound says that copyRecord would change nothing.
+func sound(record string, step int) (bool, error) {
+	f, err := os.Open(record)
+	if err != nil {
+		return false, ignore(err, fs.ErrNotExist)
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	info, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	var kept tally
+	err = copyRecord(&kept, f, step)
+	return int64(kept) == info.Size(), err
+}
+
+func ignore(err, that error) error {
+	if errors.Is(err, that) {
+		return nil
+	}
+	return err
+}
+
+// tally counts the bytes that are written.
+type tally int64
+
+func (c *tally) Write(b []byte) (int, error) {
+	*c += tally(len(b))
+	return len(b), nil
+}
+
 // copyRecord copies the lines of a record up to a step.
 func copyRecord(w io.Writer, record io.Reader, step int) error {
+	var e entry
 	return lines(record, func(line []byte) error {
-		var at struct {
-			Step *int `json:"step"`
+		if !e.read(line) {
+			return nil
 		}
-		if json.Unmarshal(line, &at) != nil || at.Step == nil || *at.Step > step {
+		if at, ok := e.step(); !ok || at > step {
 			return nil
 		}
 		_, err := w.Write(line)
@@ -173,29 +208,32 @@ func copyRecord(w io.Writer, record io.Reader, step int) error {
 	})
 }
 
-// tabulate writes a record as a table.
-func tabulate(w io.Writer, record io.Reader) error {
+// tabulate writes a record as a table, and gives it to a history.
+func tabulate(w io.Writer, record io.Reader, h *History) error {
 	table := csv.NewWriter(w)
-	if err := table.Write(columns()); err != nil {
+	names := columns()
+	if err := table.Write(names); err != nil {
 		return err
 	}
+	places := map[string]int{}
+	for i, name := range names {
+		places[name] = i
+	}
+	cells := make([]string, len(names))
+	var e entry
 	err := lines(record, func(line []byte) error {
-		var object map[string]any
-		d := json.NewDecoder(bytes.NewReader(line))
-		d.UseNumber()
-		if err := d.Decode(&object); err != nil {
-			return err
-		}
-		values := make(map[string]string, len(object))
-		for name, value := range object {
-			switch v := value.(type) {
-			case json.Number:
-				values[name] = v.String()
-			case string:
-				values[name] = v
+		e.read(line) // all lines of a record are sound
+		clear(cells)
+		for _, p := range e.pairs {
+			if i, ok := places[string(p.name)]; ok {
+				cells[i] = string(p.value)
 			}
 		}
-		return table.Write(row(values))
+		step, ok := e.step()
+		if list, numbers := e.fields(); ok && numbers {
+			h.add(step, list)
+		}
+		return table.Write(cells)
 	})
 	if err != nil {
 		return err

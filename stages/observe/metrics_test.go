@@ -205,6 +205,33 @@ func TestAFullDiskLeavesWholeLines(t *testing.T) {
 	}
 }
 
+// stable is a file of which some reach the disk.
+type stable struct {
+	file
+	size *int64
+	m    *Metrics
+}
+
+func (s stable) Sync() error {
+	*s.size = s.m.record.size
+	return s.file.Sync()
+}
+
+// What is synced is all that was recorded.
+func TestSync(t *testing.T) {
+	dir := t.TempDir()
+	m := openMetrics(t, dir, 0)
+	var durable int64
+	m.record.file = stable{m.record.file, &durable, m}
+	for s := 1; s <= 3; s++ {
+		check(t, m.Train(Step{Step: s}))
+		check(t, m.Sync())
+		if text := read(t, dir, "metrics.jsonl"); durable != int64(len(text)) || strings.Count(text, "\n") != s {
+			t.Errorf("step %d: %d bytes are durable of %q", s, durable, text)
+		}
+	}
+}
+
 func TestOpenMetricsMakesTheTableOfAnOlderVersionAnew(t *testing.T) {
 	dir := t.TempDir()
 	check(t, os.WriteFile(filepath.Join(dir, "metrics.jsonl"), []byte(`{"step":1,"lr":1e-4,"gone":5,"bound_by":"read, 5%","train/psnr":null}`+"\n"), 0o666))
@@ -243,7 +270,7 @@ func FuzzHeal(f *testing.F) {
 		if once.String() != twice.String() {
 			t.Errorf("healed %q, healed again %q", once.String(), twice.String())
 		}
-		check(t, tabulate(&table, strings.NewReader(once.String())))
+		check(t, tabulate(&table, strings.NewReader(once.String()), newHistory()))
 		rows, err := csv.NewReader(strings.NewReader(table.String())).ReadAll()
 		check(t, err)
 		if want := strings.Count(once.String(), "\n") + 1; len(rows) != want {
