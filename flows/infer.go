@@ -38,13 +38,13 @@ type back struct {
 	written atomic.Int64 // files
 
 	mu    sync.Mutex
-	grids map[string]merge.Grid // of the scans being decoded
+	grids map[string]volume.Grid // of the scans being decoded
 }
 
 // openBack opens the model for inference and checks what the stages behind it need. It returns the engine's arena.
 func (r *run) openBack(m modelKeys) (arena int64, err error) {
 	j := r.job
-	r.back = &back{model: infer.NewIdentity(m.patch), grids: map[string]merge.Grid{}}
+	r.back = &back{model: infer.NewIdentity(m.patch), grids: map[string]volume.Grid{}}
 	if m.Checkpoint != infer.IdentityName {
 		coder, engine, bytes, err := r.openCoder(m)
 		if err != nil {
@@ -76,9 +76,8 @@ func (j *Job) tiling(m modelKeys) infer.Tiling {
 		return t
 	}
 	regular := tile.Options{Mode: tile.ModeGrid, Patch: o.Patch, Stride: o.Stride}
-	t.Grid = func(dims [3]int) (infer.Grid, error) {
-		g, err := regular.Grid(dims, j.multiple())
-		return infer.Grid(g), err
+	t.Grid = func(dims [3]int) (volume.Grid, error) {
+		return regular.Grid(dims, j.multiple())
 	}
 	if s, ok := option[codes.Options](j); ok {
 		t.Latents = s.Latents
@@ -168,7 +167,7 @@ func (r *run) checkPatch(m modelKeys) error {
 }
 
 // grid is where the tiles of a volume lie that merge puts together.
-func (r *run) grid(v *volume.Volume) (merge.Grid, error) {
+func (r *run) grid(v *volume.Volume) (volume.Grid, error) {
 	r.back.mu.Lock()
 	g, ok := r.back.grids[v.Scan.ID]
 	r.back.mu.Unlock()
@@ -176,8 +175,7 @@ func (r *run) grid(v *volume.Volume) (merge.Grid, error) {
 		return g, nil
 	}
 	t, _ := option[tile.Options](r.job)
-	regular, err := t.Grid(v.Dims, r.job.multiple())
-	return merge.Grid(regular), err
+	return t.Grid(v.Dims, r.job.multiple())
 }
 
 // wireInfer runs patches through the model; or, where merge is to be exact, whole volumes: tile and batch have then only
@@ -233,7 +231,7 @@ func (w *wiring) decode(ctx context.Context, c *volume.Codes, v *volume.Volume, 
 		return
 	}
 	w.back.mu.Lock()
-	w.back.grids[v.Scan.ID] = merge.Grid(g)
+	w.back.grids[v.Scan.ID] = g
 	w.back.mu.Unlock()
 	for out, err := range infer.Decode(ctx, c, v, w.back.model, w.back.tiling) {
 		if !yield(out, err) {

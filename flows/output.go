@@ -41,7 +41,7 @@ func (j *Job) output(d *data) (most int64) {
 		if err != nil {
 			continue // the run will say so
 		}
-		n := blending * merge.Bytes(merge.Grid(g), o, 0)
+		n := blending * merge.Bytes(g, o, 0)
 		if measures {
 			n += metrics.Bytes(s.Dims, factor)
 		}

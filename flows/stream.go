@@ -43,7 +43,7 @@ func (j *Job) slices(s *volume.Scan) int {
 
 // span is how far apart two slices of a scan can be that are wanted at a time: by a tile that is being cut, and by measure, for
 // the slab that merge last gave. ahead is how many tiles may have been cut that merge hasn't taken.
-func span(g tile.Grid, ahead int) int {
+func span(g volume.Grid, ahead int) int {
 	most, layer := 0, g.N[0]*g.N[1]
 	for z, from := range g.Origins[2] {
 		cut := ((z+1)*layer - 1 + ahead) / layer // while the layer's last tile is being merged

@@ -71,7 +71,7 @@ func TestSpanCoversWhatMeasureWants(t *testing.T) {
 				return infer.Blend(ctx, in, model, nil)
 			})
 			slabs := pipe.Transform(outputs, "merge", func(_ context.Context, in iter.Seq[*volume.Output]) iter.Seq2[*volume.Slab, error] {
-				return merge.Merge(in, merge.Options{Window: merge.Hann}, func(*volume.Volume) (merge.Grid, error) { return merge.Grid(g), nil }, nil)
+				return merge.Merge(in, merge.Options{Window: merge.Hann}, func(*volume.Volume) (volume.Grid, error) { return g, nil }, nil)
 			})
 			n := 0
 			late := func(in iter.Seq[*volume.Slab]) iter.Seq[*volume.Slab] { // all others run as far as they can meanwhile

@@ -66,8 +66,8 @@ func (v *validator) reconstruct(ctx context.Context, vol *volume.Volume, study *
 			}
 		}
 	}
-	slabs := merge.Merge(outputs, merge.Options{Window: merge.Hann}, func(*volume.Volume) (merge.Grid, error) {
-		return merge.Grid(grid), nil
+	slabs := merge.Merge(outputs, merge.Options{Window: merge.Hann}, func(*volume.Volume) (volume.Grid, error) {
+		return grid, nil
 	}, func() bool { return failed != nil })
 	for slab, err := range metrics.Measure(sound(slabs, &failed), study) {
 		if err != nil {

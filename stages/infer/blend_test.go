@@ -17,13 +17,13 @@ import (
 )
 
 // batches are a volume's tiles as batch makes them.
-func batches(v *volume.Volume, g Grid, size int) iter.Seq[*volume.Batch] {
+func batches(v *volume.Volume, g volume.Grid, size int) iter.Seq[*volume.Batch] {
 	return func(yield func(*volume.Batch) bool) {
 		m := batch.New(batch.Options{Size: size}, g.Patch, 2)
 		m.Workers, m.Keep = 1, true
 		patches := func(yield func(*volume.Patch) bool) {
 			for i := range g.Len() {
-				if !yield(&volume.Patch{Tag: g.tag(v, i), Volume: v.Retain()}) {
+				if !yield(&volume.Patch{Tag: tag(&g, v, i), Volume: v.Retain()}) {
 					return
 				}
 			}
@@ -130,7 +130,7 @@ func TestBlendIsTheModelOfEachPatch(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if out.Tag != g.tag(v, i) || out.Volume != v {
+		if out.Tag != tag(&g, v, i) || out.Volume != v {
 			t.Errorf("output %d is %s", i, out.Tag)
 		}
 		src, idx := make([]float32, product(patch)), make([]int32, product(patch)/8)

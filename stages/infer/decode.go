@@ -11,9 +11,9 @@ import (
 
 // DecodeGrid is the tiles that Decode gives for codes. Where the codes are one grid for the whole volume, and the model is tileable,
 // they are Exact's, for merge's window crop; else the tiles that the codes were made of, for any window.
-func DecodeGrid(c *volume.Codes, m Model, o Tiling) (Grid, error) {
+func DecodeGrid(c *volume.Codes, m Model, o Tiling) (volume.Grid, error) {
 	if err := check(c, m, o); err != nil {
-		return Grid{}, err
+		return volume.Grid{}, err
 	}
 	if m.Tileable() && len(c.Tiles) == 1 {
 		g, err := exactDecode(m, c.Dims, o)
@@ -26,8 +26,8 @@ func DecodeGrid(c *volume.Codes, m Model, o Tiling) (Grid, error) {
 }
 
 // tilesOf is the grid that the tiles of codes lie on.
-func tilesOf(c *volume.Codes) (Grid, error) {
-	g := Grid{Dims: c.Dims, Padded: c.Padded, Patch: c.Tile}
+func tilesOf(c *volume.Codes) (volume.Grid, error) {
+	g := volume.Grid{Dims: c.Dims, Padded: c.Padded, Patch: c.Tile}
 	n := len(c.Tiles)
 	// x runs until it falls back to the first, then y does, then z.
 	for a, every := 0, 1; a < 3; a++ {
@@ -116,7 +116,7 @@ func Decode(ctx context.Context, c *volume.Codes, v *volume.Volume, m Model, o T
 				return
 			}
 			voxels = resize(voxels, product(g.Patch))
-			tag := g.tag(v, i)
+			tag := tag(&g, v, i)
 			idx, quantised := t.take(i)
 			if err := m.Decode(voxels, idx, quantised, g.Patch); err != nil {
 				yield(nil, fmt.Errorf("%s: %w", tag, err))
@@ -133,7 +133,7 @@ func Decode(ctx context.Context, c *volume.Codes, v *volume.Volume, m Model, o T
 // taker takes the cells of a tile out of codes.
 type taker struct {
 	c         *volume.Codes
-	g         *Grid
+	g         *volume.Grid
 	size      [3]int    // of a tile, cells
 	apart     bool      // codes are kept tile by tile: tiles are views of them
 	idx       []int32   // else room for a tile, of either
@@ -141,7 +141,7 @@ type taker struct {
 	latents   bool      // they are
 }
 
-func newTaker(c *volume.Codes, g *Grid, latents bool) *taker {
+func newTaker(c *volume.Codes, g *volume.Grid, latents bool) *taker {
 	t := &taker{c: c, g: g, size: cells(g.Patch, c.Factor), apart: len(c.Tiles) == g.Len() && c.Tile == g.Patch, latents: latents}
 	switch n := product(t.size); {
 	case t.apart:

@@ -45,7 +45,7 @@ func Encode(ctx context.Context, v *volume.Volume, m Model, o Tiling, cut func(d
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		p := &volume.Patch{Tag: g.tag(v, i), Volume: v}
+		p := &volume.Patch{Tag: tag(&g, v, i), Volume: v}
 		if err := cut(voxels, p); err != nil {
 			return nil, err
 		}
@@ -58,8 +58,8 @@ func Encode(ctx context.Context, v *volume.Volume, m Model, o Tiling, cut func(d
 		whole := [3]int{size[0], size[1], size[2] * len(c.Tiles)}
 		if to[2] = i * size[2]; m.Tileable() {
 			whole = c.Cells()
-			for a, k := range g.place(i) {
-				lo, hi := g.kept(a, k, c.Factor[a])
+			for a, k := range g.Place(i) {
+				lo, hi := kept(&g, a, k, c.Factor[a])
 				from[a], to[a], n[a] = lo, g.Origins[a][k]/c.Factor[a]+lo, hi-lo
 			}
 		}
@@ -72,12 +72,12 @@ func Encode(ctx context.Context, v *volume.Volume, m Model, o Tiling, cut func(d
 	return c, nil
 }
 
-func encodeGrid(m Model, dims [3]int, o Tiling) (Grid, error) {
+func encodeGrid(m Model, dims [3]int, o Tiling) (volume.Grid, error) {
 	if m.Tileable() {
 		return exactEncode(m, dims, o)
 	}
 	if o.Grid == nil {
-		return Grid{}, errors.New("the model's codes depend on the tile, and there is no grid of tiles")
+		return volume.Grid{}, errors.New("the model's codes depend on the tile, and there is no grid of tiles")
 	}
 	return o.Grid(dims)
 }

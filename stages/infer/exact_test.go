@@ -9,11 +9,12 @@ import (
 
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/merge"
+	"github.com/flowrun/flowrun/stages/volume"
 	"pgregory.net/rapid"
 )
 
 // grids are those of the tiles that are encoded and that are decoded.
-func grids(m Model, dims [3]int, o Tiling) (encode, decode Grid, err error) {
+func grids(m Model, dims [3]int, o Tiling) (encode, decode volume.Grid, err error) {
 	if encode, err = exactEncode(m, dims, o); err == nil {
 		decode, err = exactDecode(m, dims, o)
 	}
@@ -73,13 +74,13 @@ func TestExactTilingIsTheWhole(t *testing.T) {
 				if !slices.Equal(got.Index, idx) || !same(got.Latents, latents) {
 					t.Fatalf("%v: other codes than of the whole", patch)
 				}
-				halo := d.halo(m)
+				halo := seen(m)
 				for out, err := range Decode(context.Background(), got, v, m, o) {
 					if err != nil {
 						t.Fatal(err)
 					}
 					// Not only in the middle: wherever nothing of a tile's inner border is seen.
-					from, n := d.inside(out.Tile, halo)
+					from, n := inside(&d, out.Tile, halo)
 					at := out.Origin
 					for a := range at {
 						at[a] += from[a]
@@ -99,8 +100,8 @@ func TestExactTilingIsTheWhole(t *testing.T) {
 	}
 }
 
-// halo is what a voxel sees, in voxels.
-func (g *Grid) halo(m Model) [3]int {
+// seen is what a voxel sees, in voxels.
+func seen(m Model) [3]int {
 	_, d := m.Fields()
 	for a, f := range m.Downsample() {
 		d[a] *= f
@@ -109,8 +110,8 @@ func (g *Grid) halo(m Model) [3]int {
 }
 
 // inside is the part of tile i that is a halo away from borders which aren't faces of the volume.
-func (g *Grid) inside(i int, halo [3]int) (from, n [3]int) {
-	for a, k := range g.place(i) {
+func inside(g *volume.Grid, i int, halo [3]int) (from, n [3]int) {
+	for a, k := range g.Place(i) {
 		to := g.Patch[a]
 		if k > 0 {
 			from[a] = halo[a]
@@ -148,7 +149,7 @@ func TestNothingKeptHasSeenABorder(t *testing.T) {
 			}
 			next := 0
 			for i, o := range at {
-				from, to := g.kept(a, i, u)
+				from, to := kept(&g, a, i, u)
 				if o%u != 0 || o/u+from != next || to <= from {
 					t.Fatalf("tile %d at %d keeps cells %d to %d, those before end at %d", i, o, from, to, next)
 				}

@@ -122,10 +122,10 @@ func tiny(norm string) vqgan.Config {
 }
 
 // regular is tile's grid, which doesn't look at fields.
-func regular(patch, stride, unit [3]int) func([3]int) (Grid, error) {
-	return func(dims [3]int) (Grid, error) {
+func regular(patch, stride, unit [3]int) func([3]int) (volume.Grid, error) {
+	return func(dims [3]int) (volume.Grid, error) {
 		g, err := tile.NewGrid(dims, patch, stride, unit)
-		return Grid(g), err
+		return g, err
 	}
 }
 
@@ -139,7 +139,7 @@ func encode(t testing.TB, v *volume.Volume, m Model, o Tiling) *volume.Codes {
 }
 
 // merged is what merge makes of outputs.
-func merged(t testing.TB, v *volume.Volume, g Grid, window string, outs iter.Seq2[*volume.Output, error]) []float32 {
+func merged(t testing.TB, v *volume.Volume, g volume.Grid, window string, outs iter.Seq2[*volume.Output, error]) []float32 {
 	t.Helper()
 	in := func(yield func(*volume.Output) bool) {
 		for out, err := range outs {
@@ -152,7 +152,7 @@ func merged(t testing.TB, v *volume.Volume, g Grid, window string, outs iter.Seq
 		}
 	}
 	var voxels []float32
-	grid := func(*volume.Volume) (merge.Grid, error) { return merge.Grid(g), nil }
+	grid := func(*volume.Volume) (volume.Grid, error) { return g, nil }
 	for s, err := range merge.Merge(in, merge.Options{Window: window}, grid, nil) {
 		if err != nil {
 			t.Fatal(err)

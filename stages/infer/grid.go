@@ -7,32 +7,7 @@ import (
 	"github.com/flowrun/flowrun/stages/volume"
 )
 
-// Grid is the tiles of one volume, all of one size: tile i is at Origins[0][i%N[0]], Origins[1][i/N[0]%N[1]],
-// Origins[2][i/N[0]/N[1]], x running fastest. Its fields are those of tile.Grid and merge.Grid, which convert to it and
-// from it.
-type Grid struct {
-	Dims    [3]int   // of the volume
-	Padded  [3]int   // after repeating its high edges
-	Patch   [3]int   // of each tile
-	N       [3]int   // tiles along each axis
-	Origins [3][]int // offsets along each axis, rising
-}
-
-// Len is the number of tiles.
-func (g *Grid) Len() int { return g.N[0] * g.N[1] * g.N[2] }
-
-// place is tile i's place along each axis.
-func (g *Grid) place(i int) [3]int {
-	return [3]int{i % g.N[0], i / g.N[0] % g.N[1], i / g.N[0] / g.N[1]}
-}
-
-// Tile is the origin of tile i.
-func (g *Grid) Tile(i int) [3]int {
-	p := g.place(i)
-	return [3]int{g.Origins[0][p[0]], g.Origins[1][p[1]], g.Origins[2][p[2]]}
-}
-
-func (g *Grid) tag(v *volume.Volume, i int) volume.Tag {
+func tag(g *volume.Grid, v *volume.Volume, i int) volume.Tag {
 	return volume.Tag{Scan: v.Scan.ID, Index: v.Scan.Index, Epoch: v.Epoch, Tile: i, Tiles: g.Len(), Origin: g.Tile(i), Size: g.Patch}
 }
 
@@ -44,7 +19,7 @@ type Tiling struct {
 	Patch [3]int
 
 	// Grid is the tiles for a model that isn't tileable; for others it may be nil.
-	Grid func(dims [3]int) (Grid, error)
+	Grid func(dims [3]int) (volume.Grid, error)
 
 	Latents   bool // Encode keeps latents before and after quantisation too
 	Quantised bool // Decode goes from the codes' Quantised, not from their Index
@@ -76,17 +51,17 @@ func CheckPatch(m Model, dims [3]int, o Tiling, encode, decode bool) error {
 var errNotTileable = errors.New("the model can't be tiled exactly: with norm: group each voxel depends on its whole tile " +
 	"(use merge mode blend, or a model with norm: channel)")
 
-func exactEncode(m Model, dims [3]int, o Tiling) (Grid, error) {
+func exactEncode(m Model, dims [3]int, o Tiling) (volume.Grid, error) {
 	if !m.Tileable() {
-		return Grid{}, errNotTileable
+		return volume.Grid{}, errNotTileable
 	}
 	halo, _ := m.Fields()
 	return overlapping(dims, o.patch(m), m.Downsample(), halo, "encoder")
 }
 
-func exactDecode(m Model, dims [3]int, o Tiling) (Grid, error) {
+func exactDecode(m Model, dims [3]int, o Tiling) (volume.Grid, error) {
 	if !m.Tileable() {
-		return Grid{}, errNotTileable
+		return volume.Grid{}, errNotTileable
 	}
 	_, halo := m.Fields()
 	for a, f := range m.Downsample() {
@@ -97,8 +72,8 @@ func exactDecode(m Model, dims [3]int, o Tiling) (Grid, error) {
 
 // overlapping lays the fewest tiles over a volume of which neighbours overlap by at least 2·halo, spread evenly and flush with
 // both ends.
-func overlapping(dims, patch, unit, halo [3]int, who string) (Grid, error) {
-	g := Grid{Dims: dims}
+func overlapping(dims, patch, unit, halo [3]int, who string) (volume.Grid, error) {
+	g := volume.Grid{Dims: dims}
 	for a := range 3 {
 		u, axis := unit[a], "xyz"[a]
 		switch {
@@ -129,7 +104,7 @@ func overlapping(dims, patch, unit, halo [3]int, who string) (Grid, error) {
 
 // kept is what a tile's results are taken for, along one axis, in the tile's cells of unit voxels: from the middle of its
 // overlap with the tile before it to the middle of that with the tile behind.
-func (g *Grid) kept(axis, i, unit int) (from, to int) {
+func kept(g *volume.Grid, axis, i, unit int) (from, to int) {
 	at, p := g.Origins[axis], g.Patch[axis]
 	to = p / unit
 	middle := func(i int) int { return (at[i-1] + p + at[i]) / 2 / unit } // between i-1 and i, cells of the volume

@@ -12,9 +12,9 @@ import (
 func ExampleMerge() {
 	v := &volume.Volume{Scan: &volume.Scan{ID: "a"}, Dims: [3]int{6, 1, 1}}
 	v.Own(nil, nil)
-	grid := func(v *volume.Volume) (merge.Grid, error) {
+	grid := func(v *volume.Volume) (volume.Grid, error) {
 		g, err := tile.NewGrid(v.Dims, [3]int{4, 1, 1}, [3]int{2, 1, 1}, [3]int{1, 1, 1})
-		return merge.Grid(g), err
+		return g, err
 	}
 	in := func(yield func(*volume.Output) bool) {
 		defer v.Release()

@@ -23,7 +23,7 @@ func scan(id string, dims [3]int) (*volume.Volume, *bool) {
 }
 
 // draw is the grid of a volume of any size.
-func draw(t *rapid.T, largest int) Grid {
+func draw(t *rapid.T, largest int) volume.Grid {
 	var dims, patch, stride, multiple [3]int
 	for a := range 3 {
 		multiple[a] = rapid.IntRange(1, 4).Draw(t, "multiple")
@@ -35,23 +35,23 @@ func draw(t *rapid.T, largest int) Grid {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Grid(g)
+	return g
 }
 
 // same gives every volume the grid g.
-func same(g Grid) func(*volume.Volume) (Grid, error) {
-	return func(*volume.Volume) (Grid, error) { return g, nil }
+func same(g volume.Grid) func(*volume.Volume) (volume.Grid, error) {
+	return func(*volume.Volume) (volume.Grid, error) { return g, nil }
 }
 
 // output is one tile of v. It holds a reference of its own.
-func output(v *volume.Volume, g Grid, i int, voxels []float32) *volume.Output {
+func output(v *volume.Volume, g volume.Grid, i int, voxels []float32) *volume.Output {
 	return &volume.Output{Volume: v.Retain(), Voxels: voxels, Tag: volume.Tag{
-		Scan: v.Scan.ID, Epoch: v.Epoch, Tile: i, Tiles: g.Len(), Origin: tile.Grid(g).Tile(i), Size: g.Patch,
+		Scan: v.Scan.ID, Epoch: v.Epoch, Tile: i, Tiles: g.Len(), Origin: g.Tile(i), Size: g.Patch,
 	}}
 }
 
 // noise is the voxels of every tile, in [-1.2, 1.2].
-func noise(g Grid, seed uint64) [][]float32 {
+func noise(g volume.Grid, seed uint64) [][]float32 {
 	r := rand.New(rand.NewPCG(seed, 0))
 	tiles := make([][]float32, g.Len())
 	for i := range tiles {
@@ -64,7 +64,7 @@ func noise(g Grid, seed uint64) [][]float32 {
 }
 
 // stream gives the tiles in an order, and lets the caller's reference to v go.
-func stream(v *volume.Volume, g Grid, tiles [][]float32, order []int) iter.Seq[*volume.Output] {
+func stream(v *volume.Volume, g volume.Grid, tiles [][]float32, order []int) iter.Seq[*volume.Output] {
 	return func(yield func(*volume.Output) bool) {
 		defer v.Release()
 		for _, i := range order {
@@ -105,7 +105,7 @@ func whole(t fataler, seq iter.Seq2[*volume.Slab, error]) map[string][]float32 {
 }
 
 // reference blends in float64, dividing by the sum of weights at each voxel.
-func reference(g Grid, window string, tiles [][]float32) []float64 {
+func reference(g volume.Grid, window string, tiles [][]float32) []float64 {
 	n := g.Dims[0] * g.Dims[1] * g.Dims[2]
 	sum, weight := make([]float64, n), make([]float64, n)
 	var shapes [3]func(i, p int) float64
@@ -113,8 +113,8 @@ func reference(g Grid, window string, tiles [][]float32) []float64 {
 		shapes[a], _ = shapeOf(window, g.Patch[a], g.Origins[a])
 	}
 	for i, voxels := range tiles {
-		o := tile.Grid(g).Tile(i)
-		at := g.place(i)
+		o := g.Tile(i)
+		at := g.Place(i)
 		for z := range min(g.Patch[2], g.Dims[2]-o[2]) {
 			for y := range min(g.Patch[1], g.Dims[1]-o[1]) {
 				for x := range min(g.Patch[0], g.Dims[0]-o[0]) {
@@ -133,7 +133,7 @@ func reference(g Grid, window string, tiles [][]float32) []float64 {
 }
 
 // cover is the most tiles that one voxel lies in.
-func cover(g Grid) int {
+func cover(g volume.Grid) int {
 	n := 1
 	for a := range 3 {
 		most := 0
@@ -161,11 +161,11 @@ func bits(x []float32) []uint32 {
 
 func equal(a, b []float32) bool { return slices.Equal(bits(a), bits(b)) }
 
-func mustGrid(t testing.TB, dims, patch, stride [3]int) Grid {
+func mustGrid(t testing.TB, dims, patch, stride [3]int) volume.Grid {
 	t.Helper()
 	g, err := tile.NewGrid(dims, patch, stride, [3]int{1, 1, 1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Grid(g)
+	return g
 }

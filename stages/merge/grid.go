@@ -6,32 +6,8 @@ import (
 	"github.com/flowrun/flowrun/stages/volume"
 )
 
-// Grid is the tiles of one volume, along each axis from the low end to the high one without gaps. Tile i is at
-// Origins[0][i%N[0]], Origins[1][i/N[0]%N[1]], Origins[2][i/N[0]/N[1]]: x runs fastest. Its fields are those of
-// tile.Grid, which converts to it.
-type Grid struct {
-	Dims    [3]int   // of the volume
-	Padded  [3]int   // of what the tiles cover: voxels beyond Dims are dropped
-	Patch   [3]int   // of each tile
-	N       [3]int   // tiles along each axis
-	Origins [3][]int // offsets along each axis, rising
-}
-
-// Len is the number of tiles.
-func (g *Grid) Len() int { return g.N[0] * g.N[1] * g.N[2] }
-
-// place is the tile's place along each axis.
-func (g *Grid) place(tile int) [3]int {
-	return [3]int{tile % g.N[0], tile / g.N[0] % g.N[1], tile / g.N[0] / g.N[1]}
-}
-
-func (g *Grid) origin(tile int) [3]int {
-	p := g.place(tile)
-	return [3]int{g.Origins[0][p[0]], g.Origins[1][p[1]], g.Origins[2][p[2]]}
-}
-
 // check says whether every voxel of a volume of dims is covered, so that the weights sum to one.
-func (g *Grid) check(dims [3]int) error {
+func check(g *volume.Grid, dims [3]int) error {
 	if g.Dims != dims {
 		return fmt.Errorf("grid of %v voxels for a volume of %v", g.Dims, dims)
 	}
@@ -55,14 +31,14 @@ func (g *Grid) check(dims [3]int) error {
 }
 
 // checkTag says whether a tag is one of the tiles.
-func (g *Grid) checkTag(t *volume.Tag) error {
+func checkTag(g *volume.Grid, t *volume.Tag) error {
 	switch n := g.Len(); {
 	case t.Size != g.Patch:
 		return fmt.Errorf("%s: wrong size: the grid's tiles have %v voxels", t, g.Patch)
 	case t.Tiles != n || t.Tile < 0 || t.Tile >= n:
 		return fmt.Errorf("%s: foreign: the grid has tiles 0 to %d", t, n-1)
-	case t.Origin != g.origin(t.Tile):
-		return fmt.Errorf("%s: foreign: the grid has this tile at %v", t, g.origin(t.Tile))
+	case t.Origin != g.Tile(t.Tile):
+		return fmt.Errorf("%s: foreign: the grid has this tile at %v", t, g.Tile(t.Tile))
 	}
 	return nil
 }
@@ -70,8 +46,8 @@ func (g *Grid) checkTag(t *volume.Tag) error {
 // Bytes is the most memory that Merge holds for a scan whose tiles arrive at most reorder places from their order in
 // the grid: int32 for each voxel of the slices from the first that may still be touched to the last that was. reorder
 // 0 is one tile's depth; with any order it is the whole volume, and never more.
-func Bytes(g Grid, o Options, reorder int) int64 {
-	if g.check(g.Dims) != nil {
+func Bytes(g volume.Grid, o Options, reorder int) int64 {
+	if check(&g, g.Dims) != nil {
 		return 0
 	}
 	z, err := newAxis(o.Window, g.Patch[2], g.Origins[2])

@@ -26,11 +26,11 @@ import (
 // Scans that are lost (volume.Lost) are dropped: what is held of them, and what still comes.
 //
 // Merge releases every output that it takes from in. Nothing is held once the sequence has ended or was broken off.
-func Merge(in iter.Seq[*volume.Output], o Options, grid func(*volume.Volume) (Grid, error), stopping func() bool) iter.Seq2[*volume.Slab, error] {
+func Merge(in iter.Seq[*volume.Output], o Options, grid func(*volume.Volume) (volume.Grid, error), stopping func() bool) iter.Seq2[*volume.Slab, error] {
 	return merge(in, o, grid, stopping, runtime.GOMAXPROCS(0))
 }
 
-func merge(in iter.Seq[*volume.Output], o Options, grid func(*volume.Volume) (Grid, error), stopping func() bool, workers int) iter.Seq2[*volume.Slab, error] {
+func merge(in iter.Seq[*volume.Output], o Options, grid func(*volume.Volume) (volume.Grid, error), stopping func() bool, workers int) iter.Seq2[*volume.Slab, error] {
 	return func(yield func(*volume.Slab, error) bool) {
 		m := &merger{window: o.Window, grid: grid, workers: workers, open: map[key]*image{}, done: map[key]bool{}}
 		defer m.close()
@@ -62,7 +62,7 @@ func merge(in iter.Seq[*volume.Output], o Options, grid func(*volume.Volume) (Gr
 // merger is the volumes in flight.
 type merger struct {
 	window  string
-	grid    func(*volume.Volume) (Grid, error)
+	grid    func(*volume.Volume) (volume.Grid, error)
 	workers int
 	open    map[key]*image
 	order   []*image // open ones, as they began
@@ -79,7 +79,7 @@ type key struct {
 type image struct {
 	key
 	v       *volume.Volume // counted
-	grid    Grid
+	grid    volume.Grid
 	axes    [3][]weights
 	arrived []bool      // by tile
 	left    []int       // tiles still to come of each layer
@@ -109,14 +109,14 @@ func (m *merger) add(out *volume.Output) (*image, error) {
 		return nil, fmt.Errorf("%s: foreign: of a volume of %v voxels with window %v, the scan's others are of %v with %v",
 			out.Tag, v.Dims, v.Window, im.v.Dims, im.v.Window)
 	}
-	if err := im.grid.checkTag(&out.Tag); err != nil {
+	if err := checkTag(&im.grid, &out.Tag); err != nil {
 		return nil, err
 	}
 	if im.arrived[out.Tile] {
 		return nil, fmt.Errorf("%s: arrived twice", out.Tag)
 	}
 	im.arrived[out.Tile] = true
-	place := im.grid.place(out.Tile)
+	place := im.grid.Place(out.Tile)
 	if !im.add(m, out, place) {
 		return nil, fmt.Errorf("%s: a voxel isn't a finite number (has the model diverged?)", out.Tag)
 	}
@@ -141,7 +141,7 @@ func (m *merger) begin(k key, v *volume.Volume) (*image, error) {
 	if err != nil {
 		return fail(err)
 	}
-	if err := g.check(v.Dims); err != nil {
+	if err := check(&g, v.Dims); err != nil {
 		return fail(err)
 	}
 	im := &image{key: k, grid: g, arrived: make([]bool, g.Len()), left: make([]int, g.N[2]), slices: make([][]float32, g.Dims[2])}
@@ -251,7 +251,7 @@ func (m *merger) missing() error {
 				continue
 			}
 			if n++; n <= listed {
-				t := volume.Tag{Scan: im.scan, Epoch: im.epoch, Tile: tile, Tiles: len(im.arrived), Origin: im.grid.origin(tile), Size: im.grid.Patch}
+				t := volume.Tag{Scan: im.scan, Epoch: im.epoch, Tile: tile, Tiles: len(im.arrived), Origin: im.grid.Tile(tile), Size: im.grid.Patch}
 				tags = append(tags, t.String())
 			}
 		}

@@ -17,7 +17,7 @@ import (
 
 // One axis by hand: tiles of 4 at 0 and 2 of a volume of 5, padded to 6. The second is twice too large.
 func TestMergeByHand(t *testing.T) {
-	g := Grid{Dims: [3]int{5, 1, 1}, Padded: [3]int{6, 1, 1}, Patch: [3]int{4, 1, 1}, N: [3]int{2, 1, 1}, Origins: [3][]int{{0, 2}, {0}, {0}}}
+	g := volume.Grid{Dims: [3]int{5, 1, 1}, Padded: [3]int{6, 1, 1}, Patch: [3]int{4, 1, 1}, N: [3]int{2, 1, 1}, Origins: [3][]int{{0, 2}, {0}, {0}}}
 	v, freed := scan("a", g.Dims)
 	tiles := [][]float32{{0.5, 0.5, 0, 0}, {1, 1, -2, float32(math.Copysign(0, -1))}}
 	got := whole(t, Merge(stream(v, g, tiles, upTo(2)), Options{Window: Linear}, same(g), nil))["a"]
@@ -112,9 +112,9 @@ func TestIdentity(t *testing.T) {
 		v.Own(&volume.Memory{Data: data, Dims: dims}, nil)
 		outs := identity(t, v, o, multiple)
 		r.Shuffle(len(outs), func(i, j int) { outs[i], outs[j] = outs[j], outs[i] })
-		grid := func(v *volume.Volume) (Grid, error) {
+		grid := func(v *volume.Volume) (volume.Grid, error) {
 			g, err := o.Grid(v.Dims, multiple)
-			return Grid(g), err
+			return g, err
 		}
 		got := whole(t, Merge(slices.Values(outs), Options{Window: rapid.SampledFrom(windows).Draw(t, "window")}, grid, nil))["a"]
 		if len(got) != len(data) {
@@ -176,8 +176,8 @@ func TestStreaming(t *testing.T) {
 			// No slice waits that no missing tile touches.
 			want := g.Dims[2]
 			for j := range missing {
-				z := im.axes[2][g.place(j)[2]]
-				want = min(want, g.origin(j)[2]+z.lo)
+				z := im.axes[2][g.Place(j)[2]]
+				want = min(want, g.Tile(j)[2]+z.lo)
 			}
 			if given != want {
 				t.Fatalf("%d slices given after tile %d, %d are finished", given, i, want)
@@ -217,7 +217,7 @@ func TestErrors(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		poke func(outs []*volume.Output) []*volume.Output
-		grid Grid
+		grid volume.Grid
 		want string
 	}{
 		{"twice", func(o []*volume.Output) []*volume.Output {
@@ -317,22 +317,22 @@ func TestMissingTilesAreCounted(t *testing.T) {
 
 func TestBadGrids(t *testing.T) {
 	good := mustGrid(t, [3]int{10, 8, 6}, [3]int{4, 4, 4}, [3]int{3, 4, 4})
-	if err := good.check(good.Dims); err != nil {
+	if err := check(&good, good.Dims); err != nil {
 		t.Fatal(err)
 	}
-	for name, poke := range map[string]func(*Grid){
-		"no patch":    func(g *Grid) { g.Patch[1] = 0 },
-		"no tiles":    func(g *Grid) { g.N[1], g.Origins[1] = 0, nil },
-		"count":       func(g *Grid) { g.N[0] = 2 },
-		"low end":     func(g *Grid) { g.Origins[1] = []int{1, 4} },
-		"high end":    func(g *Grid) { g.Origins[1] = []int{0, 3} },
-		"too small":   func(g *Grid) { g.Padded[1], g.Origins[1] = 7, []int{0, 3} },
-		"gap":         func(g *Grid) { g.Origins[0] = []int{0, 1, 6} },
-		"twice there": func(g *Grid) { g.N[0], g.Origins[0] = 4, []int{0, 3, 3, 6} },
+	for name, poke := range map[string]func(*volume.Grid){
+		"no patch":    func(g *volume.Grid) { g.Patch[1] = 0 },
+		"no tiles":    func(g *volume.Grid) { g.N[1], g.Origins[1] = 0, nil },
+		"count":       func(g *volume.Grid) { g.N[0] = 2 },
+		"low end":     func(g *volume.Grid) { g.Origins[1] = []int{1, 4} },
+		"high end":    func(g *volume.Grid) { g.Origins[1] = []int{0, 3} },
+		"too small":   func(g *volume.Grid) { g.Padded[1], g.Origins[1] = 7, []int{0, 3} },
+		"gap":         func(g *volume.Grid) { g.Origins[0] = []int{0, 1, 6} },
+		"twice there": func(g *volume.Grid) { g.N[0], g.Origins[0] = 4, []int{0, 3, 3, 6} },
 	} {
 		g := good
 		poke(&g)
-		if g.check(g.Dims) == nil {
+		if check(&g, g.Dims) == nil {
 			t.Errorf("%s: %+v is taken", name, g)
 		}
 		if Bytes(g, Options{Window: Hann}, 0) != 0 {
@@ -344,10 +344,10 @@ func TestBadGrids(t *testing.T) {
 // A grid that can't be had, or a window that isn't one, names the scan.
 func TestNoGrid(t *testing.T) {
 	g := mustGrid(t, [3]int{4, 4, 4}, [3]int{4, 4, 4}, [3]int{4, 4, 4})
-	none := func(*volume.Volume) (Grid, error) { return Grid{}, errors.New("no grid") }
+	none := func(*volume.Volume) (volume.Grid, error) { return volume.Grid{}, errors.New("no grid") }
 	for _, c := range []struct {
 		o    Options
-		grid func(*volume.Volume) (Grid, error)
+		grid func(*volume.Volume) (volume.Grid, error)
 		want string
 	}{
 		{Options{Window: Hann}, none, "scan a: no grid"},

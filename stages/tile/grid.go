@@ -1,39 +1,34 @@
 package tile
 
-import "fmt"
+import (
+	"fmt"
 
-// Grid is the tiles of one volume. Along each axis they are spread evenly, the first flush with the low end and the
-// last with the high end, so that every voxel of the padded volume is in at least one.
-type Grid struct {
-	Dims    [3]int   // of the volume
-	Padded  [3]int   // after repeating its high edges: a multiple of the downsampling, and at least one patch
-	Patch   [3]int   // of each tile
-	N       [3]int   // tiles along each axis
-	Origins [3][]int // offsets along each axis: rising, multiples of the downsampling
-}
+	"github.com/flowrun/flowrun/stages/volume"
+)
 
-// NewGrid lays tiles over a volume. Along each axis there are n = 1 + ⌈(padded-patch)/stride⌉ of them, at
+// NewGrid lays tiles over a volume. Along each axis they are spread evenly, the first flush with the low end and the last with the high
+// end of the volume padded to a multiple of the downsampling and at least one patch, so that every voxel is in at least one. There are n = 1 + ⌈(padded-patch)/stride⌉ of them, at
 // i·(padded-patch)/(n-1) rounded down to a multiple of multiple, the network's downsampling.
 //
 // It is an error if stride is larger than patch, if patch isn't divisible by multiple or if stride is smaller than
 // multiple (two tiles would be one).
-func NewGrid(dims, patch, stride, multiple [3]int) (Grid, error) {
-	g := Grid{Dims: dims, Patch: patch}
+func NewGrid(dims, patch, stride, multiple [3]int) (volume.Grid, error) {
+	g := volume.Grid{Dims: dims, Patch: patch}
 	for a := range 3 {
 		size, p, s, m := dims[a], patch[a], stride[a], multiple[a]
 		switch {
 		case size < 1:
-			return Grid{}, fmt.Errorf("volume has %d voxels along %s (want at least 1)", size, axis(a))
+			return volume.Grid{}, fmt.Errorf("volume has %d voxels along %s (want at least 1)", size, axis(a))
 		case m < 1:
-			return Grid{}, fmt.Errorf("downsampling %d along %s (want at least 1)", m, axis(a))
+			return volume.Grid{}, fmt.Errorf("downsampling %d along %s (want at least 1)", m, axis(a))
 		case p < 1:
-			return Grid{}, fmt.Errorf("patch: %d along %s (want at least 1)", p, axis(a))
+			return volume.Grid{}, fmt.Errorf("patch: %d along %s (want at least 1)", p, axis(a))
 		case p%m != 0:
-			return Grid{}, fmt.Errorf("patch: %d along %s is not divisible by the model's downsampling %d", p, axis(a), m)
+			return volume.Grid{}, fmt.Errorf("patch: %d along %s is not divisible by the model's downsampling %d", p, axis(a), m)
 		case s > p:
-			return Grid{}, fmt.Errorf("stride: %d is larger than patch %d along %s (voxels between tiles would be lost)", s, p, axis(a))
+			return volume.Grid{}, fmt.Errorf("stride: %d is larger than patch %d along %s (voxels between tiles would be lost)", s, p, axis(a))
 		case s < m:
-			return Grid{}, fmt.Errorf("stride: %d along %s is smaller than the model's downsampling %d", s, axis(a), m)
+			return volume.Grid{}, fmt.Errorf("stride: %d along %s is smaller than the model's downsampling %d", s, axis(a), m)
 		}
 		padded := max((size+m-1)/m*m, p)
 		n := 1 + (padded-p+s-1)/s
@@ -44,14 +39,4 @@ func NewGrid(dims, patch, stride, multiple [3]int) (Grid, error) {
 		g.Padded[a], g.N[a], g.Origins[a] = padded, n, at
 	}
 	return g, nil
-}
-
-// Len is the number of tiles.
-func (g Grid) Len() int { return g.N[0] * g.N[1] * g.N[2] }
-
-// Tile is the origin of tile i, 0 ≤ i < Len. x runs fastest and z slowest: tiles come slab by slab.
-func (g Grid) Tile(i int) [3]int {
-	x, i := i%g.N[0], i/g.N[0]
-	y, z := i%g.N[1], i/g.N[1]
-	return [3]int{g.Origins[0][x], g.Origins[1][y], g.Origins[2][z]}
 }

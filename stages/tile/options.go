@@ -1,6 +1,10 @@
 package tile
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/flowrun/flowrun/stages/volume"
+)
 
 // Modes of Options.
 const (
@@ -34,7 +38,7 @@ func (o *Options) CheckMultiple(multiple [3]int) error {
 }
 
 // Grid is the regular grid of these options over a volume of dims.
-func (o *Options) Grid(dims, multiple [3]int) (Grid, error) {
+func (o *Options) Grid(dims, multiple [3]int) (volume.Grid, error) {
 	return NewGrid(dims, o.Patch, o.stride(multiple), multiple)
 }
 

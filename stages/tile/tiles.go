@@ -22,7 +22,7 @@ func Count(dims [3]int, o Options, multiple [3]int) int {
 	return o.count(g)
 }
 
-func (o *Options) count(g Grid) int {
+func (o *Options) count(g volume.Grid) int {
 	if o.Mode == ModeRandom && o.PerScan > 0 {
 		return o.PerScan
 	}

@@ -1,5 +1,5 @@
 // Package volume holds the elements that flow between stages: Scan, Volume, Patch, Batch and Snapshot in training; Output,
-// Slab and Codes on the way back. It is a leaf: it imports nothing of flowrun, and every stage imports it.
+// Slab and Codes on the way back; and Grid, where the tiles of a volume lie, of which tile, infer and merge speak. It is a leaf: it imports nothing of flowrun, and every stage imports it.
 //
 // Every [3] here is x, y, z, as in NIfTI and as users write it; samples have x fastest. Float buffers of a Batch are
 // [N, D, H, W] = n, z, y, x, so they too have x fastest. Intensities are in Hounsfield units (HU) until a Batch scales

@@ -179,9 +179,8 @@ func TestIdentity(t *testing.T) {
 				}
 			}
 		}
-		grid := func(v *volume.Volume) (merge.Grid, error) {
-			g, err := to.Grid(v.Dims, multiple)
-			return merge.Grid(g), err
+		grid := func(v *volume.Volume) (volume.Grid, error) {
+			return to.Grid(v.Dims, multiple)
 		}
 		merged := func(yield func(*volume.Slab) bool) {
 			for s, err := range merge.Merge(outs, merge.Options{Window: merge.Hann}, grid, nil) {
