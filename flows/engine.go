@@ -44,6 +44,13 @@ func (j *Job) open(ordinal int) (gpu.Engine, error) {
 	return card, nil
 }
 
+// warnLess says why a GPU computes more slowly than it could.
+func (r *run) warnLess() {
+	if c := r.job.card; c != nil && c.Less() != "" {
+		r.log.Warn().Str("event", "device").Msg(c.Less())
+	}
+}
+
 // cured adds to the failure of a GPU what can be done about it; false says that err is none.
 func cured(err error) (error, bool) {
 	if _, ok := errors.AsType[*cuda.Error](err); !ok {

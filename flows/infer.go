@@ -105,6 +105,7 @@ func (r *run) openCoder(m modelKeys) (*vqgan.Coder, gpu.Engine, int64, error) {
 	if err != nil {
 		return nil, nil, 0, err
 	}
+	r.warnLess()
 	o := j.coderOptions(m)
 	coder, err := vqgan.OpenCoder(e, j.model, weights, ema, o)
 	if _, ok := errors.AsType[*cuda.Error](err); ok {

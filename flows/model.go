@@ -25,6 +25,7 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options) error {
 		return err
 	}
 	r.session, r.engine = session, engine
+	r.warnLess()
 	if snap != nil {
 		r.samePerceptual(snap)
 		r.sameDiscriminators(snap, o)

@@ -148,6 +148,9 @@ func (e *Engine) convolve(c gpu.Conv, src gpu.Tensor, packed, bias gpu.Ptr, add 
 	if c.Type != gpu.BFloat16 || src.Type != gpu.BFloat16 {
 		kernel, columns, key.per, key.inRuns = "convDirect", 1, directTargets, false
 	}
+	if _, ok := e.kernels[kernel+"Hopper"]; e.own && ok {
+		kernel += "Hopper"
+	}
 	p := e.plan(key)
 	if kernel == "convDirect" && p.thin != nil && src.C == 1 && src.Type == gpu.Float32 && dst.Type == gpu.BFloat16 && add == nil {
 		e.convThin(a, p.thin, src.N)

@@ -31,6 +31,19 @@ func (d Device) Usable() error {
 	return nil
 }
 
+// own is the target of the kernels for cards of this kind alone, "" where there are none or the driver is too old for them: PTX 8.0 came
+// with CUDA 12.0.
+func (d Device) own() string {
+	if d.Major == 9 && d.Minor == 0 && d.Driver[0] >= 12 {
+		return "sm_90a"
+	}
+	return ""
+}
+
+// OwnKernels names the environment variable that, where it is off, leaves kernels for one kind of cards alone: those that every card runs
+// do the work.
+const OwnKernels = "FLOWRUN_OWN_KERNELS"
+
 // Library names the environment variable with another file than libcuda.so.1 to load the driver from.
 const Library = "FLOWRUN_LIBCUDA"
 

@@ -27,6 +27,9 @@ type Engine struct {
 	tables  table
 	staging staging
 
+	own  bool   // kernels of the card's own kind are used where there are some
+	less string // why they aren't, though the card has some
+
 	taping     bool // calls go to the tape
 	tape       []call
 	recordings map[any]*recording
@@ -56,11 +59,20 @@ func Open(ordinal int) (Card, error) {
 	if err != nil {
 		return nil, failed("cuDeviceGet", err)
 	}
+	e, err := openOn(dev, ds[ordinal])
+	if err != nil {
+		return nil, err
+	}
+	return withOwn(e, dev)
+}
+
+// openOn opens a device with the kernels that every card runs.
+func openOn(dev cu.Device, d Device) (*Engine, error) {
 	o, err := start(dev)
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{device: ds[ordinal], o: o, kernels: map[string]cu.Function{}, recordings: map[any]*recording{}}
+	e := &Engine{device: d, o: o, kernels: map[string]cu.Function{}, recordings: map[any]*recording{}}
 	if err := o.wait(e.load); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
@@ -69,32 +81,15 @@ func Open(ordinal int) (Card, error) {
 
 // load compiles the kernels and makes the streams.
 func (e *Engine) load() error {
-	texts, err := modules()
+	all, err := modules()
 	if err != nil {
 		return err
 	}
-	for _, text := range texts {
-		log := make([]byte, 16<<10)
-		m, err := cu.LoadDataEx(text, &cu.JITErrorLogBuffer{Buffer: log})
-		if err := failed("cuModuleLoadDataEx", err); err != nil {
-			if said := strings.TrimRight(string(log), "\x00\n"); said != "" {
-				err = fmt.Errorf("%w: %s", err, strings.ReplaceAll(said, "\n", "; "))
+	for _, m := range all {
+		if m.target == everyone {
+			if err := e.compile(m); err != nil {
+				return err
 			}
-			return err
-		}
-		e.modules = append(e.modules, m)
-		for _, name := range entries(text) {
-			f, err := m.Function(name)
-			if err != nil {
-				return failed("cuModuleGetFunction "+name, err)
-			}
-			e.kernels[name] = f
-		}
-	}
-	for name, bytes := range sharedBytes {
-		f := e.kernels[name]
-		if err := check("cuFuncSetAttribute "+name, C.cuFuncSetAttribute(handle(f), C.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, C.int(bytes))); err != nil {
-			return err
 		}
 	}
 	if e.compute, err = cu.MakeStream(cu.NonBlocking); err != nil {
@@ -104,13 +99,46 @@ func (e *Engine) load() error {
 	return failed("cuStreamCreate", err)
 }
 
+// compile has the driver compile a module.
+func (e *Engine) compile(of module) error {
+	log := make([]byte, 16<<10)
+	m, err := cu.LoadDataEx(of.text, &cu.JITErrorLogBuffer{Buffer: log})
+	if err := failed("cuModuleLoadDataEx", err); err != nil {
+		if said := strings.TrimRight(string(log), "\x00\n"); said != "" {
+			err = fmt.Errorf("%w: %s", err, strings.ReplaceAll(said, "\n", "; "))
+		}
+		return err
+	}
+	e.modules = append(e.modules, m)
+	for _, name := range entries(of.text) {
+		f, err := m.Function(name)
+		if err != nil {
+			return failed("cuModuleGetFunction "+name, err)
+		}
+		e.kernels[name] = f
+		if bytes := sharedBytes[name]; bytes > 0 {
+			if err := check("cuFuncSetAttribute "+name, C.cuFuncSetAttribute(handle(f), C.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, C.int(bytes))); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // handle is the driver's own value: cu.Function holds nothing else.
 func handle(f cu.Function) C.CUfunction { return *(*C.CUfunction)(unsafe.Pointer(&f)) }
 
-// Name is "cuda:0 (NVIDIA H100 80GB HBM3, bfloat16)".
+// Name is "cuda:0 (NVIDIA H100 80GB HBM3, bfloat16, sm_90a)", without the last where the card's own kernels aren't used.
 func (e *Engine) Name() string {
-	return fmt.Sprintf("cuda:%d (%s, bfloat16)", e.device.Ordinal, e.device.Name)
+	own := ""
+	if e.own {
+		own = ", " + e.device.own()
+	}
+	return fmt.Sprintf("cuda:%d (%s, bfloat16%s)", e.device.Ordinal, e.device.Name, own)
 }
+
+// Less says why the kernels of the card's own kind aren't used, if it has some.
+func (e *Engine) Less() string { return e.less }
 
 // Free is the device memory that an arena may take, in bytes; 0 where the driver doesn't say.
 func (e *Engine) Free() int64 {

@@ -15,22 +15,33 @@ import (
 //go:embed kernels/*.ptx
 var kernels embed.FS
 
-// modules gives the text of each.
-func modules() ([]string, error) {
+// module is the text of one, and what it was compiled for.
+type module struct{ text, target string }
+
+// modules gives them all.
+func modules() ([]module, error) {
 	names, err := fs.Glob(kernels, "kernels/*.ptx")
 	if err != nil {
 		return nil, err
 	}
-	texts := make([]string, len(names))
+	all := make([]module, len(names))
 	for i, name := range names {
 		text, err := kernels.ReadFile(name)
 		if err != nil {
 			return nil, err
 		}
-		texts[i] = string(text)
+		all[i].text = string(text)
+		if m := targetText.FindStringSubmatch(all[i].text); m != nil {
+			all[i].target = m[1]
+		}
 	}
-	return texts, nil
+	return all, nil
 }
+
+// everyone is the target that each card which is Usable compiles for itself; another is that of one kind of card.
+const everyone = "sm_80"
+
+var targetText = regexp.MustCompile(`(?m)^\.target (\w+)`)
 
 var entry = regexp.MustCompile(`\.visible \.entry (\w+)\(`)
 
@@ -45,6 +56,7 @@ func entries(text string) []string {
 
 // sharedBytes is the dynamic shared memory of the kernels that have some.
 var sharedBytes = map[string]int{
+	"conv256x128Hopper": quartet(tile{256, 128}), "conv512x64Hopper": quartet(tile{512, 64}),
 	"conv256x128": pair(tile{256, 128}), "conv512x64": pair(tile{512, 64}), "conv512x32": pair(tile{512, 32}),
 	"weight9x64": ring(weight9x64), "weight9x32": ring(weight9x32), "weight4x64": ring(weight4x64), "weight4x32": ring(weight4x32),
 	"weight1x128": ring(weight1x128), "weight1x32": ring(weight1x32),
@@ -53,6 +65,9 @@ var sharedBytes = map[string]int{
 // pair is the bytes of two stages of a convolution: targets, eight more that runs reach, and the weights of a run's taps, bfloat16.
 // Half of the sums pass through it too.
 func pair(t tile) int { return max(2*(t.m+8+longest*t.n)*depth*2, t.m/2*t.n*4) }
+
+// quartet is the bytes of four stages of a convolution on Hopper: targets, eight more for each later tap of a run, and the weights.
+func quartet(t tile) int { return max(4*(t.m+8*(longest-1)+longest*t.n)*depth*2, t.m*t.n*4) }
 
 // ring is the bytes of the stages of a weight gradient, three under way and those that taps along y meet, each of both operands in bfloat16.
 func ring(t weightTile) int {

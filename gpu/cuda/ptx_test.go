@@ -9,15 +9,21 @@ import (
 	"unsafe"
 )
 
-// The kernels' PTX is that of the oldest driver that Usable lets through: 7.0 came with CUDA 11.0.
+// The kernels' PTX is that of the oldest driver that Usable lets through, 7.0 came with CUDA 11.0; for Hopper alone 8.0, with CUDA 12.0.
 func TestLeastDriver(t *testing.T) {
-	texts, err := modules()
+	all, err := modules()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, text := range texts {
-		if version := regexp.MustCompile(`(?m)^\.version (.*)$`).FindStringSubmatch(text); version == nil || version[1] != "7.0" || leastDriver != [2]int{11, 0} {
-			t.Errorf("PTX version %v, drivers from CUDA %v on", version, leastDriver)
+	for _, m := range all {
+		want := map[string]string{everyone: "7.0", "sm_90a": "8.0"}[m.target]
+		if version := regexp.MustCompile(`(?m)^\.version (.*)$`).FindStringSubmatch(m.text); version == nil || version[1] != want || leastDriver != [2]int{11, 0} {
+			t.Errorf("PTX version %v for %s, drivers from CUDA %v on", version, m.target, leastDriver)
+		}
+	}
+	for own, driver := range map[string][2]int{"": {11, 8}, "sm_90a": {12, 0}} {
+		if got := (Device{Major: 9, Driver: driver}).own(); got != own {
+			t.Errorf("a Hopper card with a driver for %v has kernels for %q, want %q", driver, got, own)
 		}
 	}
 }
@@ -29,7 +35,7 @@ func TestArguments(t *testing.T) {
 		size    uintptr
 		kernels []string
 	}{
-		{unsafe.Sizeof(convArgs{}), []string{"conv256x128", "conv512x64", "conv512x32", "convDirect"}},
+		{unsafe.Sizeof(convArgs{}), []string{"conv256x128", "conv512x64", "conv512x32", "conv256x128Hopper", "conv512x64Hopper", "convDirect"}},
 		{unsafe.Sizeof(thinConvArgs{}), []string{"convThin3"}},
 		{unsafe.Sizeof(thinWeightArgs{}), []string{"weightThin3", "weightThin4", "weightThin4by2"}},
 		{unsafe.Sizeof(packArgs{}), []string{"pack"}},
@@ -71,12 +77,13 @@ func TestArguments(t *testing.T) {
 			sizes[k] = group.size
 		}
 	}
-	texts, err := modules()
+	all, err := modules()
 	if err != nil {
 		t.Fatal(err)
 	}
 	parameter := regexp.MustCompile(`\.entry (\w+)\(\s*\.param \.align \d+ \.b8 \w+\[(\d+)\]`)
-	for _, text := range texts {
+	for _, module := range all {
+		text := module.text
 		found := parameter.FindAllStringSubmatch(text, -1)
 		if len(found) != len(entries(text)) {
 			t.Errorf("%d kernels, %d with one struct", len(entries(text)), len(found))

@@ -132,6 +132,8 @@ type Card interface {
 	Free() int64
 	// Used is the device memory in use, by this process and others, in bytes; 0 where that isn't known.
 	Used() int64
+	// Less says why the device computes more slowly than it could, if it does.
+	Less() string
 }
 
 // plan is an engine that knows sizes only. Its ops panic.
@@ -153,6 +155,8 @@ func (p *plan) Reserve(int64) error { return errors.New("cuda: no device is open
 func (p *plan) Free() int64 { return 0 }
 
 func (p *plan) Used() int64 { return 0 }
+
+func (p *plan) Less() string { return "" }
 
 func (p *plan) Sync() error { return nil }
 

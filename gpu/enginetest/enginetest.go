@@ -76,6 +76,18 @@ func Run(t *testing.T, open func() gpu.Engine) {
 	}
 }
 
+// Convolutions is what Run asks of them, for an engine that has several kernels for them.
+func Convolutions(t *testing.T, open func() gpu.Engine) {
+	e := open()
+	native := e.Native()
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, c := range []test{{"Conv", testConv, true}, {"ConvExtent", testConvExtent, true}} {
+		t.Run(c.name, func(t *testing.T) { c.run(t, open, native) })
+	}
+}
+
 // test is a part of the suite.
 type test struct {
 	name   string

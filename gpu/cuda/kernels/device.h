@@ -18,7 +18,7 @@ typedef long long i64;
 #define DEVICE static __device__ __inline__ __attribute__((always_inline))
 // A kernel has one parameter, a struct that Go mirrors field by field.
 #define KERNEL(name, Args, ...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const Args a)
-#define SHARED(T, name) extern __shared__ __attribute__((aligned(128))) T name[]
+#define SHARED(T, name) extern __shared__ __attribute__((aligned(1024))) T name[]
 #define UNROLL _Pragma("unroll")
 #define NOUNROLL _Pragma("unroll 1")
 

@@ -3,7 +3,7 @@
 // chance: who forgets to wait, or to have others wait, finds out. One thread calls it at a time. The environment tells it what to be:
 //
 //     FLOWRUN_STANDIN_FAULT=CALL=CODE@N   the Nth of a call gives a result, or with a path for N those since there is such a file; of
-//                                         CALL async, the launch breaks the device, which later calls say
+//                                         CALL async, the launch breaks the device, which later calls say; of skip, it does nothing
 //     FLOWRUN_STANDIN_MEMORY=BYTES        of a card, 1 GiB without it
 //     FLOWRUN_STANDIN_CARDS=N             that it lists, 1 without it; CUDA_VISIBLE_DEVICES hides them as a driver does
 //     FLOWRUN_STANDIN_CAPABILITY=7.5      of the cards, 8.0 without it
@@ -13,7 +13,7 @@
 //     FLOWRUN_STANDIN_LOG=FILE            gets a line for each change of the device memory in use: its bytes
 #define FLOWRUN_EMULATION
 #define FLOWRUN_EMULATION_BODY
-#include "../kernels/device.h"
+#include "../kernels/conv.h"
 namespace adversary {
 #include "../kernels/adversary.cu"
 }
@@ -22,6 +22,9 @@ namespace codebook {
 }
 namespace conv {
 #include "../kernels/conv.cu"
+}
+namespace conv90 {
+#include "../kernels/conv90.cu"
 }
 namespace elementwise {
 #include "../kernels/elementwise.cu"
@@ -81,6 +84,18 @@ size_t number(const char *name, size_t otherwise) {
 	return s && *s ? strtoull(s, 0, 10) : otherwise;
 }
 size_t memory() { return number("FLOWRUN_STANDIN_MEMORY", 1ull << 30); }
+
+void capability(int &major, int &minor) {
+	major = 8, minor = 0;
+	if (const char *s = getenv("FLOWRUN_STANDIN_CAPABILITY")) sscanf(s, "%d.%d", &major, &minor);
+}
+
+// sharedLimit is the bytes of shared memory that a block of the cards may have (CUDA C++ Programming Guide, technical specifications).
+int sharedLimit() {
+	int major, minor;
+	capability(major, minor);
+	return major == 8 && minor == 0 ? 163 << 10 : major == 9 ? 227 << 10 : 99 << 10;
+}
 
 // cards is how many of them the program may see: those that CUDA_VISIBLE_DEVICES lists in front of the first that isn't there.
 int cards() {
@@ -254,8 +269,8 @@ API(cuDeviceTotalMem)(size_t *n, CUdevice) {
 	return CUDA_SUCCESS;
 }
 API(cuDeviceGetAttribute)(int *v, CUdevice_attribute a, CUdevice) {
-	int major = 8, minor = 0;
-	if (const char *s = getenv("FLOWRUN_STANDIN_CAPABILITY")) sscanf(s, "%d.%d", &major, &minor);
+	int major, minor;
+	capability(major, minor);
 	*v = a == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR ? major : a == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR ? minor
 		: a == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT ? 2 : 0;
 	return CUDA_SUCCESS;
@@ -441,7 +456,10 @@ API(cuEventSynchronize)(CUevent e) {
 API(cuModuleLoadDataEx)(CUmodule *m, const void *image, unsigned n, CUjit_option *options, void **values) {
 	CUresult rc = fault("cuModuleLoadDataEx");
 	if (!current) return CUDA_ERROR_INVALID_CONTEXT;
+	int major, minor;
+	capability(major, minor);
 	if (!rc && !strstr((const char *)image, ".version")) rc = CUDA_ERROR_INVALID_PTX;
+	if (!rc && strstr((const char *)image, ".target sm_90a") && (major != 9 || minor != 0)) rc = CUDA_ERROR_NO_BINARY_FOR_GPU;
 	if (rc) {
 		for (unsigned i = 0; i < n; i++) {
 			if (options[i] == CU_JIT_ERROR_LOG_BUFFER) strcpy((char *)values[i], "ptxas application ptx input, line 1; fatal: stand-in");
@@ -469,7 +487,7 @@ API(cuModuleGetFunction)(CUfunction *f, CUmodule m, const char *name) {
 }
 API(cuFuncSetAttribute)(CUfunction f, CUfunction_attribute a, int v) {
 	if (a == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) ((Function *)f)->shared = v;
-	return v > 99 << 10 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+	return v > sharedLimit() ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
 API(cuLaunchKernel)(CUfunction fn, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, CUstream s,
 	void **params, void **) {
@@ -481,6 +499,7 @@ API(cuLaunchKernel)(CUfunction fn, unsigned gx, unsigned gy, unsigned gz, unsign
 		broken = rc;
 		return CUDA_SUCCESS;
 	}
+	if (fault("skip")) return CUDA_SUCCESS;
 	std::string args((const char *)params[0], f->size);
 	return does(s, [=] {
 		emu::Shape shape = {{gx, gy, gz}, bx, shared};

@@ -149,18 +149,19 @@ template <class F> inline void collect(void *data, F f) {
 // shared memory begins at an address that descriptors can tell.
 const u32 sharedBegins = 1024;
 
-// element is where the operand that a descriptor tells of has number i of its outer axis and k of the 16.
-inline const u16 *element(u64 d, bool across, int i, int k) {
+// piece is where the operand that a descriptor tells of has eight numbers in a row: those of number i of its outer axis and k and on of the 16;
+// ACROSS, those of numbers i and on and k. Of i or k it is a multiple of eight.
+inline const u16 *piece(u64 d, bool across, int i, int k) {
 	const u32 widths[4] = {1, 8, 4, 2};
 	u32 from = (u32)(d & 0x3fff) << 4, leading = (u32)(d >> 16 & 0x3fff) << 4, stride = (u32)(d >> 32 & 0x3fff) << 4, wide = widths[d >> 62];
 	if (d >> 49 & 7) fail("a descriptor with a base offset");
 	if (wide > 1 && from % (wide * 128) >= wide * 16) fail("a descriptor that begins within eight rows");
 	u32 at = from;
-	if (wide == 1) at += across ? i % 8 * 2 + i / 8 * stride + k % 8 * 16 + k / 8 * leading : i % 8 * 16 + i / 8 * stride + k % 8 * 2 + k / 8 * leading;
-	else if (across) at += i % 8 * 2 + i / 8 % wide * 16 + i / 8 / wide * leading + k % 8 * wide * 16 + k / 8 * stride;
-	else at += i % 8 * wide * 16 + i / 8 * stride + k * 2;
+	if (wide == 1) at += i / 8 * stride + k / 8 * leading + (across ? k % 8 : i % 8) * 16;
+	else if (across) at += i / 8 % wide * 16 + i / 8 / wide * leading + k % 8 * wide * 16 + k / 8 * stride;
+	else at += i % 8 * wide * 16 + i / 8 * stride + k / 8 * 16;
 	at ^= (at >> 7 & (wide - 1)) << 4;
-	if (at < sharedBegins || at + 2 > sharedBegins + block.bytes) fail("a descriptor that leads out of shared memory");
+	if (at < sharedBegins || at + 16 > sharedBegins + block.bytes) fail("a descriptor that leads out of shared memory");
 	return (const u16 *)(block.seen + at - sharedBegins);
 }
 
@@ -175,17 +176,32 @@ inline float wide(u16 h) {
 inline void perform(Warp &w, size_t until) {
 	for (; w.done < until; w.done++) {
 		Product &p = w.products[w.done];
-		float a[16][16], finite = 0; // turned: [k][row]
-		for (int k = 0; k < 16; k++) {
-			for (int r = 0; r < 16; r++) a[k][r] = wide(*element(p.a, p.acrossA, w.number % 4 * 16 + r, k)), finite += a[k][r] * 0;
+		int row = w.number % 4 * 16, columns = p.sums->each * 2;
+		static float a[16][16], b[256][16]; // [k][row], [column][k]
+		float finite = 0;
+		for (int m = 0; m < 4; m++) {
+			for (int r = 0; r < 8; r++) {
+				int i = m / 2 * 8, k = m % 2 * 8;
+				const u16 *from = p.acrossA ? piece(p.a, true, row + i, k + r) : piece(p.a, false, row + i + r, k);
+				for (int e = 0; e < 8; e++) {
+					float v = wide(from[e]);
+					a[p.acrossA ? k + r : k + e][p.acrossA ? i + e : i + r] = v, finite += v * 0;
+				}
+			}
 		}
-		for (int n = 0; n < p.sums->each * 2; n++) {
-			float b[16], s[16] = {};
+		for (int n = 0; n < columns; n += 8) {
+			for (int m = 0; m < 16; m++) {
+				const u16 *from = p.acrossB ? piece(p.b, true, n, m) : piece(p.b, false, n + m / 2, m % 2 * 8);
+				for (int e = 0; e < 8; e++) b[p.acrossB ? n + e : n + m / 2][p.acrossB ? m : m % 2 * 8 + e] = wide(from[e]);
+			}
+		}
+		for (int n = 0; n < columns; n++) {
+			float s[16] = {};
 			bool any = finite != 0; // what fills a tile up is zeros: most, where tensors are small
-			for (int k = 0; k < 16; k++) b[k] = wide(*element(p.b, p.acrossB, n, k)), any = any || b[k] != 0;
+			for (int k = 0; k < 16; k++) any = any || b[n][k] != 0;
 			if (!any) continue;
 			for (int k = 0; k < 16; k++) {
-				for (int r = 0; r < 16; r++) s[r] += a[k][r] * b[k];
+				for (int r = 0; r < 16; r++) s[r] += a[k][r] * b[n][k];
 			}
 			for (int r = 0; r < 16; r++) p.sums->v[(size_t)(r % 8 * 4 + n % 8 / 2) * p.sums->each + n / 8 * 4 + r / 8 * 2 + n % 2] += s[r];
 		}

@@ -1,0 +1,147 @@
+// What the convolutions' kernels share: boxes of targets, how both operands come into shared memory, and how sums leave.
+#pragma once
+#include "device.h"
+
+// Box is targets that share their taps; axes are z, y, x. Its taps lie in runs of length, one source step along x apart: so a run
+// meets the sources of the positions p, p+1, … of a tile, and they are loaded once. A row has wide positions, count[2] targets and
+// length-1 behind them that only sources are taken from. See box.go.
+struct Box { i32 first[3], step[3], count[3], srcStep[3], run, runs, tile, length, wide, unused[3]; };
+
+// Run's tap k meets the weights of tap weight + k*next.
+struct alignas(16) Run { i32 at, weight, next, unused; };
+
+struct ConvArgs {
+	View src, dst, add; // add may be none
+	Dims s, t; // of source and target
+	u64 weights, bias, boxes, runs; // bias may be 0
+	i32 count, chunks, padded, tiled; // boxes; of packed weights: chunks of 32 source channels, target channels; 0 where they are plain floats
+};
+
+enum { DEPTH = 32, THREADS = 256, LONGEST = 3 }; // channels of a stage, threads of a block, taps of a run
+
+DEVICE const Box *boxOf(const ConvArgs &a, i32 tile) {
+	const Box *b = (const Box *)a.boxes;
+	i32 lo = 0, hi = a.count;
+	while (hi - lo > 1) {
+		i32 mid = (lo + hi) / 2;
+		if (b[mid].tile <= tile) lo = mid;
+		else hi = mid;
+	}
+	return b + lo;
+}
+
+DEVICE i32 positionsOf(const ConvArgs &a, const Box *b) { return a.s.n * b->count[0] * b->count[1] * b->wide; }
+
+// Place is a position of a box: sample and steps along z, y, x.
+struct Place { i32 n, z, y, x; };
+
+DEVICE Place placeOf(const Box *b, i32 m) {
+	i32 row = m / b->wide, plane = row / b->count[1];
+	return Place{plane / b->count[0], plane % b->count[0], row % b->count[1], m % b->wide};
+}
+
+// advance goes on by so many positions: without a division, and mostly without a step of the loop.
+DEVICE void advance(const Box *b, Place &p, i32 by) {
+	for (p.x += by; p.x >= b->wide;) {
+		p.x -= b->wide;
+		if (++p.y < b->count[1]) continue;
+		p.y = 0;
+		if (++p.z < b->count[0]) continue;
+		p.z = 0, p.n++;
+	}
+}
+
+// sourceOf is the stored voxel that a run's offset is added to.
+DEVICE u32 sourceOf(const ConvArgs &a, const Box *b, const Place &p) {
+	u32 row = a.s.w + 2 * a.src.halo;
+	return (((u32)p.n * a.s.d + p.z * b->srcStep[0]) * a.s.h + p.y * b->srcStep[1]) * row + p.x * b->srcStep[2];
+}
+
+// finish adds bias and add to n sums of a target and writes them.
+DEVICE void finish(const ConvArgs &a, const Box *b, const Place &p, i32 c, i32 n, float (&v)[8]) {
+	i32 row = (p.n * a.t.d + b->first[0] + p.z * b->step[0]) * a.t.h + b->first[1] + p.y * b->step[1], x = b->first[2] + p.x * b->step[2];
+	if (a.bias) UNROLL for (int k = 0; k < 8; k++) v[k] += k < n ? ((const float *)a.bias)[c + k] : 0;
+	if (a.add.at) {
+		float plus[8];
+		get8(a.add, a.t.w, row, x, c, n, plus);
+		UNROLL for (int k = 0; k < 8; k++) v[k] += plus[k];
+	}
+	put8(a.dst, a.t.w, row, x, c, n, v);
+}
+
+// swizzle spreads the 16-byte pieces of rows of CHUNKS of them over the banks.
+template <int CHUNKS> DEVICE i32 swizzle(i32 row, i32 chunk) { return chunk ^ (CHUNKS >= 8 ? row & 7 : row / 2 & 3); }
+
+// Stages brings what a block multiplies into a ring in shared memory. A stage is a run of taps of a chunk of channels, of both operands:
+// rows of 64 bytes with the sources of TM positions and of those behind them that the run's later taps meet, then TN rows of weights for
+// each tap. Chunks are the outer loop: the order of sums doesn't depend on how taps fall into runs. A later tap meets the next row; where
+// the rows are WOVEN it meets the row eight further, and row r holds position r%8 * TM/8 + r/8.
+template <int TM, int TN, int RING, bool WOVEN> struct Stages {
+	static constexpr int ROWS = TM / 64, APART = WOVEN ? 8 : 64, LATER = WOVEN ? 8 : 1; // positions between a thread's rows; rows to a later tap
+	static constexpr int AHEAD = (TM + 8 * (WOVEN ? LONGEST - 1 : 1)) * DEPTH * 2, STAGE = AHEAD + LONGEST * TN * DEPTH * 2;
+	const ConvArgs &a;
+	const Run *run;
+	Run r; // the next stage's
+	Shared ring;
+	i32 t, length, runs, steps, n0, piece, first, last, to, nextRun, nextChunk;
+	u32 source[ROWS + 1], pitch;
+
+	// begin is at tile m0 of a box and its columns from n0 on.
+	__device__ __attribute__((always_inline)) Stages(const ConvArgs &a, const Box *box, Shared ring, i32 m0, i32 n0) : a(a), ring(ring), n0(n0) {
+		t = threadIdx.x, length = box->length, runs = box->runs, steps = runs * a.chunks, last = positionsOf(a, box);
+		run = (const Run *)a.runs + box->run, r = run[0], nextRun = nextChunk = 0;
+		// What this thread copies of each stage: piece t%4 of rows t/4 + 64i; of the rows behind the tile the first threads.
+		piece = t % 4, first = m0 + (WOVEN ? t / 4 % 8 * (TM / 8) + t / 32 : t / 4), to = t / 4 * 64 + swizzle<4>(t / 4, piece) * 16;
+		Place place = placeOf(box, first);
+		UNROLL for (int i = 0; i <= ROWS; i++) {
+			source[i] = sourceOf(a, box, place);
+			advance(box, place, APART);
+		}
+		pitch = (u32)a.src.pitch * 2;
+	}
+
+	// load has a stage come, if there is one: they are asked for one after the other.
+	__device__ __attribute__((always_inline)) void load(i32 step) {
+		if (step < steps) {
+			Shared at = ring + step % RING * STAGE + to;
+			i32 c = nextChunk * DEPTH + piece * 8, bytes = (a.s.c - c) * 2;
+			bytes = bytes < 0 ? 0 : bytes > 16 ? 16 : bytes;
+			const u8 *from = (const u8 *)a.src.at + (bytes > 0 ? c * 2 : 0);
+			UNROLL for (int i = 0; i <= ROWS; i++) {
+				if (i == ROWS && t / 4 >= (length - 1) * LATER) break;
+				copyAsync(at + i * 64 * 64, from + (u64)(source[i] + r.at) * pitch, first + APART * i < last ? bytes : 0);
+			}
+			const u8 *w = (const u8 *)a.weights + (u64)((u32)(r.weight * a.chunks + nextChunk) * a.padded + n0) * (DEPTH * 2) + t * 16;
+			i32 next = r.next * a.chunks * a.padded * (DEPTH * 2);
+			UNROLL for (i32 k = 0; k < LONGEST; k++) {
+				if (k >= length) break;
+				UNROLL for (int i = 0; i < TN / 64; i++) copyAsync(at + AHEAD + (k * TN + i * 64) * 64, w + i * 64 * 64, 16);
+				if (TN == 32 && t < TN * 4) copyAsync(at + AHEAD + k * TN * 64, w, 16);
+				w += next;
+			}
+			if (++nextRun == runs) nextRun = 0, nextChunk++;
+			r = run[nextRun]; // for the next time
+		}
+		copyCommit();
+	}
+};
+
+// leave writes rows of TN sums that lie in shared memory, of positions at(row), turned by turn(row): 16 bytes of a target at a time. A
+// thread has the same channels of each of its rows.
+template <int TN, class At, class Turn> DEVICE void leave(const ConvArgs &a, const Box *box, const float *tile, i32 rows, i32 m0, i32 n0, At at, Turn turn) {
+	constexpr int GROUPS = TN / 8, STRIDE = THREADS / GROUPS;
+	i32 t = threadIdx.x, c = n0 + t % GROUPS * 8, n = eight(c, a.t.c), positions = positionsOf(a, box);
+	if (n == 0) return;
+	Place p = placeOf(box, m0);
+	i32 was = m0;
+	NOUNROLL for (i32 row = t / GROUPS; row < rows; row += STRIDE) {
+		i32 m = m0 + at(row);
+		if (m >= positions) break;
+		advance(box, p, m - was);
+		was = m;
+		if (p.x >= box->count[2]) continue;
+		float v[8];
+		UNROLL for (int k = 0; k < 8; k++) v[k] = tile[row * TN + (c - n0 + turn(row)) % TN + k];
+		finish(a, box, p, c, n, v);
+	}
+}

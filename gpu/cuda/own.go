@@ -1,0 +1,130 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"slices"
+
+	"github.com/flowrun/flowrun/gpu"
+	"gorgonia.org/cu"
+)
+
+// withOwn adds the kernels of the card's own kind to an engine, if there are some and they prove right there: they can't be tried on each
+// card before it is met. Otherwise the engine, or another where it is lost, goes on without, and Less says why.
+func withOwn(e *Engine, dev cu.Device) (Card, error) {
+	if e.device.own() == "" {
+		return e, nil
+	}
+	if os.Getenv(OwnKernels) == "off" {
+		e.less = fmt.Sprintf("%s is off: kernels for %s aren't used", OwnKernels, e.device.own())
+		return e, nil
+	}
+	err := e.prove()
+	if err == nil {
+		return e, nil
+	}
+	less := fmt.Sprintf("the kernels for %s aren't used on %s (driver for CUDA %d.%d): %v", e.device.own(), e.device.Name, e.device.Driver[0], e.device.Driver[1], err)
+	if e.o.failure() != nil {
+		_ = e.Close() // it was said
+		if e, err = openOn(dev, e.device); err != nil {
+			return nil, fmt.Errorf("%w; before that %s; set %s=off", err, less, OwnKernels)
+		}
+	}
+	e.own, e.less = false, less
+	return e, nil
+}
+
+// prove compiles the kernels and holds each against the one that every card runs.
+func (e *Engine) prove() error {
+	all, err := modules()
+	if err != nil {
+		return err
+	}
+	for _, m := range all {
+		var failed error
+		if m.target != e.device.own() {
+			continue
+		}
+		if err := e.o.wait(func() error { failed = e.compile(m); return nil }); err != nil || failed != nil {
+			return errors.Join(err, failed)
+		}
+	}
+	if err := e.Reserve(proofBytes); err != nil {
+		return err
+	}
+	for _, c := range proofs {
+		for _, forward := range []bool{true, false} {
+			var results [2][]float32
+			for i := range results {
+				e.own = i == 1
+				if results[i], err = e.proof(c, forward); err != nil {
+					return err
+				}
+			}
+			if !slices.Equal(results[0], results[1]) {
+				return fmt.Errorf("a convolution of %v to %v gives other results", c.In, c.Out)
+			}
+		}
+	}
+	return e.Reserve(0)
+}
+
+// proofs are convolutions that meet each kernel, forward or back, with runs of one, two and three taps, more stages than its ring holds and
+// channels that don't fill it.
+var proofs = []gpu.Conv{
+	{In: gpu.Dims{N: 1, D: 2, H: 5, W: 33, C: 40}, Out: gpu.Dims{N: 1, D: 2, H: 5, W: 33, C: 72},
+		K: [3]int{1, 3, 3}, S: [3]int{1, 1, 1}, Lo: [3]int{0, 1, 1}, Pad: gpu.Replicate, Type: gpu.BFloat16},
+	{In: gpu.Dims{N: 1, D: 2, H: 3, W: 9, C: 40}, Out: gpu.Dims{N: 1, D: 2, H: 6, W: 18, C: 72},
+		K: [3]int{1, 4, 4}, S: [3]int{1, 2, 2}, Lo: [3]int{0, 1, 1}, Transposed: true, Pad: gpu.Replicate, Type: gpu.BFloat16},
+}
+
+const proofBytes = 4 << 20 // is enough for each of them
+
+// proof is what a convolution, or its gradient of the input, makes of whole numbers so small that no order of sums rounds.
+func (e *Engine) proof(c gpu.Conv, forward bool) ([]float32, error) {
+	var bytes int64
+	take := func(n int64) gpu.Ptr {
+		bytes += aligned(n)
+		return gpu.Ptr(bytes - aligned(n))
+	}
+	tensor := func(d gpu.Dims, t gpu.Type) gpu.Tensor {
+		return gpu.Tensor{At: take(e.Bytes(d, c.Halo(), t)), Dims: d, Halo: c.Halo(), Type: t, Pad: c.Pad}
+	}
+	from, to := c.In, c.Out
+	if !forward {
+		from, to = to, from
+	}
+	sizes, weights := e.ConvSizes(c), numbers(c.Taps()*c.In.C*c.Out.C)
+	x, y := tensor(from, gpu.BFloat16), tensor(to, gpu.Float32)
+	w, bias, packed, packedGrad := take(int64(4*len(weights))), take(int64(4*to.C)), take(sizes.Packed), take(sizes.PackedGrad)
+	if bytes > proofBytes {
+		return nil, fmt.Errorf("proof of %d bytes", bytes)
+	}
+	e.Write(w, weights)
+	e.Write(bias, numbers(to.C))
+	e.PackConv(c, w, packed, packedGrad)
+	e.WriteTensor(x, numbers(from.Len()))
+	e.Fill(y.At, int(e.Bytes(to, y.Halo, y.Type)/4), float32(math.NaN())) // who writes nothing is found out
+	if forward {
+		e.Conv(c, x, packed, bias, nil, y)
+	} else {
+		e.ConvGradInput(c, x, packedGrad, y)
+	}
+	out := make([]float32, to.Len())
+	e.ReadTensor(out, y)
+	return out, e.Sync()
+}
+
+// numbers are n from -3 to 3.
+func numbers(n int) []float32 {
+	out, state := make([]float32, n), uint32(1)
+	for i := range out {
+		state = state*1664525 + 1013904223
+		out[i] = float32(state>>16%7) - 3
+	}
+	return out
+}
