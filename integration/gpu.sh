@@ -10,6 +10,7 @@
 #     ops      every op against float64 references, training steps beside the CPU engine's
 #     train    the demo's steps beside the CPU's, the same twice, and killed and gone on with: the same bits
 #     bench    steps of the presets: speed, share of the ceiling by kernel, memory against the plan
+#     common   some of them again on a card that has kernels of its own kind, with those that every card runs
 #     whole    a volume of 512 x 512 x 604, there and back
 #     torch    the same model in PyTorch, eager and compiled, and what the card does at best
 #
@@ -24,7 +25,7 @@ bin=$(cd "$1" && pwd)
 mkdir -p "$2/results"
 work=$(cd "$2" && pwd)
 shift 2
-[ $# -gt 0 ] || set -- devices ops train bench whole torch
+[ $# -gt 0 ] || set -- devices ops train bench common whole torch
 device=${DEVICE:-cuda:0}
 results=$work/results
 flowrun=$bin/flowrun
@@ -34,7 +35,7 @@ cd "$work"
 # What is measured, by size. model are words that every model gets; cases are name, preset, patch, micro-batch, more words.
 case ${SIZES:-full} in
 full)
-	limit=570 steps=200 every=50 tail=20 checks=25 tests='TestEngine|TestTraining|TestArguments|TestReplay' model=()
+	limit=570 steps=200 every=50 tail=20 checks=25 tests='TestEngine|TestTraining|TestArguments|TestReplay|TestOwnKernels|TestProof|TestOwnTraining' model=()
 	scans=96,96,96 patch=64,64,32 seconds=3 large=288,288,160 whole=512,512,604 tile='[256, 256, 128]' stride='[192, 192, 96]' preset=vqgan3d
 	cases='vqgan3d [256,256,128] 1
 vqgan3d [256,256,128] 1 train.gan.weight=1
@@ -173,7 +174,8 @@ config() {
 # measure NAME WORDS… keeps what flowrun bench finds, and shows it.
 measure() {
 	"$flowrun" bench "$1.yaml" "${@:2}" "${model[@]}" --json --seconds "$seconds" >bench.json || return
-	note bench "\"name\":\"$1\",\"words\":\"${*:2}\",\"figures\":$(tr -d '\n' <bench.json)"
+	local words="${*:2}"
+	note bench "\"name\":\"$1\",\"words\":\"${words}${FLOWRUN_OWN_KERNELS:+ FLOWRUN_OWN_KERNELS=$FLOWRUN_OWN_KERNELS}\",\"figures\":$(tr -d '\n' <bench.json)"
 }
 
 bench() {
@@ -185,6 +187,13 @@ bench() {
 		measure "$p" $words || failed=1
 	done <<<"$cases"
 	return $failed
+}
+
+common() {
+	"$flowrun" devices | grep "^$device " | grep -q 'capability 9\.0' || { echo "$device has no kernels of its own: left out"; return 0; }
+	export FLOWRUN_OWN_KERNELS=off
+	cases=$(head -n 4 <<<"$cases")
+	bench
 }
 
 whole() {

@@ -70,7 +70,7 @@ def main():
         for s in f["compute"] or []:
             mode = "autoencoder" if s["name"] == "autoencoder" else "gan"
             eager, compiled = (peer(key, mode, c, "patches_per_second") for c in (False, True))
-            limit = [w for w in words.split() if "memory" in w]
+            limit = [w for w in words.split() if "memory" in w or "KERNELS" in w]
             rows.append((
                 " ".join([name, "×".join(map(str, patch)), *limit]), batch, s["name"], figure(s["patches_per_second"]), figure(1e3 * s["seconds"]),
                 share(s["flops"], flops), figure(eager), figure(compiled), figure(s["patches_per_second"] / eager) if eager else None,
