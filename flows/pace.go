@@ -7,31 +7,9 @@ import (
 	"time"
 
 	"github.com/flowrun/flowrun/gpu"
-	"github.com/flowrun/flowrun/gpu/nn"
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/train"
 )
-
-// discriminators says what adversarial training takes: its share of the arena, and of a step's work once it has begun.
-func (p *planner) discriminators(e gpu.Engine, plan *nn.Plan, o train.Options, patch [3]int, batch int64) {
-	if o.GAN.Weight == 0 {
-		return
-	}
-	start := o.GAN.Start
-	o.GAN.Weight = 0
-	without, _ := p.plan(e, o, patch)
-	if without == nil {
-		return
-	}
-	p.line("  discriminators\t%.3g million parameters, %s of the arena, %.4g TFLOP a patch behind step %d (train.gan.start)",
-		float64(plan.Judges)/1e6, size(plan.Total-without.Total), float64((plan.Step-without.Step)/batch)/1e12, start)
-	if last := p.lastStep(o); last > 0 && start >= last {
-		p.line("    \tthe run ends at step %d: they never begin", last)
-	}
-	if o.GAN.Norm == "batch" {
-		p.line("    \tbatch norm over %d patches, a micro-batch, of scans and of reconstructions each (train.gan.norm)", batch)
-	}
-}
 
 // lastStep is the step that a run ends at, 0 where only time will tell.
 func (p *planner) lastStep(o train.Options) int {

@@ -6,10 +6,7 @@ import (
 	"io/fs"
 	"os"
 
-	"github.com/flowrun/flowrun/gpu"
-	"github.com/flowrun/flowrun/gpu/nn"
 	"github.com/flowrun/flowrun/gpu/vqgan"
-	"github.com/flowrun/flowrun/stages/train"
 	"github.com/flowrun/flowrun/stages/volume"
 )
 
@@ -72,18 +69,4 @@ func (r *run) samePerceptual(snap *volume.Snapshot) {
 		r.log.Warn().Str("was", was).Str("is", l.Digest()).
 			Msgf("train.perceptual.file holds other weights than %s was trained with: the loss is another one from here on", r.last)
 	}
-}
-
-// perceptual prints what LPIPS is of a plan.
-func (p *planner) perceptual(e gpu.Engine, plan *nn.Plan, o train.Options, patch [3]int, batch int64) {
-	if !o.Perceptual.On() {
-		return
-	}
-	file := o.Perceptual.File
-	o.Perceptual.Weight = 0
-	without, _ := p.plan(e, o, patch)
-	if without == nil {
-		return
-	}
-	p.line("  perceptual\t%s: %s of the arena, %.4g TFLOP a patch", file, size(plan.Total-without.Total), float64((plan.Step-without.Step)/batch)/1e12)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/flowrun/flowrun/gpu"
 	"github.com/flowrun/flowrun/gpu/cuda"
+	"github.com/flowrun/flowrun/gpu/nn"
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/batch"
 	"github.com/flowrun/flowrun/stages/checkpoint"
@@ -209,6 +210,47 @@ func (p *planner) model(ctx context.Context, w io.Writer, o train.Options, patch
 		return nil
 	}
 	return p.time(ctx, o, patch)
+}
+
+// perceptual says what LPIPS takes of the arena, and of a step's work.
+func (p *planner) perceptual(e gpu.Engine, plan *nn.Plan, o train.Options, patch [3]int, batch int64) {
+	if !o.Perceptual.On() {
+		return
+	}
+	without := o
+	without.Perceptual.Weight = 0
+	if takes := p.takes(e, plan, without, patch, batch); takes != "" {
+		p.line("  perceptual\t%s: %s", o.Perceptual.File, takes)
+	}
+}
+
+// discriminators says what adversarial training takes, once it has begun.
+func (p *planner) discriminators(e gpu.Engine, plan *nn.Plan, o train.Options, patch [3]int, batch int64) {
+	if o.GAN.Weight == 0 {
+		return
+	}
+	without := o
+	without.GAN.Weight = 0
+	takes := p.takes(e, plan, without, patch, batch)
+	if takes == "" {
+		return
+	}
+	p.line("  discriminators\t%.3g million parameters, %s behind step %d (train.gan.start)", float64(plan.Judges)/1e6, takes, o.GAN.Start)
+	if last := p.lastStep(o); last > 0 && o.GAN.Start >= last {
+		p.line("    \tthe run ends at step %d: they never begin", last)
+	}
+	if o.GAN.Norm == "batch" {
+		p.line("    \tbatch norm over %d patches, a micro-batch, of scans and of reconstructions each (train.gan.norm)", batch)
+	}
+}
+
+// takes is what a plan has more than that of other options; "" where these have none.
+func (p *planner) takes(e gpu.Engine, plan *nn.Plan, without train.Options, patch [3]int, batch int64) string {
+	less, _ := p.plan(e, without, patch)
+	if less == nil {
+		return ""
+	}
+	return fmt.Sprintf("%s of the arena, %.4g TFLOP a patch", size(plan.Total-less.Total), float64((plan.Step-less.Step)/batch)/1e12)
 }
 
 // engineLine names the engine, and says why it can't be opened here and for how much memory it is planned instead.

@@ -124,6 +124,18 @@ func (g *Graph) operands(name string, vs ...*Value) bool {
 	return true
 }
 
+// pair is operands for two values of one shape; odd tells of two that aren't.
+func (g *Graph) pair(name, odd string, a, b *Value) bool {
+	if !g.operands(name, a, b) {
+		return false
+	}
+	if a.Dims != b.Dims {
+		g.fail(name, odd, a.Dims, b.Dims)
+		return false
+	}
+	return true
+}
+
 func (g *Graph) value(name string, d gpu.Dims, by op, from ...*Value) *Value {
 	v := &Value{Name: g.scope + name, Dims: d, by: by, within: g.within}
 	for _, f := range from {
@@ -315,11 +327,8 @@ func (g *Graph) Statistics(v *Value) *Scalars {
 // Add adds a sum of two values of one shape. Where one of them is a convolution's output that nothing else reads, the
 // convolution adds the other as it writes.
 func (g *Graph) Add(name string, a, b *Value) *Value {
-	if !g.operands(name, a, b) {
+	if !g.pair(name, "sum of %v and %v", a, b) {
 		return nil
-	}
-	if a.Dims != b.Dims {
-		return g.fail(name, "sum of %v and %v", a.Dims, b.Dims)
 	}
 	o := &addOp{id: g.scope + name, a: a, b: b}
 	o.y = g.value(name, a.Dims, o, a, b)
@@ -365,11 +374,7 @@ func (g *Graph) Quantize(name string, z *Value, k Codebook, commitment float64) 
 // ReconLoss adds l1*mean|y-t| + l2*mean(y-t)² to what is minimised. The scalars are the four of gpu.Engine's ReconLoss,
 // without the factors.
 func (g *Graph) ReconLoss(name string, y, t *Value, l1, l2 float64) *Scalars {
-	if !g.operands(name, y, t) {
-		return nil
-	}
-	if y.Dims != t.Dims {
-		g.fail(name, "loss between %v and %v", y.Dims, t.Dims)
+	if !g.pair(name, "loss between %v and %v", y, t) {
 		return nil
 	}
 	o := &lossOp{id: g.scope + name, kind: "loss", of: g.main, reads: []*Value{y, t}, scale: Weight{Constant: 1}.number(), work: lossWork(y), over: true,

@@ -129,11 +129,7 @@ func lossWork(v *Value) func(Sizes) int64 {
 
 // Match adds the mean |y - t| to what a set minimises: of features, say. The scalars are the four of gpu.Engine's ReconLoss.
 func (g *Graph) Match(name string, of *Params, y, t *Value, w Weight) *Scalars {
-	if !g.operands(name, y, t) {
-		return nil
-	}
-	if y.Dims != t.Dims {
-		g.fail(name, "loss between %v and %v", y.Dims, t.Dims)
+	if !g.pair(name, "loss between %v and %v", y, t) {
 		return nil
 	}
 	o := &lossOp{id: g.scope + name, kind: "loss", of: of, reads: []*Value{y, t}, scale: w.number(), work: lossWork(y), over: true,
@@ -148,11 +144,7 @@ func (g *Graph) Match(name string, of *Params, y, t *Value, w Weight) *Scalars {
 // Perceptual adds LPIPS' distance between features of one layer, with parameter name.weight [channels], to what a set minimises. The
 // scalar is the distance.
 func (g *Graph) Perceptual(name string, of *Params, y, t *Value, w Weight) *Scalars {
-	if !g.operands(name, y, t) {
-		return nil
-	}
-	if y.Dims != t.Dims {
-		g.fail(name, "loss between %v and %v", y.Dims, t.Dims)
+	if !g.pair(name, "loss between %v and %v", y, t) {
 		return nil
 	}
 	lin, err := g.params.get(name+".weight", Gain, y.C)

@@ -184,11 +184,8 @@ func (g *Graph) Unit(name string, x *Value) *Value {
 
 // Residue adds z - q, with q taken for a constant: what a second quantiser has still to say.
 func (g *Graph) Residue(name string, z, q *Value) *Value {
-	if !g.operands(name, z, q) {
+	if !g.pair(name, "difference of %v and %v", z, q) {
 		return nil
-	}
-	if z.Dims != q.Dims {
-		return g.fail(name, "difference of %v and %v", z.Dims, q.Dims)
 	}
 	o := &residueOp{id: g.scope + name, z: z, q: q}
 	o.y = g.value(name, z.Dims, o, z, q)

@@ -202,23 +202,18 @@ func Through[R, T any](in Port[T], stage string, f streams.Flow) Port[R] {
 
 // Into calls fn with each element, in order. The result is Wait's.
 func Into[T any](in Port[T], stage string, fn func(context.Context, T) error) {
-	n := newNode(in.g, stage)
-	take(in, n)
-	n.start(func() error {
-		for {
-			v, ok := receive[T](n)
-			if !ok {
-				return nil
-			}
-			if err := fn(n.g.ctx, v); err != nil {
-				return err
-			}
-		}
-	})
+	sink(in, stage, func(n *node, v T) error { return fn(n.g.ctx, v) })
 }
 
 // Discard releases each element.
 func Discard[T any](in Port[T], stage string) {
+	sink(in, stage, func(n *node, v T) error {
+		n.drop(v)
+		return nil
+	})
+}
+
+func sink[T any](in Port[T], stage string, fn func(*node, T) error) {
 	n := newNode(in.g, stage)
 	take(in, n)
 	n.start(func() error {
@@ -227,7 +222,9 @@ func Discard[T any](in Port[T], stage string) {
 			if !ok {
 				return nil
 			}
-			n.drop(v)
+			if err := fn(n, v); err != nil {
+				return err
+			}
 		}
 	})
 }

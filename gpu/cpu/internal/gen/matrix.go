@@ -168,6 +168,30 @@ func (k *kernels) slide(taps int) func(m, nv int) {
 	}
 }
 
+// productStrides loads the list of taps, and the stride of a's rows in bytes and three times that.
+func (k *kernels) productStrides() {
+	k.MOVQ(at(args, tapsAt), taps)
+	k.MOVQ(at(args, tapsAt+8), left)
+	k.MOVQ(at(args, ldaAt), step)
+	k.SHLQ(op.Imm(2), step)
+	k.LEAQ(op.Mem{Base: step, Index: step, Scale: 2}, step3)
+}
+
+// productTap sets bases, each five rows behind the one before, and bPtr to where the operands of the next tap begin.
+func (k *kernels) productTap(bases []reg.GPPhysical) {
+	k.MOVQ(at(taps, 0), bases[0])
+	k.ADDQ(at(args, a0At), bases[0])
+	k.SHLQ(op.Imm(2), bases[0])
+	k.ADDQ(at(args, productA), bases[0])
+	k.MOVQ(at(taps, 8), bPtr)
+	k.SHLQ(op.Imm(2), bPtr)
+	k.ADDQ(at(args, productB), bPtr)
+	for i := 1; i < len(bases); i++ {
+		k.LEAQ(op.Mem{Base: bases[i-1], Index: step, Scale: 4}, bases[i])
+		k.ADDQ(step, bases[i])
+	}
+}
+
 // frame writes what product kernels share: sums start at the bias, body adds the products of k + u, a's rows at bases; in
 // the end come add and the stores. The first m*nv registers are the sums; mask and rest are free outside body.
 func (k *kernels) frame(m, rows, nv int, mask, rest reg.VecPhysical, body func(bases []reg.GPPhysical, u int)) {
@@ -199,11 +223,7 @@ func (k *kernels) frame(m, rows, nv int, mask, rest reg.VecPhysical, body func(b
 			k.VMOVAPS(acc(0, v), acc(i, v))
 		}
 	}
-	k.MOVQ(at(args, tapsAt), taps)
-	k.MOVQ(at(args, tapsAt+8), left)
-	k.MOVQ(at(args, ldaAt), step)
-	k.SHLQ(op.Imm(2), step)
-	k.LEAQ(op.Mem{Base: step, Index: step, Scale: 2}, step3)
+	k.productStrides()
 	if rows > m {
 		k.MOVQ(at(args, bStepAt), bStep)
 		k.SHLQ(op.Imm(2), bStep)
@@ -223,17 +243,7 @@ func (k *kernels) frame(m, rows, nv int, mask, rest reg.VecPhysical, body func(b
 	k.JZ(op.LabelRef("done"))
 
 	k.Label("tap")
-	k.MOVQ(at(taps, 0), bases[0])
-	k.ADDQ(at(args, a0At), bases[0])
-	k.SHLQ(op.Imm(2), bases[0])
-	k.ADDQ(at(args, productA), bases[0])
-	k.MOVQ(at(taps, 8), bPtr)
-	k.SHLQ(op.Imm(2), bPtr)
-	k.ADDQ(at(args, productB), bPtr)
-	for i := 1; i < len(bases); i++ {
-		k.LEAQ(op.Mem{Base: bases[i-1], Index: step, Scale: 4}, bases[i])
-		k.ADDQ(step, bases[i])
-	}
+	k.productTap(bases)
 	k.MOVQ(at(args, kAt), kLeft)
 	advance := func(n int) {
 		for _, r := range bases {
@@ -304,11 +314,7 @@ func (k *kernels) dot(m int) {
 	bases := bases[:(m+4)/5]
 	k.Load(k.Param("p"), args)
 	k.zero(acc...)
-	k.MOVQ(at(args, tapsAt), taps)
-	k.MOVQ(at(args, tapsAt+8), left)
-	k.MOVQ(at(args, ldaAt), step)
-	k.SHLQ(op.Imm(2), step)
-	k.LEAQ(op.Mem{Base: step, Index: step, Scale: 2}, step3)
+	k.productStrides()
 	k.TESTQ(left, left)
 	k.JZ(op.LabelRef("done"))
 	k.MOVQ(at(args, kAt), kLeft)
@@ -316,17 +322,7 @@ func (k *kernels) dot(m int) {
 	t := k.tailOf(kLeft, reg.R9, mask)
 
 	k.Label("tap")
-	k.MOVQ(at(taps, 0), bases[0])
-	k.ADDQ(at(args, a0At), bases[0])
-	k.SHLQ(op.Imm(2), bases[0])
-	k.ADDQ(at(args, productA), bases[0])
-	k.MOVQ(at(taps, 8), bPtr)
-	k.SHLQ(op.Imm(2), bPtr)
-	k.ADDQ(at(args, productB), bPtr)
-	for i := 1; i < len(bases); i++ {
-		k.LEAQ(op.Mem{Base: bases[i-1], Index: step, Scale: 4}, bases[i])
-		k.ADDQ(step, bases[i])
-	}
+	k.productTap(bases)
 	k.MOVQ(at(args, kAt), kLeft)
 	k.SUBQ(op.Imm(uint64(k.lanes())), kLeft)
 	k.JLT(op.LabelRef("rest"))

@@ -7,6 +7,28 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
+// outerStrides loads the list of taps, and the strides of both operands in bytes.
+func (k *kernels) outerStrides(lda, ldb reg.Register) {
+	k.MOVQ(at(args, outerTaps), taps)
+	k.MOVQ(at(args, outerTaps+8), left)
+	k.MOVQ(at(args, outerLda), lda)
+	k.MOVQ(at(args, outerLdb), ldb)
+	k.SHLQ(op.Imm(2), lda)
+	k.SHLQ(op.Imm(2), ldb)
+}
+
+// outerTap sets aPtr and bPtr to where the operands of the next tap begin.
+func (k *kernels) outerTap(aPtr reg.Register) {
+	k.MOVQ(at(taps, 0), aPtr)
+	k.ADDQ(at(args, outerA0), aPtr)
+	k.SHLQ(op.Imm(2), aPtr)
+	k.ADDQ(at(args, productA), aPtr)
+	k.MOVQ(at(taps, 8), bPtr)
+	k.ADDQ(at(args, outerB0), bPtr)
+	k.SHLQ(op.Imm(2), bPtr)
+	k.ADDQ(at(args, productB), bPtr)
+}
+
 // outer writes the kernel of m rows by nv vectors.
 func (k *kernels) outer(m, nv int) {
 	k.function(fmt.Sprintf("outer%dx%d", m, nv), "o *outer", "is outer for m rows.")
@@ -27,12 +49,7 @@ func (k *kernels) outer(m, nv int) {
 		t := k.tailOf(reg.R10, reg.R11, spare[0])
 		return &t
 	}
-	k.MOVQ(at(args, outerTaps), taps)
-	k.MOVQ(at(args, outerTaps+8), left)
-	k.MOVQ(at(args, outerLda), lda)
-	k.MOVQ(at(args, outerLdb), ldb)
-	k.SHLQ(op.Imm(2), lda)
-	k.SHLQ(op.Imm(2), ldb)
+	k.outerStrides(lda, ldb)
 
 	sum := func(prefix string, full bool) {
 		// Sums wait in L2: fetch them while the loop runs.
@@ -51,14 +68,7 @@ func (k *kernels) outer(m, nv int) {
 			t = makeTail()
 		}
 		k.Label(prefix + "tap")
-		k.MOVQ(at(taps, 0), aPtr)
-		k.ADDQ(at(args, outerA0), aPtr)
-		k.SHLQ(op.Imm(2), aPtr)
-		k.ADDQ(at(args, productA), aPtr)
-		k.MOVQ(at(taps, 8), bPtr)
-		k.ADDQ(at(args, outerB0), bPtr)
-		k.SHLQ(op.Imm(2), bPtr)
-		k.ADDQ(at(args, productB), bPtr)
+		k.outerTap(aPtr)
 		k.MOVQ(at(args, outerK), kLeft)
 		body := func(turn int) {
 			for v := range nv {
@@ -165,12 +175,7 @@ func (k *kernels) outerSlideKernel(slide, m, nv int) {
 	aPtr, lda, ldb := reg.R9, reg.RDX, reg.RSI
 	k.Load(k.Param("o"), args)
 	k.zero(k.regs[:slide*m*nv]...)
-	k.MOVQ(at(args, outerTaps), taps)
-	k.MOVQ(at(args, outerTaps+8), left)
-	k.MOVQ(at(args, outerLda), lda)
-	k.MOVQ(at(args, outerLdb), ldb)
-	k.SHLQ(op.Imm(2), lda)
-	k.SHLQ(op.Imm(2), ldb)
+	k.outerStrides(lda, ldb)
 	k.MOVQ(at(args, outerN), reg.R10)
 	if nv > 1 {
 		k.SUBQ(op.Imm(uint64((nv-1)*k.lanes())), reg.R10)
@@ -234,14 +239,7 @@ func (k *kernels) outerSlideKernel(slide, m, nv int) {
 	ahead := reg.R13 // sums are done with it until the end
 	k.MOVQ(at(args, outerAhead), ahead)
 	k.Label("tap")
-	k.MOVQ(at(taps, 0), aPtr)
-	k.ADDQ(at(args, outerA0), aPtr)
-	k.SHLQ(op.Imm(2), aPtr)
-	k.ADDQ(at(args, productA), aPtr)
-	k.MOVQ(at(taps, 8), bPtr)
-	k.ADDQ(at(args, outerB0), bPtr)
-	k.SHLQ(op.Imm(2), bPtr)
-	k.ADDQ(at(args, productB), bPtr)
+	k.outerTap(aPtr)
 	k.MOVQ(at(args, outerK), kLeft)
 	for s := 1; s < slide; s++ {
 		for v := range nv {
