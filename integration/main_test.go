@@ -9,6 +9,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -116,6 +118,17 @@ func (p *place) check(err error) {
 func (p *place) write(name, text string) {
 	p.Helper()
 	p.check(os.WriteFile(p.path(name), []byte(text), 0o666))
+}
+
+// get asks a run's server.
+func (p *place) get(url string) (code int, body string) {
+	p.Helper()
+	answer, err := http.Get(url)
+	p.check(err)
+	b, err := io.ReadAll(answer.Body)
+	p.check(err)
+	p.check(answer.Body.Close())
+	return answer.StatusCode, string(b)
 }
 
 func (p *place) text(name ...string) string {

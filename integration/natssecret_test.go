@@ -2,9 +2,7 @@ package integration
 
 import (
 	"fmt"
-	"io"
 	"io/fs"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -48,15 +46,11 @@ func TestQueueKeepsSecrets(t *testing.T) {
 		t.Fatalf("serving %v", served)
 	}
 	for _, page := range []string{"metrics", ""} {
-		answer, err := http.Get(served[0]["url"].(string) + page)
-		p.check(err)
-		body, err := io.ReadAll(answer.Body)
-		p.check(err)
-		p.check(answer.Body.Close())
-		if page == "metrics" && !strings.Contains(string(body), "flowrun_queue_held_messages") {
+		_, body := p.get(served[0]["url"].(string) + page)
+		if page == "metrics" && !strings.Contains(body, "flowrun_queue_held_messages") {
 			t.Errorf("no queue in /metrics: %s", body)
 		}
-		said.Write(body)
+		said.WriteString(body)
 	}
 	hear(p.must("queue", "trainer.yaml", as["admin"]))
 	hear(p.refused(2, []string{"worker.yaml", "run.dir=other", login("wrong", "worker", "geheim-falsch")}, "refuses this client", "role worker"))

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"flag"
 	"math"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -98,13 +97,8 @@ func TestSoak(t *testing.T) {
 		p.check(err)
 		open, err := os.ReadDir(filepath.Join(proc, "fd"))
 		p.check(err)
-		answer, err := http.Get(url + "metrics")
-		p.check(err)
-		var text bytes.Buffer
-		_, err = text.ReadFrom(answer.Body)
-		p.check(err)
-		p.check(answer.Body.Close())
-		for line := range strings.Lines(text.String()) {
+		_, text := p.get(url + "metrics")
+		for line := range strings.Lines(text) {
 			name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
 			if n, err := strconv.ParseFloat(value, 64); err == nil {
 				values[name] = n

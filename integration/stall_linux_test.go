@@ -1,8 +1,6 @@
 package integration
 
 import (
-	"io"
-	"net/http"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -46,13 +44,8 @@ func TestStall(t *testing.T) {
 	url, _ := p.events("run", "serving")[0]["url"].(string)
 	answers := func(path string, want int, word string) {
 		t.Helper()
-		answer, err := http.Get(url + path)
-		p.check(err)
-		b, err := io.ReadAll(answer.Body)
-		p.check(err)
-		p.check(answer.Body.Close())
-		if answer.StatusCode != want || !strings.Contains(string(b), word) {
-			t.Errorf("/%s: %d, without %q", path, answer.StatusCode, word)
+		if code, body := p.get(url + path); code != want || !strings.Contains(body, word) {
+			t.Errorf("/%s: %d, without %q", path, code, word)
 		}
 	}
 	back := p.hang(g)

@@ -2,7 +2,6 @@ package integration
 
 import (
 	"encoding/json"
-	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -165,15 +164,7 @@ func TestWatchedLive(t *testing.T) {
 		t.Fatalf("serving %v", served)
 	}
 	url, _ := served[0]["url"].(string)
-	get := func(path string) (code int, body string) {
-		t.Helper()
-		answer, err := http.Get(url + path)
-		p.check(err)
-		b, err := io.ReadAll(answer.Body)
-		p.check(err)
-		p.check(answer.Body.Close())
-		return answer.StatusCode, string(b)
-	}
+	get := func(path string) (code int, body string) { return p.get(url + path) }
 	for path, want := range map[string]string{
 		"": "<!doctype html>", "live": "waiting for", "healthz": "ok", "readyz": "ok", "samples/step-00000010.png": "\x89PNG",
 	} {
