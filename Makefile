@@ -4,6 +4,7 @@ PYTHON ?= python3
 FUZZTIME ?= 30s
 ROUNDS ?= 200
 DURATION ?= 1h
+CHECKS ?= 50
 
 # The CUDA engine wants a C compiler (and no CUDA toolkit); without one the program computes on the CPU alone.
 ifneq ($(shell command -v $(CC)),)
@@ -11,7 +12,7 @@ CUDA = CGO_ENABLED=1 CGO_CFLAGS="-O2 -I$(CURDIR)/gpu/cuda/include" CGO_LDFLAGS="
 TAGS = -tags cuda
 endif
 
-.PHONY: build demo test race lint vuln fuzz chaos soak bench generate generated gpu-programs test-gpu rehearse-gpu cuda-api kernels kernels-resources fixtures clean
+.PHONY: build demo test race lint vuln fuzz chaos soak bench generate generated gpu-programs test-gpu rehearse-gpu ptxcheck cuda-api kernels kernels-resources fixtures clean
 
 build: ## the program, in bin/
 	$(CUDA) $(GO) build $(TAGS) -trimpath -o bin/flowrun ./cmd/flowrun
@@ -70,7 +71,7 @@ test-gpu: gpu-programs ## on a machine with a card: right, the same twice, kille
 
 bin/standin.so: $(wildcard gpu/cuda/standin/* gpu/cuda/kernels/*.cu gpu/cuda/kernels/*.h gpu/cuda/include/*)
 	mkdir -p bin
-	g++ -Igpu/cuda/standin -std=c++17 -O3 -shared -fPIC -o $@ gpu/cuda/standin/driver.cc -ldl
+	g++ -Igpu/cuda/standin -std=c++17 -O3 -fno-strict-aliasing -shared -fPIC -o $@ gpu/cuda/standin/*.cc -ldl
 
 rehearse-gpu: gpu-programs bin/standin.so ## make test-gpu with tiny sizes, on the stand-in for a driver
 	rm -rf runs/rehearsal
@@ -78,6 +79,9 @@ rehearse-gpu: gpu-programs bin/standin.so ## make test-gpu with tiny sizes, on t
 
 cuda-api: ## our cuda.h beside NVIDIA's: CUDA_H=a toolkit's cuda.h, DRIVER=a driver's libcuda.so.1; no card is needed
 	FLOWRUN_CUDA_H=$(CUDA_H) FLOWRUN_DRIVER=$(DRIVER) $(CUDA) $(GO) test $(TAGS) ./gpu/cuda -run '^(TestHeader|TestLibrary)$$' -count 1 -v
+
+ptxcheck: ## every test of the CUDA engine on the kernels' PTX, checked as compute-sanitizer would; CHECKS random shapes of each op
+	FLOWRUN_STANDIN_PTX=1 $(CUDA) $(GO) test $(TAGS) ./gpu/cuda -count 1 -timeout 2h -rapid.checks $(CHECKS)
 
 kernels: ## the CUDA kernels' PTX; needs clang++-19
 	cd gpu/cuda && $(GO) run ./internal/compile

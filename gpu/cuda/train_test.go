@@ -68,6 +68,23 @@ func train(t *testing.T, e gpu.Engine, c vqgan.Config, o vqgan.Options, steps in
 	return stats, state
 }
 
+// agree holds steps to those of the CPU engine, within what bfloat16 costs.
+func agree(t *testing.T, got, want []vqgan.Stats) {
+	t.Helper()
+	for i := range want {
+		g, w := got[i], want[i]
+		for _, v := range []struct {
+			what      string
+			got, want float64
+		}{{"L1", g.L1, w.L1}, {"commitment", g.Commitment, w.Commitment}, {"gradient", g.GradNorm, w.GradNorm},
+			{"generator", g.GAN.Generator, w.GAN.Generator}, {"discriminator", g.GAN.Discriminator, w.GAN.Discriminator}, {"features", g.GAN.Features, w.GAN.Features}} {
+			if math.Abs(v.got-v.want) > 0.05*(0.02+math.Abs(v.want)) {
+				t.Errorf("step %d: %s is %v, on the CPU %v", i+1, v.what, v.got, v.want)
+			}
+		}
+	}
+}
+
 // A training run on the stand-in is that of the CPU engine within what bfloat16 costs, and the same to the bit when repeated.
 func TestTraining(t *testing.T) {
 	for name, set := range map[string]func() (vqgan.Config, vqgan.Options){
@@ -80,18 +97,7 @@ func TestTraining(t *testing.T) {
 			want, _ := train(t, host, c, o, 2)
 			got, state := train(t, card, c, o, 2)
 			_, repeat := train(t, again, c, o, 2)
-			for i := range want {
-				g, w := got[i], want[i]
-				for _, v := range []struct {
-					what      string
-					got, want float64
-				}{{"L1", g.L1, w.L1}, {"commitment", g.Commitment, w.Commitment}, {"gradient", g.GradNorm, w.GradNorm},
-					{"generator", g.GAN.Generator, w.GAN.Generator}, {"discriminator", g.GAN.Discriminator, w.GAN.Discriminator}, {"features", g.GAN.Features, w.GAN.Features}} {
-					if math.Abs(v.got-v.want) > 0.05*(0.02+math.Abs(v.want)) {
-						t.Errorf("step %d: %s is %v, on the CPU %v", i+1, v.what, v.got, v.want)
-					}
-				}
-			}
+			agree(t, got, want)
 			for i := range state {
 				if !slices.Equal(state[i].Data, repeat[i].Data) {
 					t.Errorf("%s differs in a second run", state[i].Name)

@@ -18,6 +18,7 @@ func StandIn(cuda string) (library string, err error) {
 		return "", errors.New("it is for linux on amd64")
 	}
 	hash := sha256.New()
+	var sources []string
 	for _, pattern := range []string{"kernels/*.cu", "kernels/*.h", "standin/*", "include/*"} {
 		files, err := filepath.Glob(filepath.Join(cuda, pattern))
 		if err != nil {
@@ -29,6 +30,9 @@ func StandIn(cuda string) (library string, err error) {
 				return "", err
 			}
 			hash.Write(text)
+			if filepath.Ext(f) == ".cc" {
+				sources = append(sources, filepath.Join("standin", filepath.Base(f)))
+			}
 		}
 	}
 	cache, err := os.UserCacheDir()
@@ -44,7 +48,8 @@ func StandIn(cuda string) (library string, err error) {
 		return "", err
 	}
 	made := fmt.Sprintf("%s.%d", library, os.Getpid())
-	build := exec.Command("g++", "-Istandin", "-std=c++17", "-O3", "-shared", "-fPIC", "-o", made, "standin/driver.cc", "-ldl")
+	build := exec.Command("g++", "-Istandin", "-std=c++17", "-O3", "-fno-strict-aliasing", "-shared", "-fPIC", "-o", made)
+	build.Args = append(append(build.Args, sources...), "-ldl")
 	build.Dir = cuda
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w: %s", err, out)

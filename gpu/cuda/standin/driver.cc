@@ -1,4 +1,4 @@
-// A libcuda.so.1 for machines without a GPU: device memory is host memory, a launch runs the kernel's emulation. Fresh
+// A libcuda.so.1 for machines without a GPU: device memory is host memory, a launch runs the kernel's emulation, or its PTX. Fresh
 // memory holds NaN (the rest of a large piece zeros). What is put on a stream happens at once or when somebody waits for it, by
 // chance: who forgets to wait, or to have others wait, finds out. One thread calls it at a time. The environment tells it what to be:
 //
@@ -10,6 +10,9 @@
 //     FLOWRUN_STANDIN_VERSION=10020       of CUDA that it says it supports, 12040 without it
 //     FLOWRUN_STANDIN_LAZY=1              nothing happens before somebody waits for it
 //     FLOWRUN_STANDIN_TRACE=FILE          gets a line for each call, "CALL STREAM"; streams count from 1, 0 is none
+//     FLOWRUN_STANDIN_PTX=1               a launch runs the PTX that was loaded, and fails with what NVIDIA's compute-sanitizer would say of it
+//                                         (ptx.h); without it, the emulation of the kernels' sources (emu.h)
+//     FLOWRUN_STANDIN_KERNELS=FILE        gets a line for each kernel that this runs for the first time
 //     FLOWRUN_STANDIN_LOG=FILE            gets a line for each change of the device memory in use: its bytes
 #define FLOWRUN_EMULATION
 #define FLOWRUN_EMULATION_BODY
@@ -55,12 +58,15 @@ namespace weight {
 }
 
 #include "../include/cuda.h"
+#include "ptx.h"
+#include <algorithm>
 #include <cstdlib>
 #include <deque>
 #include <dlfcn.h>
 #include <functional>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -71,12 +77,15 @@ const size_t poisoned = 24 << 20; // of an allocation, from its start
 size_t used;
 thread_local CUcontext current;
 CUresult broken; // the device's, once it is lost
+std::string report; // what broke it
 std::map<uintptr_t, size_t> pinned; // host memory
 std::map<std::string, int> calls;
 struct Piece {
-	size_t n, mapped; // as asked for; with the guard behind it
+	size_t n, mapped;  // as asked for; with the guard behind it
+	ptx::Piece shadow; // of what runs PTX
 };
 std::map<CUdeviceptr, Piece> allocated;
+int contexts; // how often the primary one is retained
 
 // number reads one from the environment.
 size_t number(const char *name, size_t otherwise) {
@@ -120,7 +129,14 @@ void holds(size_t n) {
 	fclose(f);
 }
 
+// Module is a text and, where it is to be run itself, what was read of it.
+struct Module {
+	std::string text;
+	std::unique_ptr<ptx::Module> program;
+};
+
 struct Function {
+	ptx::Kernel *kernel; // or nil: run is the emulation
 	void (*run)(const emu::Shape *, const void *);
 	size_t size;
 	int shared;
@@ -223,6 +239,66 @@ CUresult does(CUstream s, Work f) {
 
 size_t page() { return (size_t)sysconf(_SC_PAGESIZE); }
 size_t pages(size_t n) { return (n + page() - 1) / page() * page(); }
+
+size_t cellBytes(size_t n) { return pages((n / 2 + 16) * sizeof(ptx::Cell)); }
+
+const ptx::Piece *pieceAt(ptx::u64 at) {
+	auto it = allocated.upper_bound(at);
+	if (it == allocated.begin()) return nullptr;
+	Piece &p = (--it)->second;
+	if (at - it->first >= p.n) return nullptr;
+	if (!p.shadow.cells) {
+		void *cells = mmap(0, cellBytes(p.n), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		if (cells == MAP_FAILED) throw ptx::Failure(ptx::Failure::OTHER, "machine: no memory to keep watch over an allocation");
+		p.shadow = {it->first, p.n, (ptx::Cell *)cells};
+	}
+	return &p.shadow;
+}
+
+void release(std::map<CUdeviceptr, Piece>::iterator it) {
+	const Piece &p = it->second;
+	munmap((void *)(it->first / page() * page()), p.mapped);
+	if (p.shadow.cells) munmap(p.shadow.cells, cellBytes(p.n));
+	holds(used - p.n);
+	allocated.erase(it);
+}
+
+// ran notes a kernel that runs for the first time.
+void ran(const std::string &kernel) {
+	static std::set<std::string> all;
+	const char *name = getenv("FLOWRUN_STANDIN_KERNELS");
+	if (!name || !*name || !all.insert(name + kernel).second) return;
+	if (FILE *f = fopen(name, "a")) {
+		fprintf(f, "%s\n", kernel.c_str());
+		fclose(f);
+	}
+}
+
+// runs does a launch of PTX. A failure breaks the device, as on a card.
+void runs(const ptx::Kernel *k, ptx::u32 x, ptx::u32 y, ptx::u32 z, unsigned threads, size_t shared, const std::string &args) {
+	const ptx::u32 grid[3] = {x, y, z};
+	ran(k->name);
+	try {
+		ptx::launch(*k, grid, threads, shared, args.data(), pieceAt);
+	} catch (const ptx::Failure &f) {
+		report = f.what();
+		broken = f.kind == ptx::Failure::ADDRESS ? CUDA_ERROR_ILLEGAL_ADDRESS : f.kind == ptx::Failure::ALIGNMENT ? CUDA_ERROR_MISALIGNED_ADDRESS : CUDA_ERROR_LAUNCH_FAILED;
+	}
+}
+
+// accepted says whether a card and its driver take a text: a later PTX than CUDA 11.0's 7.0 wants a later driver; sm_90a is that very card.
+CUresult accepted(const std::string &text) {
+	int ofPtx[2], target, major, minor;
+	char only = 0;
+	size_t version = text.find(".version "), card = text.find(".target sm_");
+	if (version == std::string::npos || card == std::string::npos) return CUDA_ERROR_INVALID_PTX;
+	sscanf(text.c_str() + version, ".version %d.%d", &ofPtx[0], &ofPtx[1]);
+	sscanf(text.c_str() + card, ".target sm_%d%c", &target, &only);
+	if ((ofPtx[0] + 4) * 1000 + ofPtx[1] * 10 > (int)number("FLOWRUN_STANDIN_VERSION", 12040)) return CUDA_ERROR_UNSUPPORTED_PTX_VERSION;
+	capability(major, minor);
+	int mine = major * 10 + minor;
+	return (only == 'a' ? target == mine : target <= mine) ? CUDA_SUCCESS : CUDA_ERROR_NO_BINARY_FOR_GPU;
+}
 } // namespace
 
 #define API(name) extern "C" __attribute__((visibility("default"))) CUresult name
@@ -242,7 +318,7 @@ API(cuInit)(unsigned) {
 }
 API(cuGetErrorString)(CUresult rc, const char **text) {
 	static std::string s;
-	s = "stand-in result " + std::to_string((int)rc);
+	s = rc == broken && !report.empty() ? report : "stand-in result " + std::to_string((int)rc);
 	*text = s.c_str();
 	return CUDA_SUCCESS;
 }
@@ -278,6 +354,7 @@ API(cuDeviceGetAttribute)(int *v, CUdevice_attribute a, CUdevice) {
 API(cuDevicePrimaryCtxRetain)(CUcontext *c, CUdevice) {
 	ENTER(cuDevicePrimaryCtxRetain);
 	static char it;
+	contexts++;
 	*c = (CUcontext)&it;
 	return CUDA_SUCCESS;
 }
@@ -294,6 +371,12 @@ API(cuDevicePrimaryCtxRelease)(CUdevice) {
 	std::lock_guard<std::mutex> one(alone);
 	runAll();
 	broken = CUDA_SUCCESS; // a new context works again
+	report.clear();
+	if (--contexts == 0) { // all that it had goes with it
+		while (!allocated.empty()) release(allocated.begin());
+		for (auto &p : pinned) free((void *)p.first);
+		pinned.clear();
+	}
 	return CUDA_SUCCESS;
 }
 API(cuCtxSetCurrent)(CUcontext c) {
@@ -320,7 +403,7 @@ API(cuMemAlloc)(CUdeviceptr *at, size_t n) {
 	mprotect(p + whole, page(), PROT_NONE); // who reads on is stopped
 	*at = (CUdeviceptr)(p + (whole - (n + 255) / 256 * 256));
 	memset((void *)*at, 0xff, n < poisoned ? n : poisoned);
-	allocated[*at] = {n, whole + page()};
+	allocated[*at] = {n, whole + page(), {}};
 	holds(used + n);
 	return CUDA_SUCCESS;
 }
@@ -330,9 +413,7 @@ API(cuMemFree)(CUdeviceptr at) {
 	if (!current) return CUDA_ERROR_INVALID_CONTEXT;
 	auto it = allocated.find(at);
 	if (it == allocated.end()) return CUDA_ERROR_INVALID_VALUE;
-	munmap((void *)((uintptr_t)at / page() * page()), it->second.mapped);
-	holds(used - it->second.n);
-	allocated.erase(it);
+	release(it);
 	return broken;
 }
 API(cuMemHostAlloc)(void **p, size_t n, unsigned) {
@@ -456,44 +537,64 @@ API(cuEventSynchronize)(CUevent e) {
 API(cuModuleLoadDataEx)(CUmodule *m, const void *image, unsigned n, CUjit_option *options, void **values) {
 	CUresult rc = fault("cuModuleLoadDataEx");
 	if (!current) return CUDA_ERROR_INVALID_CONTEXT;
-	int major, minor;
-	capability(major, minor);
-	if (!rc && !strstr((const char *)image, ".version")) rc = CUDA_ERROR_INVALID_PTX;
-	if (!rc && strstr((const char *)image, ".target sm_90a") && (major != 9 || minor != 0)) rc = CUDA_ERROR_NO_BINARY_FOR_GPU;
+	std::string log = "ptxas application ptx input, line 1; fatal: stand-in";
+	std::unique_ptr<Module> module(new Module{(const char *)image, nullptr});
+	if (!rc) rc = accepted(module->text);
+	if (!rc && number("FLOWRUN_STANDIN_PTX", 0)) {
+		try {
+			module->program = ptx::parse(module->text.c_str());
+		} catch (const ptx::Error &e) {
+			rc = CUDA_ERROR_INVALID_PTX, log = e.what();
+		}
+	}
 	if (rc) {
+		unsigned long size = 0;
 		for (unsigned i = 0; i < n; i++) {
-			if (options[i] == CU_JIT_ERROR_LOG_BUFFER) strcpy((char *)values[i], "ptxas application ptx input, line 1; fatal: stand-in");
+			if (options[i] == CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES) size = (unsigned long)(uintptr_t)values[i];
+		}
+		for (unsigned i = 0; i < n; i++) {
+			if (options[i] == CU_JIT_ERROR_LOG_BUFFER) snprintf((char *)values[i], size, "%s", log.c_str());
 		}
 		return rc;
 	}
-	*m = (CUmodule)strdup((const char *)image);
+	*m = (CUmodule)module.release();
 	return CUDA_SUCCESS;
 }
 API(cuModuleUnload)(CUmodule m) {
-	free(m);
+	delete (Module *)m;
 	return CUDA_SUCCESS;
 }
 API(cuModuleGetFunction)(CUfunction *f, CUmodule m, const char *name) {
 	INSIDE(cuModuleGetFunction);
-	const char *text = strstr((const char *)m, (std::string(".entry ") + name + "(").c_str()), *most = text ? strstr(text, ".maxntid ") : nullptr;
+	const Module *module = (const Module *)m;
+	if (module->program) {
+		auto k = module->program->kernels.find(name);
+		if (k == module->program->kernels.end()) return CUDA_ERROR_NOT_FOUND;
+		*f = (CUfunction) new Function{k->second.get(), nullptr, k->second->parameters, (48 << 10) - (int)k->second->shared, k->second->threads};
+		return CUDA_SUCCESS;
+	}
+	const char *text = strstr(module->text.c_str(), (std::string(".entry ") + name + "(").c_str()), *most = text ? strstr(text, ".maxntid ") : nullptr;
 	if (!most) return CUDA_ERROR_NOT_FOUND;
 	Dl_info own;
 	dladdr((void *)cuInit, &own);
 	void *lib = dlopen(own.dli_fname, RTLD_NOW), *run = dlsym(lib, (std::string(name) + "__run").c_str());
 	size_t (*size)(void) = (size_t(*)(void))dlsym(lib, (std::string(name) + "__size").c_str());
 	if (!run || !size) return CUDA_ERROR_NOT_FOUND;
-	*f = (CUfunction) new Function{(void (*)(const emu::Shape *, const void *))run, size(), 48 << 10, (unsigned)atoi(most + 9)};
+	*f = (CUfunction) new Function{nullptr, (void (*)(const emu::Shape *, const void *))run, size(), 48 << 10, (unsigned)atoi(most + 9)};
 	return CUDA_SUCCESS;
 }
-API(cuFuncSetAttribute)(CUfunction f, CUfunction_attribute a, int v) {
-	if (a == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) ((Function *)f)->shared = v;
-	return v > sharedLimit() ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+API(cuFuncSetAttribute)(CUfunction fn, CUfunction_attribute a, int v) {
+	Function *f = (Function *)fn;
+	if (a != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_SUCCESS;
+	if (v < 0 || v + (f->kernel ? f->kernel->shared : 0) > (size_t)sharedLimit()) return CUDA_ERROR_INVALID_VALUE;
+	f->shared = v;
+	return CUDA_SUCCESS;
 }
 API(cuLaunchKernel)(CUfunction fn, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, CUstream s,
 	void **params, void **) {
 	INSIDE_ON(cuLaunchKernel, s);
 	Function *f = (Function *)fn;
-	if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || bx != f->threads || by != 1 || bz != 1) return CUDA_ERROR_INVALID_VALUE;
+	if (!gx || !gy || !gz || gx > 0x7fffffff || gy > 65535 || gz > 65535 || bx != f->threads || by != 1 || bz != 1) return CUDA_ERROR_INVALID_VALUE;
 	if ((int)shared > f->shared) return CUDA_ERROR_INVALID_VALUE;
 	if (CUresult rc = fault("async")) {
 		broken = rc;
@@ -501,6 +602,7 @@ API(cuLaunchKernel)(CUfunction fn, unsigned gx, unsigned gy, unsigned gz, unsign
 	}
 	if (fault("skip")) return CUDA_SUCCESS;
 	std::string args((const char *)params[0], f->size);
+	if (const ptx::Kernel *k = f->kernel) return does(s, [=] { runs(k, gx, gy, gz, bx, shared, args); });
 	return does(s, [=] {
 		emu::Shape shape = {{gx, gy, gz}, bx, shared};
 		f->run(&shape, args.data());

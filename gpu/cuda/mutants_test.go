@@ -1,0 +1,128 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/flowrun/flowrun/gpu"
+)
+
+// first keeps the first error.
+type first struct{ said string }
+
+func (*first) Helper() {}
+func (f *first) Errorf(format string, args ...any) {
+	if f.said == "" {
+		f.said = fmt.Sprintf(format, args...)
+	}
+}
+
+// mutant compiles for e the module that has a kernel, with the nth match of a pattern in that kernel replaced; n from the end where it is
+// negative.
+func mutant(t *testing.T, e *Engine, kernel, pattern, with string, n int) error {
+	t.Helper()
+	texts, err := modules()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range texts {
+		from := strings.Index(text, ".entry "+kernel+"(")
+		if from < 0 {
+			continue
+		}
+		to := from + strings.Index(text[from:], "\n}\n")
+		re := regexp.MustCompile(pattern)
+		all := re.FindAllStringSubmatchIndex(text[from:to], -1)
+		if n < 0 {
+			n += len(all)
+		}
+		if n < 0 || n >= len(all) {
+			t.Fatalf("%s has %d of %s", kernel, len(all), pattern)
+		}
+		m := all[n]
+		changed := re.ExpandString(nil, with, text[from:to], m)
+		return e.o.wait(func() error { return e.compile(text[:from+m[0]] + string(changed) + text[from+m[1]:]) })
+	}
+	t.Fatalf("no kernel %s", kernel)
+	return nil
+}
+
+// What goes wrong in a kernel is found, where it goes wrong: each of these is a mistake in its PTX. Where no check can see it, numbers differ.
+func TestMutants(t *testing.T) {
+	onMachine(t)
+	sum := func(n int) func(s *side, kind gpu.Type) [][]float32 {
+		return func(s *side, _ gpu.Type) [][]float32 {
+			x, out, work := s.floats(noise(n)), s.alloc(4), s.alloc(s.SumSquaresWork(n))
+			s.SumSquares(x, n, out, work)
+			got := make([]float32, 1)
+			s.Read(got, out)
+			return [][]float32{got}
+		}
+	}
+	conv := convolve(same3(gpu.Dims{N: 1, D: 1, H: 2, W: 40}, 40, 32))
+	norm := normalise(gpu.Dims{N: 1, D: 1, H: 2, W: 9, C: 32})
+	for _, c := range []struct {
+		name, kernel  string
+		pattern, with string
+		n             int
+		run           func(s *side, kind gpu.Type) [][]float32
+		want          []string
+	}{
+		{"as it is", "sumSquares", `ret;`, "ret;", 0, sum(1000), nil},
+		{"no barrier", "sumSquares", `bar\.sync`, "// bar.sync", -1, sum(1000), []string{"racecheck: sumSquares, block ", "unordered with a write by thread"}},
+		{"a predicate without a value", "sumSquares", `bar\.sync`, "@%p4 bar.sync", 0, sum(1000), []string{"initcheck: sumSquares", "a predicate"}},
+		{"a barrier that its guard keeps lanes from", "sumSquares", `(@(%p\d+) bra\s+\S+\n// %bb.5:)`, "@$2 bar.sync 0;\n$1", 0, sum(1000), []string{"synccheck: sumSquares", "guard"}},
+		{"no first value", "sumSquares", `mov\.f64`, "// mov.f64", 0, sum(100), []string{"initcheck: sumSquares", "thread 1", "a register is read"}},
+		{"shared memory not written", "sumSquares", `st\.shared`, "// st.shared", 0, sum(1000), []string{"initcheck: sumSquares", "shared memory", "nobody has written"}},
+		{"too little shared memory", "sumSquares", `\[2048\]`, "[2040]", 0, sum(1000), []string{"memcheck: sumSquares", "thread 255", "0x400 to 0xbf8"}},
+		{"no guard", "sumSquares", `@%p\d+ bra\s+\S+\n// %bb.5:`, "// %bb.5:", 0, sum(1000), []string{"memcheck: sumSquares", "shared memory"}},
+		{"blocks do the same", "sumSquares", `%ctaid\.x`, "0", 0, sum(5000), []string{"racecheck: sumSquares", "global memory", "of another block"}},
+		{"another space", "sumSquares", `ld\.shared`, "ld.global", 0, sum(1000), []string{"memcheck: sumSquares", "isn't in an allocation"}},
+		{"beyond the allocation", "sumSquares", `st\.global\.f64\s+\[%rd\d+`, "$0+1073741824", 0, sum(1000), []string{"memcheck: sumSquares", "isn't in an allocation"}},
+		{"a write that isn't aligned", "sumSquares", `st\.global\.f64\s+\[%rd\d+`, "$0+4", 0, sum(1000), []string{"memcheck: sumSquares", "isn't aligned"}},
+		{"an unknown instruction", "sumSquares", `bar\.sync`, "bar.red", 0, nil, []string{"unknown instruction bar.red", "line "}},
+		{"an unknown directive", "sumSquares", `\.maxntid`, ".maxnreg", 0, nil, []string{"unknown directive .maxnreg", "line "}},
+		{"a register of another size", "sumSquares", `setp\.ge\.s64`, "setp.ge.s32", 0, nil, []string{"of another size"}},
+		{"too short a vector's alignment", "channelNorm1", `(ld\.global\.v4\.u32\s+\{[^}]*\}, \[%rd\d+)`, "$1+8", 0, norm, []string{"memcheck: channelNorm1", "16 bytes", "isn't aligned"}},
+		{"a shuffle of half a warp", "channelNorm1", `(shfl\.sync.*), -1;`, "$1, 65535;", 0, norm, []string{"synccheck: channelNorm1", "leaves the lane out"}},
+		{"halves exchanged", "channelNorm1", `(cvt\.rn\.bf16x2\.f32\s+%r\d+), (%f\d+), (%f\d+)`, "$1, $3, $2", 0, norm, []string{"result 0"}},
+		{"no wait for copies", "conv512x32", `cp\.async\.wait_group`, "// cp.async.wait_group", 0, conv, []string{"racecheck: conv512x32", "in flight"}},
+		{"too short a wait for copies", "conv512x32", `cp\.async\.wait_group\s+0`, "cp.async.wait_group 1", 0, conv, []string{"racecheck: conv512x32", "in flight"}},
+		{"too short a wait in the ring", "weight256x32", `cp\.async\.wait_group\s+2`, "cp.async.wait_group 3", 0, conv, []string{"racecheck: weight256x32", "in flight"}},
+		{"no barrier behind copies", "conv512x32", `bar\.sync`, "// bar.sync", 0, conv, []string{"racecheck: conv512x32", "shared memory"}},
+		{"a copy to an odd place", "conv512x32", `cp\.async\.cg\.shared\.global \[%r\d+`, "$0+8", 0, conv, []string{"memcheck: conv512x32", "isn't aligned"}},
+		{"matrices from an odd place", "conv512x32", `(ldmatrix\.sync.*\[%r\d+)`, "$1+2", 0, conv, []string{"memcheck: conv512x32", "isn't aligned"}},
+		{"operands of a product exchanged", "conv512x32", `(mma\.sync\S+ \{[^}]*\}, \{)(%r\d+),(%r\d+)`, "$1$3,$2", 0, conv, []string{"result 0"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e := open(t).(*Engine)
+			err := mutant(t, e, c.kernel, c.pattern, c.with, c.n)
+			var f first
+			switch {
+			case c.run == nil:
+				_ = e.Close()
+				if err == nil {
+					t.Fatal("it was compiled")
+				}
+				f.said = err.Error()
+			case err != nil:
+				t.Fatal(err)
+			default:
+				bothOn(&f, e, c.run)
+			}
+			if c.want == nil && f.said != "" {
+				t.Fatal(f.said)
+			}
+			for _, want := range c.want {
+				if !strings.Contains(f.said, want) {
+					t.Fatalf("%q, want %q in it", f.said, want)
+				}
+			}
+			t.Log(f.said)
+		})
+	}
+}
