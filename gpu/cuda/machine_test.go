@@ -4,6 +4,7 @@ package cuda
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -189,10 +190,13 @@ func normalise(d gpu.Dims) func(s *side, kind gpu.Type) [][]float32 {
 	}
 }
 
-// same3 is a convolution of k3 from and to so many channels.
-func same3(d gpu.Dims, ci, co int) gpu.Conv {
-	c := gpu.Conv{K: [3]int{3, 3, 3}, S: [3]int{1, 1, 1}, Lo: [3]int{1, 1, 1}}
-	c.In, c.Out = d, d
+// filter is a convolution of 1, 3 or, down by two, 4 taps along each axis, from ci channels of d to co.
+func filter(k int, d gpu.Dims, ci, co int) gpu.Conv {
+	c := gpu.Conv{K: [3]int{k, k, k}, S: [3]int{1, 1, 1}, Lo: [3]int{(k - 1) / 2, (k - 1) / 2, (k - 1) / 2}, In: d, Out: d}
+	if k == 4 {
+		c.S = [3]int{2, 2, 2}
+		c.In.D, c.In.H, c.In.W = 2*d.D, 2*d.H, 2*d.W
+	}
 	c.In.C, c.Out.C = ci, co
 	return c
 }
@@ -200,8 +204,8 @@ func same3(d gpu.Dims, ci, co int) gpu.Conv {
 // wide has more channels than enginetest.
 func wide(t *testing.T) {
 	d := gpu.Dims{N: 1, D: 2, H: 3, W: 37}
-	for name, channels := range map[string][2]int{"32": {40, 32}, "64": {72, 64}, "128": {40, 136}} {
-		t.Run("conv to "+name, func(t *testing.T) { both(t, convolve(same3(d, channels[0], channels[1]))) })
+	for _, c := range [][3]int{{1, 40, 32}, {1, 40, 136}, {3, 40, 32}, {3, 72, 64}, {3, 40, 136}, {4, 40, 32}, {4, 24, 64}} {
+		t.Run(fmt.Sprintf("k%d from %d to %d", c[0], c[1], c[2]), func(t *testing.T) { both(t, convolve(filter(c[0], d, c[1], c[2]))) })
 	}
 	for name, channels := range map[string]int{"1": 64, "2": 384, "8": 1032} {
 		t.Run("channel norm of "+name, func(t *testing.T) {

@@ -136,7 +136,7 @@ template <int KY, int KX, int WM, int WN, int FM, int FN> DEVICE void weightTile
 			UNROLL for (int y = 0; y < KY; y++) {
 				if (!all && (row < y || row - y >= at.rows)) continue;
 				Shared straight = from - y * STAGE;
-				if (straight < ring) straight += STAGES * STAGE;
+				if ((i32)(straight - ring) < 0) straight += STAGES * STAGE; // an address may pass 0
 				u32 w[FN][2];
 				UNROLL for (int j = 0; j < FN; j += 2) {
 					i32 point = k * 16 + lane % 16, chunk = wn * FN + j + lane / 16;

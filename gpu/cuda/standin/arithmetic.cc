@@ -133,46 +133,47 @@ template <class T> void unordered(Table &t, const std::string &type) {
 	COMPARE("setp.nan." + type, T, a != a || b != b)
 }
 
+// Numbers of n bits: signed, unsigned, and signed ones of twice the bits.
+template <class S, class U, class Double> void whole(Table &t, const std::string &n) {
+	BINARY("add.s" + n, U, U, U, a + b)
+	BINARY("sub.s" + n, U, U, U, a - b)
+	UNARY("neg.s" + n, U, U, 0 - a)
+	BINARY("mul.lo.s" + n, U, U, U, (u64)a * b)
+	BINARY("mul.hi.s" + n, S, S, S, (Double)a * b >> 8 * sizeof(S))
+	BINARY("mul.hi.u" + n, U, U, U, (unsigned __int128)a * b >> 8 * sizeof(U))
+	TERNARY("mad.lo.s" + n, U, U, U, (u64)a * b + c)
+	DIVIDE("div.s" + n, S, a / b, 0 - (U)a)
+	DIVIDE("div.u" + n, U, a / b, 0)
+	DIVIDE("rem.s" + n, S, a % b, 0)
+	DIVIDE("rem.u" + n, U, a % b, 0)
+	BINARY("min.s" + n, S, S, S, a < b ? a : b)
+	BINARY("max.s" + n, S, S, S, a > b ? a : b)
+	BINARY("min.u" + n, U, U, U, a < b ? a : b)
+	BINARY("max.u" + n, U, U, U, a > b ? a : b)
+	BINARY("and.b" + n, U, U, U, a & b)
+	BINARY("or.b" + n, U, U, U, a | b)
+	BINARY("xor.b" + n, U, U, U, a ^ b)
+	UNARY("not.b" + n, U, U, ~a)
+	BINARY("shl.b" + n, U, U, u32, b >= 8 * sizeof(U) ? 0 : (u64)a << b)
+	BINARY("shr.u" + n, U, U, u32, b >= 8 * sizeof(U) ? 0 : a >> b)
+	BINARY("shr.s" + n, S, S, u32, a >> (b >= 8 * sizeof(S) ? 8 * sizeof(S) - 1 : b))
+	comparisons<S>(t, "s" + n);
+	comparisons<U>(t, "u" + n);
+	COMPARE("setp.eq.b" + n, U, a == b)
+	COMPARE("setp.ne.b" + n, U, a != b)
+}
+
 void wholeNumbers(Table &t) {
-	BINARY("add.s32", u32, u32, u32, a + b)
-	BINARY("sub.s32", u32, u32, u32, a - b)
-	BINARY("mul.lo.s32", u32, u32, u32, a * b)
-	TERNARY("mad.lo.s32", u32, u32, u32, a * b + c)
-	UNARY("neg.s32", u32, u32, 0 - a)
-	BINARY("add.s64", u64, u64, u64, a + b)
-	BINARY("sub.s64", u64, u64, u64, a - b)
-	BINARY("mul.lo.s64", u64, u64, u64, a * b)
-	TERNARY("mad.lo.s64", u64, u64, u64, a * b + c)
-	UNARY("neg.s64", u64, u64, 0 - a)
+	whole<i16, u16, i32>(t, "16");
+	whole<i32, u32, i64>(t, "32");
+	whole<i64, u64, __int128>(t, "64");
 	BINARY("mul.wide.s32", i64, i32, i32, (i64)a * b)
 	BINARY("mul.wide.u32", u64, u32, u32, (u64)a * b)
-	DIVIDE("div.s32", i32, a / b, 0u - (u32)a)
-	DIVIDE("div.u32", u32, a / b, 0)
-	DIVIDE("rem.u32", u32, a % b, 0)
-	DIVIDE("div.s64", i64, a / b, 0ull - (u64)a)
-	BINARY("min.s32", i32, i32, i32, a < b ? a : b)
-	BINARY("max.s32", i32, i32, i32, a > b ? a : b)
-	BINARY("and.b32", u32, u32, u32, a & b)
-	BINARY("or.b32", u32, u32, u32, a | b)
-	BINARY("xor.b32", u32, u32, u32, a ^ b)
-	UNARY("not.b32", u32, u32, ~a)
-	BINARY("and.b64", u64, u64, u64, a & b)
-	BINARY("or.b64", u64, u64, u64, a | b)
-	BINARY("and.b16", u16, u16, u16, a & b)
-	BINARY("shl.b32", u32, u32, u32, b > 31 ? 0 : a << b)
-	BINARY("shr.u32", u32, u32, u32, b > 31 ? 0 : a >> b)
-	BINARY("shr.s32", i32, i32, u32, a >> (b > 31 ? 31 : b))
-	BINARY("shl.b64", u64, u64, u32, b > 63 ? 0 : a << b)
-	BINARY("shr.u64", u64, u64, u32, b > 63 ? 0 : a >> b)
 	UNARY("popc.b32", u32, u32, __builtin_popcount(a))
 	TERNARY("bfe.u32", u32, u32, u32, (b & 255) > 31 || !(c & 255) ? 0 : a >> (b & 255) & ((c & 255) > 31 ? ~0u : (1u << (c & 255)) - 1))
-	comparisons<i32>(t, "s32");
-	comparisons<u32>(t, "u32");
-	comparisons<i64>(t, "s64");
-	COMPARE("setp.eq.b32", u32, a == b)
-	COMPARE("setp.eq.s16", i16, a == b)
 	LOGICAL("and.pred", 2, a & b)
 	LOGICAL("or.pred", 2, a | b)
+	LOGICAL("xor.pred", 2, a ^ b)
 	LOGICAL("not.pred", 1, ~a)
 	LOGICAL("mov.pred", 1, a)
 	t["mov.pred"].kind = Kind::COPY;
@@ -183,8 +184,15 @@ void conversions(Table &t) {
 	UNARY("cvt.s64.s32 of 64 bits", i64, i64, (i32)a) // a source's register may be wider than its type
 	UNARY("cvt.u64.u32", u64, u32, a)
 	UNARY("cvt.u32.u64", u32, u64, a)
+	UNARY("cvt.u32.u16", u32, u16, a)
+	UNARY("cvt.s32.s16", i32, i16, a)
+	UNARY("cvt.u16.u32", u16, u32, a)
+	UNARY("cvt.u64.u16", u64, u16, a)
+	UNARY("cvt.u16.u64", u16, u64, a)
 	UNARY("cvt.f64.f32", double, float, a)
 	UNARY("cvt.rn.f32.s32", float, i32, a)
+	UNARY("cvt.rn.f32.u32", float, u32, a)
+	UNARY("cvt.rn.f64.u32", double, u32, a)
 	UNARY("cvt.rn.f32.f64", float, double, a)
 	UNARY("cvt.rn.f64.s32", double, i32, a)
 	UNARY("cvt.rni.f32.f32", float, float, std::nearbyint(a))
@@ -193,9 +201,9 @@ void conversions(Table &t) {
 	BINARY("cvt.rn.bf16x2.f32", u32, float, float, (u32)bfloat(a) << 16 | bfloat(b)) // the first operand is the upper half
 	UNARY("cvta.to.global.u64", u64, u64, a)
 	UNARY("cvta.global.u64", u64, u64, a)
-	MOVE("mov.u32", u32) MOVE("mov.b32", u32) MOVE("mov.f32", u32)
+	MOVE("mov.u16", u16) MOVE("mov.b16", u16) MOVE("mov.u32", u32) MOVE("mov.b32", u32) MOVE("mov.f32", u32)
 	MOVE("mov.u64", u64) MOVE("mov.b64", u64) MOVE("mov.f64", u64)
-	SELECT("selp.u16", u16) SELECT("selp.b32", u32) SELECT("selp.u32", u32) SELECT("selp.f32", u32)
+	SELECT("selp.u16", u16) SELECT("selp.b16", u16) SELECT("selp.b32", u32) SELECT("selp.u32", u32) SELECT("selp.f32", u32)
 	SELECT("selp.b64", u64) SELECT("selp.f64", u64)
 }
 
@@ -210,6 +218,8 @@ void floats(Table &t) {
 	UNARY("sqrt.rn.f32", float, float, std::sqrt(a))
 	UNARY("neg.f32", float, float, -a)
 	UNARY("abs.f32", float, float, std::fabs(a))
+	BINARY("min.f32", float, float, float, std::fmin(a, b)) // of a number and NaN the number
+	BINARY("max.f32", float, float, float, std::fmax(a, b))
 	UNARY("ex2.approx.f32", float, float, std::exp2(a))
 	UNARY("lg2.approx.f32", float, float, std::log2(a))
 	UNARY("rcp.approx.ftz.f32", float, float, flushed(1 / flushed(a)))
@@ -221,6 +231,8 @@ void floats(Table &t) {
 	UNARY("rcp.rn.f64", double, double, 1 / a)
 	UNARY("sqrt.rn.f64", double, double, std::sqrt(a))
 	UNARY("neg.f64", double, double, -a)
+	UNARY("abs.f64", double, double, std::fabs(a))
+	BINARY("min.f64", double, double, double, std::fmin(a, b))
 	BINARY("max.f64", double, double, double, std::fmax(a, b))
 	comparisons<float>(t, "f32");
 	comparisons<double>(t, "f64");
