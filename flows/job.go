@@ -1,6 +1,7 @@
 package flows
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"strings"
@@ -206,6 +207,9 @@ func (j *Job) resolve() {
 	}
 }
 
+// mostAtATime bounds a micro-batch: whatever part of one is left over at the end has a program of its own, and to plan them all takes time.
+const mostAtATime = 1024
+
 // fit checks what two stages, or a stage and the model, must agree on.
 func (j *Job) fit() error {
 	b, _ := option[batch.Options](j)
@@ -228,6 +232,10 @@ func (j *Job) fit() error {
 		case *train.Options:
 			if o.MicroBatch > b.Size {
 				return p.file.Errorf("micro_batch", "%d is more than batch.size %d", o.MicroBatch, b.Size)
+			}
+			if cmp.Or(o.MicroBatch, b.Size) > mostAtATime {
+				return p.file.Errorf("micro_batch", "%d patches would be computed at a time; set 1 to %d (gradients are those of the whole batch)",
+					cmp.Or(o.MicroBatch, b.Size), mostAtATime)
 			}
 			if err := j.fitPerceptual(p, &o.Perceptual, j.patch()); err != nil {
 				return err

@@ -128,6 +128,8 @@ flow:
 		{"augment[1].rotate90=true tile.patch=[8,6,8]", "command line: augment[1].rotate90=true: patch 8 × 6 is not square in the x-y plane (switch rotate90 off or make tile.patch square)"},
 		{"train.micro_batch=2", ""},
 		{"train.micro_batch=3", "command line: train.micro_batch=3: 3 is more than batch.size 2"},
+		{"batch.size=1025", "train.yaml:10: train.micro_batch: 1025 patches would be computed at a time; set 1 to 1024 (gradients are those of the whole batch)"},
+		{"batch.size=65536 train.micro_batch=1024", ""},
 		{"train.device=gpu", "command line: train.device=gpu: unknown device \"gpu\" (want auto, cpu or cuda:N)"},
 		{"model.downsample=[1,1,1]", "command line: model.downsample=[1,1,1]: [1 1 1] leaves the resolution as it is (want at least 2 along one axis)"},
 	} {

@@ -15,7 +15,7 @@ type Options struct {
 	Memory     int64                 `key:"memory" default:"0" unit:"bytes" min:"0" doc:"Limit of the engine's arena; the planner recomputes activations to stay below it. 0 is what the device has free."`
 	Epochs     int                   `key:"epochs" default:"30" min:"1" doc:"Passes over the training scans."`
 	MaxSteps   int                   `key:"max_steps" default:"0" unit:"optimiser steps" min:"0" doc:"End after this many steps even if epochs are left; 0 is no limit."`
-	MicroBatch int                   `key:"micro_batch" default:"0" unit:"patches" min:"0" doc:"Patches computed at a time; gradients of a batch are summed over its micro-batches. 0 is the whole batch."`
+	MicroBatch int                   `key:"micro_batch" default:"0" unit:"patches" min:"0" doc:"Patches computed at a time; gradients of a batch are summed over its micro-batches. 0 is the whole batch. 1024 at most."`
 	LR         float64               `key:"lr" default:"3e-4" min:"0" doc:"Peak learning rate of Adam (betas 0.5 and 0.9)."`
 	Warmup     int                   `key:"warmup" default:"100" unit:"optimiser steps" min:"0" doc:"Steps over which the learning rate rises linearly from 0."`
 	Schedule   string                `key:"schedule" default:"cosine" oneof:"cosine constant" doc:"Learning rate after the warm-up: cosine falls to 0 at the last step."`
