@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -231,5 +232,28 @@ func TestQueueFilesLoad(t *testing.T) {
 	var b bytes.Buffer
 	if err := j.Plan(context.Background(), &b); err != nil || !strings.Contains(b.String(), "nats://h:1") {
 		t.Errorf("%v: %s", err, &b)
+	}
+}
+
+// Who looks after a queue by a server's name doesn't mean the server that the file's run would have inside.
+func TestQueueAtAnotherServer(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "train.yaml")
+	text, err := os.ReadFile("../configs/train-nats.yaml")
+	if err == nil {
+		err = os.WriteFile(path, text, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for word, want := range map[string]string{
+		"queue.url=nats://elsewhere:4222": "nats://elsewhere:4222", "queue.context=admin": "", "queue.creds=a.creds": "nats://127.0.0.1:4222", "queue.context=": "nats://127.0.0.1:4222",
+	} {
+		o, _, err := QueueAt{Where: path, Words: []string{word}}.options()
+		if err != nil || o.URL != want || o.Server != (queue.Server{}) {
+			t.Errorf("%s: %q, %+v, %v", word, o.URL, o.Server, err)
+		}
+	}
+	if _, _, err := (QueueAt{Where: path, Words: []string{"queue.url=nats://a:1", "queue.server.listen=127.0.0.1:1"}}).options(); err == nil {
+		t.Error("two servers")
 	}
 }

@@ -47,7 +47,15 @@ func (a QueueAt) options() (queue.Options, *Job, error) {
 		}
 		return o, nil, nil
 	}
-	j, err := Load(a.Where, nil, a.Words)
+	words := a.Words
+	elsewhere := func(word string) bool {
+		key, value, _ := strings.Cut(word, "=")
+		return value != "" && (key == "queue.url" || key == "queue.context")
+	}
+	if slices.ContainsFunc(words, elsewhere) { // and not on the server that the file's run has inside
+		words = slices.Concat([]string{"queue.server={}"}, words)
+	}
+	j, err := Load(a.Where, nil, words)
 	if err != nil {
 		return o, nil, err
 	}

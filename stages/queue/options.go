@@ -58,7 +58,7 @@ func (o *Options) Check() error {
 		return errors.New("tls: cert and key go together")
 	}
 	if o.External() && o.Server != (Server{}) {
-		return errors.New("server: is of no use beside url or context, which name another one")
+		return errors.New("server: is of no use beside url or context, which name another one; leave it out (behind a file: queue.server={})")
 	}
 	return o.Server.check()
 }
