@@ -19,7 +19,7 @@ func (w *watch) sentence(now time.Time) (outcome, advice, command string) {
 	again := r.job.again
 	switch w.state {
 	case report.Done:
-		return w.success(now), w.more(), w.continued()
+		return w.success(now) + w.leftOut(), w.more(), w.continued()
 	case report.Diverged:
 		if tr, ok := option[train.Options](r.job); ok && len(again) > 0 {
 			command = commandLine(again, fmt.Sprintf("train.lr=%g", tr.LR/2))
@@ -112,6 +112,14 @@ func (w *watch) success(now time.Time) string {
 		text += "."
 	}
 	return text
+}
+
+// leftOut says how many scans a run that is done was without, "" for none.
+func (w *watch) leftOut() string {
+	if w.run.quarantine == nil || w.run.quarantine.Len() == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" Without %s of the scans, which couldn't be read (quarantine.jsonl).", grouped(w.run.quarantine.Len()))
 }
 
 // against sets a PSNR beside that of the trilinear baseline.

@@ -79,6 +79,7 @@ func TestBadScansAreSetAside(t *testing.T) {
 	if len(reasons) != 7 {
 		t.Errorf("quarantined: %v", reasons)
 	}
+	p.reports("run", "Without 7 of the scans, which couldn&#39;t be read (quarantine.jsonl).")
 	if n := len(p.events("run", "quarantine")); n != 7 {
 		t.Errorf("%d of 7 are in the log", n)
 	}
