@@ -275,6 +275,8 @@ func TestLoadErrors(t *testing.T) {
 		{"an alias of a list of aliases of lists", "flow:\n  - read: {scans: &a [x, x, x]}\n  - augment: {flip: &b [*a, *a]}\n  - tile: {patch: [*b, *b, *b]}\n", nil,
 			`train.yaml:3: augment.flip: want a list of words, such as [x, y, z], got [x, x, x]
 train.yaml:4: tile.patch: want 3 whole numbers, such as [128, 128, 64], got a list of 2`},
+		{"UTF-16", "\xff\xfer\x00u\x00n\x00", nil, `train.yaml: is text in UTF-16: save it as UTF-8`},
+		{"Latin-1", "run:\n  dir: \xe4\n", nil, `train.yaml:2: isn't text in UTF-8: save the file as that`},
 		{"a compressed scan", "\x1f\x8b\x08\x00", nil, `train.yaml: a binary file, not YAML: name the run's .yaml file`},
 		{"deep brackets", strings.Repeat("[", 20000), nil, `train.yaml: not valid YAML: exceeded max depth of 10000`},
 		{"a huge file", strings.Repeat("# \n", 1<<19), nil, `train.yaml: larger than 1 MiB: this is no configuration file`},

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -23,8 +24,21 @@ func parse(file string, data []byte) (*yaml.Node, *Error) {
 	if len(data) > maxFile {
 		return fail(0, "larger than 1 MiB: this is no configuration file")
 	}
+	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
+		return fail(0, "is text in UTF-16: save it as UTF-8")
+	}
 	if bytes.IndexByte(data, 0) >= 0 || bytes.HasPrefix(data, []byte{0x1f, 0x8b}) {
 		return fail(0, "a binary file, not YAML: name the run's .yaml file")
+	}
+	if !utf8.Valid(data) {
+		line := 1
+		for l := range bytes.Lines(data) {
+			if !utf8.Valid(l) {
+				break
+			}
+			line++
+		}
+		return fail(line, "isn't text in UTF-8: save the file as that")
 	}
 	decoder := yaml.NewDecoder(bytes.NewReader(data))
 	var doc, second yaml.Node

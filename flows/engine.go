@@ -225,7 +225,7 @@ func (j *Job) misfit(e gpu.Engine, o train.Options, patch [3]int, err error) err
 			}
 		}
 		if small[a]%(2*j.multiple()[a]) != 0 {
-			return configErrorf("%s: %w; the limit is %s; no patch fits: choose a smaller model", j.path, err, limit)
+			return configErrorf("%s: %w; the limit is %s; no patch fits: raise the limit, or choose a smaller model", j.path, err, limit)
 		}
 		small[a] /= 2
 		if _, err := j.plan(e, o, small); err == nil {

@@ -119,6 +119,7 @@ flow:
 		{"tile.patch=[8,6,8]", ""},
 		{"tile.patch=[8,7,8]", "command line: tile.patch=[8,7,8]: 7 along y is not a multiple of the model's downsampling 2; nearest are 6 and 8"},
 		{"tile.patch=[1,8,8]", "command line: tile.patch=[1,8,8]: 1 along x is not a multiple of the model's downsampling 2; nearest are 2 and 4"},
+		{"tile.patch=1e9,8,8", "command line: tile.patch=1e9,8,8: want 1 to 8192 (voxels x, y, z), got 1e9"},
 		{"tile.patch=[8,8,2]", "command line: tile.patch=[8,8,2]: 2 along z is not a multiple of the model's downsampling 4; nearest are 4 and 8"},
 		{"tile.stride=[8,8,2]", "command line: tile.stride=[8,8,2]: 2 along z is smaller than the model's downsampling 4"},
 		{"tile.stride=[9,8,8]", "command line: tile.stride=[9,8,8]: 9 is larger than patch 8 along x (voxels between tiles would be lost)"},

@@ -96,6 +96,8 @@ func TestUsageErrors(t *testing.T) {
 		{"god.yaml", "flowrun: god.yaml: no such file; did you mean good.yaml?"},
 		{"completion nosh", "flowrun: which shell? as in flowrun completion bash (or zsh, fish, powershell); see flowrun completion --help"},
 		{"pln good.yaml", "flowrun: pln: no such verb, nor a file; did you mean flowrun plan?"},
+		{"train good.yaml", "flowrun: train: no such verb, nor a file; a run is its file alone, as in flowrun good.yaml; see flowrun --help"},
+		{"reconstruct", "flowrun: reconstruct: no such verb, nor a file; a run is its file alone, as in flowrun train.yaml; see flowrun --help"},
 		{".", "flowrun: .: is a directory; want a .yaml file"},
 		{"typo.yaml", `flowrun: typo.yaml:3: trian: unknown stage; did you mean "train"? (stages: scans, publish, subscribe, read, tile, shuffle, augment, batch, train, checkpoint, infer, merge, measure, write, encode, save, load, decode)`},
 		{"empty.yaml", "flowrun: empty.yaml: empty: a run needs at least a flow, the list of its stages"},

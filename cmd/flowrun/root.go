@@ -27,7 +27,7 @@ Start here:
 
 Any key of the file can be set behind it, the second augment's too:
   flowrun train.yaml train.lr=3e-4 train.validate.every=100 run.seed=7
-  flowrun train.yaml tile.patch='[64, 64, 32]' 'augment[1].flip=[x]'
+  flowrun train.yaml tile.patch=64,64,32 'augment[1].flip=x,y'
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 data, 4 diverged,
 75 interrupted, resumable.`
@@ -44,10 +44,10 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:      true,
 		ValidArgsFunction: completeFirst,
 		RunE: func(c *cobra.Command, args []string) error {
-			if len(args) == 0 {
+			if len(args) == 0 || args[0] == "" {
 				return usagef("", "which file? as in flowrun train.yaml")
 			}
-			if err := misspeltVerb(args[0]); err != nil {
+			if err := misspeltVerb(args); err != nil {
 				return err
 			}
 			if err := fileFirst("", args); err != nil {
@@ -90,13 +90,20 @@ func verbs() []string {
 	return append(names, "help", "completion")
 }
 
-// misspeltVerb is an error where word is neither a file nor looks like one, but much like a verb.
-func misspeltVerb(word string) error {
-	verb, near := configs.Suggest(word, verbs())
-	if _, err := os.Stat(word); err == nil || !near || strings.ContainsAny(word, "./\\=") {
+// misspeltVerb is an error where the first word is neither a file nor looks like one: it may be meant for a verb.
+func misspeltVerb(args []string) error {
+	word := args[0]
+	if _, err := os.Stat(word); err == nil || word == "" || strings.ContainsAny(word, "./\\=") {
 		return nil
 	}
-	return &usageError{err: fmt.Errorf("%s: no such verb, nor a file; did you mean flowrun %s?", word, verb)}
+	if verb, near := configs.Suggest(word, verbs()); near {
+		return &usageError{err: fmt.Errorf("%s: no such verb, nor a file; did you mean flowrun %s?", word, verb)}
+	}
+	file := "train.yaml"
+	if len(args) > 1 && !strings.Contains(args[1], "=") {
+		file = args[1]
+	}
+	return usagef("", "%s: no such verb, nor a file; a run is its file alone, as in flowrun %s", word, file)
 }
 
 // fileFirst checks that args are a file, then key=value words.

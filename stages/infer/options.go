@@ -38,7 +38,7 @@ type CodeOptions struct {
 	Device     string `key:"device" default:"auto" doc:"What computes: auto (a GPU if there is one that this build can use, else the CPU), cpu, or cuda:N."`
 	Weights    string `key:"weights" default:"ema" oneof:"ema raw" doc:"Which weights of the checkpoint: ema is their running mean, raw the weights of the last step."`
 	Memory     int64  `key:"memory" default:"0" unit:"bytes" min:"0" doc:"Limit of the engine's arena. 0 is what the device has free."`
-	Patch      [3]int `key:"patch" default:"[0, 0, 0]" unit:"voxels x, y, z" min:"0" doc:"Largest tile that is computed at a time. Zeros take the patch that the model was trained with. With norm: channel the result doesn't depend on it."`
+	Patch      [3]int `key:"patch" default:"[0, 0, 0]" unit:"voxels x, y, z" min:"0" max:"8192" doc:"Largest tile that is computed at a time. Zeros take the patch that the model was trained with. With norm: channel the result doesn't depend on it."`
 	Stride     [3]int `key:"stride" default:"[0, 0, 0]" unit:"voxels x, y, z" min:"0" doc:"Step between tiles, for a model with GroupNorm, whose codes are those of overlapping tiles. Zeros take three quarters of the patch."`
 }
 

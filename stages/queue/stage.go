@@ -42,7 +42,7 @@ type PublishOptions struct {
 type SubscribeOptions struct {
 	Roots    []string   `key:"roots" default:"[]" doc:"Of scans: folders that published files may be read from. A file is looked for at its path, then by its name below each."`
 	Idle     float64    `key:"idle" default:"0" unit:"seconds" min:"0" doc:"Of scans: end when none has come for so long; 0 goes on waiting."`
-	Patch    [3]int     `key:"patch" default:"[0, 0, 0]" unit:"voxels x, y, z" min:"0" example:"[256, 256, 128]" doc:"Of patches: the size that workers cut (their tile.patch). Zeros take this flow's own tile.patch."`
+	Patch    [3]int     `key:"patch" default:"[0, 0, 0]" unit:"voxels x, y, z" min:"0" max:"8192" example:"[256, 256, 128]" doc:"Of patches: the size that workers cut (their tile.patch). Zeros take this flow's own tile.patch."`
 	WindowHU [2]float64 `key:"window_hu" default:"[-1000, 1000]" unit:"HU" doc:"Of patches: the window that workers read scans with (their read.window_hu)."`
 	Spacing  [3]float64 `key:"spacing" default:"[0, 0, 0]" unit:"mm x, y, z" min:"0" doc:"Of patches: the voxel size that workers resample to (their read.spacing), for held-out scans and reconstruction."`
 	Held     int        `key:"held" default:"0" unit:"patches" min:"0" doc:"Of patches: the most that may be out between two checkpoints. When a batch more wouldn't fit, a checkpoint is written. 0 is what two intervals of checkpoint.every take."`

@@ -45,6 +45,9 @@ func find(ctx context.Context, scans []string) (*found, error) {
 
 func (f *found) all(scans []string) error {
 	for _, spec := range scans {
+		if spec == "" {
+			return errors.New("scans: an empty name (want a folder, a file, a pattern or a .txt list of scans)")
+		}
 		if err := f.add(spec); err != nil {
 			return fmt.Errorf("scans: %s: %w", spec, err)
 		}
@@ -53,9 +56,6 @@ func (f *found) all(scans []string) error {
 }
 
 func (f *found) add(spec string) error {
-	if spec == "" {
-		return errors.New("an empty name")
-	}
 	info, err := os.Stat(spec)
 	switch {
 	case err == nil && info.IsDir():

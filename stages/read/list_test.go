@@ -126,7 +126,7 @@ func TestListSaysWhatIsWrong(t *testing.T) {
 		want  string
 	}{
 		{nil, "scans: no folder, pattern or file is named"},
-		{[]string{""}, "an empty name"},
+		{[]string{""}, "scans: an empty name (want a folder"},
 		{[]string{"none"}, "none: no such file or folder"},
 		{[]string{"empty"}, "empty: the folder is empty (want .nii, .nii.gz or .hdr files)"},
 		{[]string{"other"}, "other: no .nii, .nii.gz or .hdr file in the folder or below it"},
