@@ -4,6 +4,7 @@ package cuda
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/flowrun/flowrun/gpu"
 )
@@ -40,8 +41,11 @@ func lanes(channels int) int {
 	return n
 }
 
-// normBlocks is how many blocks walk over voxels: few enough that each does many, with what it keeps.
-func normBlocks(voxels, channels int) int { return min(divUp(voxels*lanes(channels), 256), 4096) }
+// normBlocks is how many blocks walk over voxels: few enough that each does many, with what it keeps, and enough for every multiprocessor.
+func normBlocks(voxels, channels int) int {
+	all := divUp(voxels*lanes(channels), 256)
+	return max(min(all, 264), min(all/8, 2112))
+}
 
 // NormAct writes y and the statistics.
 func (e *Engine) NormAct(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, y gpu.Tensor) {
@@ -60,8 +64,8 @@ func (e *Engine) normAct(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, y
 	if n.Groups == 0 && !n.Batch {
 		a.D = dimsOf(x.Dims)
 		kernel := "channelNorm"
-		if x.C <= 8*lanes(x.C) {
-			kernel = "channelNorm1"
+		if x.C <= 8*lanes(x.C) && allWhole(x, y) {
+			kernel += "8"
 		}
 		run(e, kernel, [3]int{normBlocks(x.Voxels(), x.C), 1, 1}, 256, a)
 		return
@@ -69,16 +73,29 @@ func (e *Engine) normAct(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Ptr, y
 	n, d, front := grouped(n, x.Dims)
 	a.D, a.Groups, a.Stats = dimsOf(d), int32(n.Groups), a.Stats+uint64(front)
 	if measure {
+		sums := "groupSums"
+		if allWhole(x) {
+			sums += "8"
+		}
 		a.Parts = a.Stats + uint64(aligned(8*int64(d.N*n.Groups)))
 		parts := sumParts(d.Voxels() / d.N)
 		g := groupArgs{X: a.X, D: a.D, Parts: a.Parts, Out: a.Stats, N: int32(parts), Groups: a.Groups, Eps: n.Eps}
 		if n.Batch {
 			g.Moments = e.at(stats)
 		}
-		run(e, "groupSums", [3]int{parts, d.N, 1}, 256, a)
+		run(e, sums, [3]int{parts, d.N, 1}, 256, a)
 		run(e, "groupStats", [3]int{d.N * n.Groups, 1, 1}, 128, g)
 	}
-	run(e, "groupNorm", [3]int{normBlocks(d.Voxels()/d.N, d.C), d.N, 1}, 256, a)
+	kernel := "groupNorm"
+	if allWhole(x, y) {
+		kernel += "8"
+	}
+	run(e, kernel, [3]int{normBlocks(d.Voxels()/d.N, d.C), d.N, 1}, 256, a)
+}
+
+// allWhole says whether tensors are what kernels whose name ends in 8 take: bfloat16, of a multiple of eight channels.
+func allWhole(ts ...gpu.Tensor) bool {
+	return !slices.ContainsFunc(ts, func(t gpu.Tensor) bool { return t.Type != gpu.BFloat16 || t.C%8 != 0 })
 }
 
 // NormActGrad writes dx and adds to dgamma and dbeta.
@@ -87,11 +104,18 @@ func (e *Engine) NormActGrad(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Pt
 	inPlace(dx, &dy, add)
 	a := normArgs{X: e.view(x), Y: e.view(dx), DY: e.view(dy), Add: e.viewOf(add), Gamma: e.at(gamma), Beta: e.at(beta), Stats: e.at(stats),
 		Parts: e.at(workspace), Plain: yes(n.Plain), Lanes: int32(lanes(x.C)), Eps: n.Eps}
-	c := x.C
+	c, whole := x.C, allWhole(x, dy, dx) && (add == nil || allWhole(*add))
 	if n.Groups == 0 && !n.Batch {
 		a.D = dimsOf(x.Dims)
 		parts := sumParts(x.Voxels())
-		run(e, fmt.Sprintf("channelNormGrad%d", groupsOfLane(c)), [3]int{parts, 1, 1}, 256, a)
+		if whole && c <= 8*lanes(c) {
+			run(e, "channelNormGrad8", [3]int{parts, 1, 1}, 256, a)
+		} else { // sums first: dx may be dy's memory
+			one := a
+			one.D.N, one.D.D = 1, one.D.N*one.D.D
+			run(e, "channelGradSums", [3]int{parts, 1, 1}, 256, one)
+			run(e, "channelNormGrad", [3]int{normBlocks(x.Voxels(), c), 1, 1}, 256, a)
+		}
 		e.columns(a.Parts, e.at(dgamma), parts, 2*c, c, 0, 1, true)
 		e.columns(a.Parts, e.at(dbeta), parts, 2*c, c, c, 1, true)
 		return
@@ -101,23 +125,16 @@ func (e *Engine) NormActGrad(n gpu.Norm, x gpu.Tensor, gamma, beta, stats gpu.Pt
 	parts := sumParts(d.Voxels() / d.N)
 	sums := a.Parts + uint64(aligned(8*int64(d.N*parts*c)))
 	a.Means = sums + uint64(aligned(8*int64(d.N*c)))
-	run(e, "groupGradSums", [3]int{parts, d.N, 1}, 256, a)
+	sumKernel, kernel := "groupGradSums", "groupGrad"
+	if whole {
+		sumKernel, kernel = "groupGradSums8", "groupGrad8"
+	}
+	run(e, sumKernel, [3]int{parts, d.N, 1}, 256, a)
 	e.columns(a.Parts, sums, parts, 2*c, 2*c, 0, d.N, false)
 	run(e, "groupMeans", blocks(d.N*n.Groups, 128), 128, groupArgs{D: a.D, Parts: sums, Out: a.Means, Gamma: a.Gamma, Groups: a.Groups})
 	e.columns(sums, e.at(dgamma), 1, 2*c, c, 0, d.N, true)
 	e.columns(sums, e.at(dbeta), 1, 2*c, c, c, d.N, true)
-	run(e, "groupGrad", [3]int{normBlocks(d.Voxels()/d.N, d.C), d.N, 1}, 256, a)
-}
-
-// groupsOfLane says which kernel has room for the channels of a lane: its groups of eight.
-func groupsOfLane(channels int) int {
-	switch n := divUp(channels, 8*lanes(channels)); {
-	case n <= 2:
-		return n
-	case n <= 8:
-		return 8
-	}
-	panic(fmt.Sprintf("cuda: a norm over %d channels (at most %d)", channels, 8*8*32))
+	run(e, kernel, [3]int{normBlocks(d.Voxels()/d.N, d.C), d.N, 1}, 256, a)
 }
 
 // inPlace holds ops that may write over an operand to its layout.

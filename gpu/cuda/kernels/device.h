@@ -16,6 +16,7 @@ typedef unsigned long long u64;
 typedef int i32;
 typedef long long i64;
 #define DEVICE static __device__ __inline__ __attribute__((always_inline))
+#define DEVICE_MEMBER __device__ __inline__ __attribute__((always_inline))
 // A kernel has one parameter, a struct that Go mirrors field by field.
 #define KERNEL(name, Args, ...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const Args a)
 #define SHARED(T, name) extern __shared__ __attribute__((aligned(1024))) T name[]
@@ -42,7 +43,7 @@ DEVICE u32 narrow2(float lo, float hi) {
 	return r;
 }
 DEVICE u32 bitsOf(float f) { return __builtin_bit_cast(u32, f); }
-DEVICE float exp2Fast(float x) { return __nvvm_ex2_approx_f(x); }
+DEVICE float exp2Fast(float x) { return __nvvm_ex2_approx_ftz_f(x); }
 DEVICE float log2Fast(float x) { return __nvvm_lg2_approx_f(x); }
 DEVICE float reciprocal(float x) { return __nvvm_rcp_approx_ftz_f(x); }
 DEVICE float root(float x) { return __nvvm_sqrt_rn_f(x); }
@@ -152,7 +153,8 @@ struct View {
 struct Dims { i32 n, d, h, w, c; };
 
 // How a launch walks voxels in groups of up to eight channels.
-DEVICE u64 cell(const View &t, i32 w, i32 row, i32 x) { return ((u64)row * (w + 2 * t.halo) + x + t.halo) * t.pitch; }
+// A tensor's voxels are counted in 32 bits.
+DEVICE u64 cell(const View &t, i32 w, i32 row, i32 x) { return (u64)((i64)(row * (w + 2 * t.halo) + x + t.halo) * t.pitch); }
 
 DEVICE float load1(const View &t, u64 i) {
 	return t.type == BFLOAT16 ? widen(((const u16 *)t.at)[i]) : ((const float *)t.at)[i];
@@ -209,13 +211,45 @@ DEVICE void put8(const View &t, i32 w, i32 row, i32 x, i32 c, i32 n, const float
 	if (t.halo == 0 || (x > 0 && x < w - 1)) return;
 	float h[8];
 	UNROLL for (int k = 0; k < 8; k++) h[k] = t.pad == REPLICATE ? v[k] : 0;
-	for (i32 k = 1; k <= t.halo; k++) {
-		if (x == 0) store8(t, i - (u64)k * t.pitch, n, h);
-		if (x == w - 1) store8(t, i + (u64)k * t.pitch, n, h);
+	NOUNROLL for (i32 k = -t.halo; k <= t.halo; k++) {
+		if (k < 0 && x == 0 || k > 0 && x == w - 1) store8(t, i + (i64)k * t.pitch, n, h);
 	}
 }
 
 DEVICE void get8(const View &t, i32 w, i32 row, i32 x, i32 c, i32 n, float (&v)[8]) { load8(t, cell(t, w, row, x) + c, n, v); }
+
+// Wholes are tensors of bfloat16 whose channels are a multiple of eight: quads read and write them eight at a time, and many can
+// be on their way.
+DEVICE Quad getQuad(const View &t, i32 w, i32 row, i32 x, i32 c) { return *(const Quad *)((const u16 *)t.at + cell(t, w, row, x) + c); }
+
+DEVICE void unpack(const Quad &q, float (&v)[8]) {
+	UNROLL for (int k = 0; k < 8; k++) v[k] = widen((u16)(q.v[k / 2] >> (k % 2 * 16)));
+}
+
+// putQuad is put8 of a whole.
+DEVICE void putQuad(const View &t, i32 w, i32 row, i32 x, i32 c, const float (&v)[8]) {
+	Quad q;
+	UNROLL for (int k = 0; k < 4; k++) q.v[k] = narrow2(v[2 * k], v[2 * k + 1]);
+	u16 *p = (u16 *)t.at + cell(t, w, row, x) + c;
+	*(Quad *)p = q;
+	if (t.halo == 0 || (x > 0 && x < w - 1)) return;
+	if (t.pad != REPLICATE) q = Quad{{0, 0, 0, 0}};
+	NOUNROLL for (i32 k = -t.halo; k <= t.halo; k++) {
+		if (k < 0 && x == 0 || k > 0 && x == w - 1) *(Quad *)(p + (i64)k * t.pitch) = q;
+	}
+}
+
+// Course goes over voxels of rows of w in steps of so many, without a division.
+struct Course {
+	i32 row, x, rows, columns; // rows and columns of a step
+
+	DEVICE_MEMBER void next(i32 w) {
+		row += rows, x += columns;
+		if (x >= w) x -= w, row++;
+	}
+};
+
+DEVICE Course courseOf(i32 voxel, i32 step, i32 w) { return Course{voxel / w, voxel % w, step / w, step % w}; }
 
 // Where thread i of a walk over voxels in groups of eight channels is.
 struct Spot { i32 row, x, c, n; };
@@ -251,17 +285,19 @@ template <class T> DEVICE T sumBlock(T v, T *shared) {
 // eight is how many of eight channels from c on there are.
 DEVICE i32 eight(i32 c, i32 channels) { return c >= channels ? 0 : channels - c < 8 ? channels - c : 8; }
 
-// sumVoxels adds up over the block's voxels what each lane has, in a fixed order, and lets the first voxel's lanes write it.
-DEVICE void sumVoxels(float v, float *shared, i32 lanes, float *out) {
+enum { APART = 256 + 4, VOXEL_SUMS = 8 * APART }; // floats of its shared memory
+
+// sumVoxels adds up over the block's voxels what each lane has of eight channels, in order, and writes what there is of out's n channels
+// from the block's first on.
+DEVICE void sumVoxels(const float (&v)[8], float *shared, i32 lanes, i32 n, float *out) {
 	i32 t = threadIdx.x;
 	barrier();
-	shared[t] = v;
+	UNROLL for (int k = 0; k < 8; k++) shared[k * APART + t] = v[k];
 	barrier();
-	for (i32 n = 256 / lanes; n > 1; n /= 2) {
-		if (t < n / 2 * lanes) shared[t] += shared[t + n / 2 * lanes];
-		barrier();
-	}
-	if (t < lanes && out) *out = shared[t];
+	if (t >= 8 * lanes || t >= n) return;
+	float s = 0;
+	for (i32 i = t / 8; i < 256; i += lanes) s += shared[t % 8 * APART + i];
+	out[t] = s;
 }
 
 // sumLanes adds up over the lanes of a voxel.

@@ -1,6 +1,8 @@
 // Norms, with SiLU behind them unless plain: y = silu(γ·x̂ + β).
 //
-// Lanes of a warp share a voxel: lane j has channels 8j to 8j+7, 8(j+lanes) and so on, K groups of eight in all.
+// Lanes of a warp share a voxel: lane j has channels 8j to 8j+7, 8(j+lanes) and so on. Kernels whose name ends in 8 are for wholes
+// (device.h), those of channel norms for a voxel that its lanes have eight channels of; the others take any tensor. Which of them
+// computes depends on shapes and types only.
 #include "device.h"
 
 struct NormArgs {
@@ -37,22 +39,17 @@ DEVICE void slope8(const NormArgs &a, const float (&u)[8], float (&d)[8]) {
 	}
 }
 
-// channelNorm: x̂ = x/√(mean over channels of x² + ε) at each voxel. It leaves 1/√… in stats, or takes it from there. Where a lane
-// has ONE group of channels, it keeps what belongs to them.
-template <bool ONE> DEVICE void channelNormOf(const NormArgs &a) {
-	i32 voxels = a.d.n * a.d.d * a.d.h * a.d.w, per = 256 / a.lanes, lane = threadIdx.x % a.lanes, c0 = lane * 8;
-	i32 step = a.lanes * 8, end = ONE ? c0 + 1 : a.d.c, n = eight(c0, a.d.c);
-	Params p;
-	if (ONE) p = params8(a, c0, n);
+// channelNorm: x̂ = x/√(mean over channels of x² + ε) at each voxel. It leaves 1/√… in stats, or takes it from there.
+KERNEL(channelNorm, NormArgs, 256) {
+	i32 voxels = a.d.n * a.d.d * a.d.h * a.d.w, per = 256 / a.lanes, lane = threadIdx.x % a.lanes, step = a.lanes * 8;
 	for (i32 base = blockIdx.x * per; base < voxels; base += gridDim.x * per) {
 		i32 v = base + threadIdx.x / a.lanes, row = v / a.d.w, col = v % a.d.w;
-		bool mine = v < voxels && n > 0;
+		bool mine = v < voxels;
 		float x[8], r;
-		if (ONE && mine) get8(a.x, a.d.w, row, col, c0, n, x);
 		if (a.measure) {
 			float s = 0;
-			for (i32 c = c0; mine && c < end; c += step) {
-				if (!ONE) get8(a.x, a.d.w, row, col, c, eight(c, a.d.c), x);
+			NOUNROLL for (i32 c = lane * 8; mine && c < a.d.c; c += step) {
+				get8(a.x, a.d.w, row, col, c, eight(c, a.d.c), x);
 				UNROLL for (int k = 0; k < 8; k++) s += x[k] * x[k];
 			}
 			s = sumLanes(s, a.lanes);
@@ -61,21 +58,52 @@ template <bool ONE> DEVICE void channelNormOf(const NormArgs &a) {
 		} else {
 			r = mine ? ((const float *)a.stats)[v] : 0;
 		}
-		for (i32 c = c0; mine && c < end; c += step) {
-			i32 some = ONE ? n : eight(c, a.d.c);
-			if (!ONE) {
-				p = params8(a, c, some);
-				get8(a.x, a.d.w, row, col, c, some, x);
-			}
+		NOUNROLL for (i32 c = lane * 8; mine && c < a.d.c; c += step) {
+			i32 n = eight(c, a.d.c);
+			Params p = params8(a, c, n);
+			get8(a.x, a.d.w, row, col, c, n, x);
 			UNROLL for (int k = 0; k < 8; k++) x[k] = p.gamma[k] * (x[k] * r) + p.beta[k];
 			act8(a, x);
-			put8(a.y, a.d.w, row, col, c, some, x);
+			put8(a.y, a.d.w, row, col, c, n, x);
 		}
 	}
 }
 
-KERNEL(channelNorm1, NormArgs, 256) { channelNormOf<true>(a); }
-KERNEL(channelNorm, NormArgs, 256) { channelNormOf<false>(a); }
+KERNEL(channelNorm8, NormArgs, 256, 3) {
+	i32 voxels = a.d.n * a.d.d * a.d.h * a.d.w, per = 256 / a.lanes, lane = threadIdx.x % a.lanes, c = lane * 8, step = gridDim.x * per;
+	bool has = c < a.d.c;
+	Params p = params8(a, c, has ? 8 : 0);
+	i32 v = blockIdx.x * per + threadIdx.x / a.lanes;
+	Course at = courseOf(v, step, a.d.w);
+	for (i32 left = voxels - blockIdx.x * per; left > 0; left -= 2 * step) { // of all lanes of a warp alike
+		Course from[2];
+		Quad q[2];
+		float x[2][8], r[2];
+		UNROLL for (int u = 0; u < 2; u++) {
+			from[u] = at;
+			q[u] = Quad{{0, 0, 0, 0}}, r[u] = 0;
+			if (has && v + u * step < voxels) {
+				q[u] = getQuad(a.x, a.d.w, at.row, at.x, c);
+				if (!a.measure) r[u] = ((const float *)a.stats)[v + u * step];
+			}
+			at.next(a.d.w);
+		}
+		UNROLL for (int u = 0; u < 2; u++) {
+			unpack(q[u], x[u]);
+			if (!a.measure) continue;
+			float s = 0;
+			UNROLL for (int k = 0; k < 8; k++) s += x[u][k] * x[u][k];
+			r[u] = 1 / root(sumLanes(s, a.lanes) / a.d.c + a.eps);
+			if (lane == 0 && v + u * step < voxels) ((float *)a.stats)[v + u * step] = r[u];
+		}
+		UNROLL for (int u = 0; u < 2; u++) {
+			UNROLL for (int k = 0; k < 8; k++) x[u][k] = p.gamma[k] * (x[u][k] * r[u]) + p.beta[k];
+			act8(a, x[u]);
+			if (has && v + u * step < voxels) putQuad(a.y, a.d.w, from[u].row, from[u].x, c, x[u]);
+		}
+		v += 2 * step;
+	}
+}
 
 // slopes8 reads x̂ and silu'·dy.
 DEVICE void slopes8(const NormArgs &a, const Params &p, i32 row, i32 col, i32 c, i32 n, float r, float (&x)[8], float (&d)[8]) {
@@ -86,78 +114,120 @@ DEVICE void slopes8(const NormArgs &a, const Params &p, i32 row, i32 col, i32 c,
 	slope8(a, u, d);
 }
 
-// With g = γ·silu'(u)·dy: dx = r·(g - x̂·mean(g·x̂)) + add, dγ = Σ silu'·dy·x̂, dβ = Σ silu'·dy. What doesn't fit into registers
-// (more than two groups) is read a second time.
-template <int K> DEVICE void channelNormGradOf(const NormArgs &a) {
-	__shared__ float shared[256];
-	constexpr bool TWICE = K > 2;
-	i32 voxels = a.d.n * a.d.d * a.d.h * a.d.w, per = 256 / a.lanes, lane = threadIdx.x % a.lanes, c0 = lane * 8, step = a.lanes * 8;
-	float dgamma[K][8], dbeta[K][8];
-	UNROLL for (int q = 0; q < K; q++) UNROLL for (int k = 0; k < 8; k++) dgamma[q][k] = dbeta[q][k] = 0;
+// channelNormGrad: with g = γ·silu'(u)·dy, dx = r·(g - x̂·mean(g·x̂)) + add.
+KERNEL(channelNormGrad, NormArgs, 256) {
+	i32 voxels = a.d.n * a.d.d * a.d.h * a.d.w, per = 256 / a.lanes, lane = threadIdx.x % a.lanes, step = a.lanes * 8;
 	for (i32 base = blockIdx.x * per; base < voxels; base += gridDim.x * per) {
 		i32 v = base + threadIdx.x / a.lanes, row = v / a.d.w, col = v % a.d.w;
-		bool mine = v < voxels;
-		float r = mine ? ((const float *)a.stats)[v] : 0, dot = 0;
-		float g[TWICE ? 1 : K][8], x[TWICE ? 1 : K][8];
-		UNROLL for (int q = 0; q < K; q++) {
-			i32 c = c0 + q * step, n = mine ? eight(c, a.d.c) : 0, to = TWICE ? 0 : q;
-			if (n == 0) continue;
+		float r = v < voxels ? ((const float *)a.stats)[v] : 0, dot = 0, x[8], g[8];
+		NOUNROLL for (i32 c = lane * 8; v < voxels && c < a.d.c; c += step) {
+			i32 n = eight(c, a.d.c);
 			Params p = params8(a, c, n);
-			slopes8(a, p, row, col, c, n, r, x[to], g[to]);
-			UNROLL for (int k = 0; k < 8; k++) {
-				dgamma[q][k] += g[to][k] * x[to][k];
-				dbeta[q][k] += g[to][k];
-				g[to][k] *= p.gamma[k];
-				dot += g[to][k] * x[to][k];
-			}
+			slopes8(a, p, row, col, c, n, r, x, g);
+			UNROLL for (int k = 0; k < 8; k++) dot += p.gamma[k] * g[k] * x[k];
 		}
 		dot = sumLanes(dot, a.lanes) / a.d.c;
-		UNROLL for (int q = 0; q < K; q++) {
-			i32 c = c0 + q * step, n = mine ? eight(c, a.d.c) : 0, from = TWICE ? 0 : q;
-			if (n == 0) continue;
-			if (TWICE) {
-				Params p = params8(a, c, n);
-				slopes8(a, p, row, col, c, n, r, x[from], g[from]);
-				UNROLL for (int k = 0; k < 8; k++) g[from][k] *= p.gamma[k];
-			}
+		NOUNROLL for (i32 c = lane * 8; v < voxels && c < a.d.c; c += step) {
+			i32 n = eight(c, a.d.c);
+			Params p = params8(a, c, n);
+			slopes8(a, p, row, col, c, n, r, x, g);
 			float plus[8] = {0, 0, 0, 0, 0, 0, 0, 0};
 			if (a.add.at) get8(a.add, a.d.w, row, col, c, n, plus);
-			UNROLL for (int k = 0; k < 8; k++) g[from][k] = r * (g[from][k] - x[from][k] * dot) + plus[k];
-			put8(a.y, a.d.w, row, col, c, n, g[from]);
-		}
-	}
-	UNROLL for (int q = 0; q < K; q++) {
-		UNROLL for (int k = 0; k < 8; k++) {
-			i32 c = c0 + q * step + k;
-			float *out = c < a.d.c ? (float *)a.parts + (u64)blockIdx.x * 2 * a.d.c + c : 0;
-			sumVoxels(dgamma[q][k], shared, a.lanes, out);
-			sumVoxels(dbeta[q][k], shared, a.lanes, out ? out + a.d.c : 0);
+			UNROLL for (int k = 0; k < 8; k++) g[k] = r * (p.gamma[k] * g[k] - x[k] * dot) + plus[k];
+			put8(a.y, a.d.w, row, col, c, n, g);
 		}
 	}
 }
 
-KERNEL(channelNormGrad1, NormArgs, 256) { channelNormGradOf<1>(a); }
-KERNEL(channelNormGrad2, NormArgs, 256) { channelNormGradOf<2>(a); }
-KERNEL(channelNormGrad8, NormArgs, 256) { channelNormGradOf<8>(a); }
+// channelNormGrad8 leaves each part's dγ = Σ silu'·dy·x̂ and dβ = Σ silu'·dy too.
+KERNEL(channelNormGrad8, NormArgs, 256, 2) {
+	__shared__ float shared[VOXEL_SUMS];
+	i32 voxels = a.d.n * a.d.d * a.d.h * a.d.w, per = 256 / a.lanes, lane = threadIdx.x % a.lanes, c = lane * 8, step = gridDim.x * per;
+	bool has = c < a.d.c;
+	Params p = params8(a, c, has ? 8 : 0);
+	float dgamma[8], dbeta[8];
+	UNROLL for (int k = 0; k < 8; k++) dgamma[k] = dbeta[k] = 0;
+	i32 v = blockIdx.x * per + threadIdx.x / a.lanes;
+	Course at = courseOf(v, step, a.d.w);
+	Quad nextX, nextG, nextAdd = {{0, 0, 0, 0}}; // of the next voxel, on their way
+	float nextR;
+	auto load = [&] {
+		nextX = nextG = Quad{{0, 0, 0, 0}}, nextR = 0;
+		if (!has || v >= voxels) return;
+		nextX = getQuad(a.x, a.d.w, at.row, at.x, c);
+		nextG = getQuad(a.dy, a.d.w, at.row, at.x, c);
+		if (a.add.at) nextAdd = getQuad(a.add, a.d.w, at.row, at.x, c);
+		nextR = ((const float *)a.stats)[v];
+	};
+	load();
+	for (i32 left = voxels - blockIdx.x * per; left > 0; left -= step) { // of all lanes of a warp alike
+		float x[8], g[8], u[8], plus[8], r = nextR, dot = 0;
+		unpack(nextX, x), unpack(nextG, g), unpack(nextAdd, plus);
+		Course to = at;
+		bool mine = has && v < voxels;
+		at.next(a.d.w), v += step;
+		load();
+		UNROLL for (int k = 0; k < 8; k++) x[k] *= r, u[k] = p.gamma[k] * x[k] + p.beta[k];
+		slope8(a, u, g);
+		UNROLL for (int k = 0; k < 8; k++) {
+			dgamma[k] += g[k] * x[k];
+			dbeta[k] += g[k];
+			g[k] *= p.gamma[k];
+			dot += g[k] * x[k];
+		}
+		dot = sumLanes(dot, a.lanes) / a.d.c;
+		if (!mine) continue;
+		UNROLL for (int k = 0; k < 8; k++) g[k] = r * (g[k] - x[k] * dot) + plus[k];
+		putQuad(a.y, a.d.w, to.row, to.x, c, g);
+	}
+	float *out = (float *)a.parts + (u64)blockIdx.x * 2 * a.d.c;
+	sumVoxels(dgamma, shared, a.lanes, a.d.c, out);
+	sumVoxels(dbeta, shared, a.lanes, a.d.c, out + a.d.c);
+}
 
-// affine is x̂ = (x - mean)·rstd of eight channels of a sample.
-struct Affine { float mean[8], rstd[8]; };
+// Slope is what eight channels of a sample want of their groups: u = scale·(x - mean) + beta, scale = γ·rstd.
+struct Slope { float mean[8], scale[8], beta[8]; };
 
-DEVICE Affine affine8(const NormArgs &a, i32 sample, i32 c, i32 n) {
-	Affine f;
-	const float *s = (const float *)a.stats + (u64)sample * a.groups * 2;
+DEVICE Slope slopeOf(const NormArgs &a, i32 c, i32 n) {
+	const float *stats = (const float *)a.stats + (u64)blockIdx.y * a.groups * 2;
 	i32 wide = a.d.c / a.groups;
+	Params p = params8(a, c, n);
+	Slope s;
 	UNROLL for (int k = 0; k < 8; k++) {
 		i32 g = k < n ? (c + k) / wide : 0;
-		f.mean[k] = s[2 * g], f.rstd[k] = s[2 * g + 1];
+		s.mean[k] = stats[2 * g], s.scale[k] = p.gamma[k] * stats[2 * g + 1], s.beta[k] = p.beta[k];
 	}
-	return f;
+	return s;
 }
 
-// groupSums leaves, for each part of a sample's voxels (blockIdx.y), Σ (x - o) and Σ (x - o)² by channel, o the sample's first
-// voxel: so a large mean costs no digits. Of the gradient: Σ silu'·dy·x̂ and Σ silu'·dy.
-template <bool GRAD> DEVICE void groupSumsOf(const NormArgs &a) {
-	__shared__ float shared[256];
+// rstd8 multiplies eight channels' sums of what is x - mean by rstd.
+DEVICE void rstd8(const NormArgs &a, i32 c, i32 n, float (&v)[8]) {
+	const float *stats = (const float *)a.stats + (u64)blockIdx.y * a.groups * 2;
+	i32 wide = a.d.c / a.groups;
+	UNROLL for (int k = 0; k < 8; k++) v[k] *= stats[2 * (k < n ? (c + k) / wide : 0) + 1];
+}
+
+// Rest is what the gradient wants besides: dx = scale·silu'·dy - level - tilt·(x - mean).
+struct Rest { float level[8], tilt[8]; };
+
+DEVICE Rest restOf(const NormArgs &a, i32 c, i32 n) {
+	u64 sample = (u64)blockIdx.y * a.groups * 2;
+	const float *stats = (const float *)a.stats + sample, *means = (const float *)a.means + sample;
+	i32 wide = a.d.c / a.groups;
+	Rest r;
+	UNROLL for (int k = 0; k < 8; k++) {
+		i32 g = 2 * (k < n ? (c + k) / wide : 0);
+		r.level[k] = stats[g + 1] * means[g], r.tilt[k] = stats[g + 1] * stats[g + 1] * means[g + 1];
+	}
+	return r;
+}
+
+enum { ABOUT_FIRST, OF_GROUPS, OF_CHANNELS };
+
+// Sums leave, for each part of a sample's voxels (blockIdx.y), two numbers for each channel. ABOUT_FIRST: Σ (x - o) and Σ (x - o)², o the
+// sample's first voxel, so that a large mean costs no digits. Of the gradients: Σ silu'·dy·x̂ and Σ silu'·dy.
+template <int KIND> DEVICE void sumsOf(const NormArgs &a) {
+	__shared__ float shared[VOXEL_SUMS];
 	i32 voxels = a.d.d * a.d.h * a.d.w, first = blockIdx.y * a.d.d * a.d.h;
 	i32 per = 256 / a.lanes, lane = threadIdx.x % a.lanes, c0 = lane * 8, step = a.lanes * 8;
 	NOUNROLL for (i32 c = c0; c - lane * 8 < a.d.c; c += step) {
@@ -165,38 +235,94 @@ template <bool GRAD> DEVICE void groupSumsOf(const NormArgs &a) {
 		float sum[8], square[8], o[8];
 		UNROLL for (int k = 0; k < 8; k++) sum[k] = square[k] = o[k] = 0;
 		if (n > 0) {
-			Params p = params8(a, c, n);
-			Affine f;
-			if (GRAD) f = affine8(a, blockIdx.y, c, n);
-			else get8(a.x, a.d.w, first, 0, c, n, o);
-			for (i32 v = blockIdx.x * per + threadIdx.x / a.lanes; v < voxels; v += gridDim.x * per) {
+			Params p;
+			Slope f;
+			if (KIND == OF_CHANNELS) p = params8(a, c, n);
+			if (KIND == OF_GROUPS) f = slopeOf(a, c, n);
+			if (KIND == ABOUT_FIRST) get8(a.x, a.d.w, first, 0, c, n, o);
+			NOUNROLL for (i32 v = blockIdx.x * per + threadIdx.x / a.lanes; v < voxels; v += gridDim.x * per) {
 				float x[8], g[8];
-				get8(a.x, a.d.w, first + v / a.d.w, v % a.d.w, c, n, x);
-				if (GRAD) get8(a.dy, a.d.w, first + v / a.d.w, v % a.d.w, c, n, g);
-				if (GRAD) {
-					float u[8];
-					UNROLL for (int k = 0; k < 8; k++) x[k] = (x[k] - f.mean[k]) * f.rstd[k], u[k] = p.gamma[k] * x[k] + p.beta[k];
-					slope8(a, u, g);
-					UNROLL for (int k = 0; k < 8; k++) sum[k] += g[k] * x[k], square[k] += g[k];
-				} else {
-					UNROLL for (int k = 0; k < 8; k++) {
-						float e = x[k] - o[k];
-						sum[k] += e;
-						square[k] += e * e;
-					}
+				i32 row = first + v / a.d.w, col = v % a.d.w;
+				if (KIND == ABOUT_FIRST) {
+					get8(a.x, a.d.w, row, col, c, n, x);
+					UNROLL for (int k = 0; k < 8; k++) g[k] = x[k] - o[k], sum[k] += g[k], square[k] += g[k] * g[k];
+					continue;
 				}
+				if (KIND == OF_CHANNELS) {
+					slopes8(a, p, row, col, c, n, ((const float *)a.stats)[(u64)blockIdx.y * voxels + v], x, g);
+				} else {
+					float u[8];
+					get8(a.x, a.d.w, row, col, c, n, x);
+					get8(a.dy, a.d.w, row, col, c, n, g);
+					UNROLL for (int k = 0; k < 8; k++) x[k] -= f.mean[k], u[k] = f.scale[k] * x[k] + f.beta[k];
+					slope8(a, u, g);
+				}
+				UNROLL for (int k = 0; k < 8; k++) sum[k] += g[k] * x[k], square[k] += g[k];
 			}
+			if (KIND == OF_GROUPS) rstd8(a, c, n, sum);
 		}
-		UNROLL for (int k = 0; k < 8; k++) {
-			float *out = c + k < a.d.c ? (float *)a.parts + ((u64)blockIdx.y * gridDim.x + blockIdx.x) * 2 * a.d.c + c + k : 0;
-			sumVoxels(sum[k], shared, a.lanes, out);
-			sumVoxels(square[k], shared, a.lanes, out ? out + a.d.c : 0);
-		}
+		i32 base = c - lane * 8;
+		float *out = (float *)a.parts + ((u64)blockIdx.y * gridDim.x + blockIdx.x) * 2 * a.d.c + base;
+		sumVoxels(sum, shared, a.lanes, a.d.c - base, out);
+		sumVoxels(square, shared, a.lanes, a.d.c - base, out + a.d.c);
 	}
 }
 
-KERNEL(groupSums, NormArgs, 256) { groupSumsOf<false>(a); }
-KERNEL(groupGradSums, NormArgs, 256) { groupSumsOf<true>(a); }
+KERNEL(groupSums, NormArgs, 256) { sumsOf<ABOUT_FIRST>(a); }
+KERNEL(groupGradSums, NormArgs, 256) { sumsOf<OF_GROUPS>(a); }
+KERNEL(channelGradSums, NormArgs, 256) { sumsOf<OF_CHANNELS>(a); }
+
+// sumsOf8 is sumsOf for wholes, with several voxels on their way.
+template <bool GRAD> DEVICE void sumsOf8(const NormArgs &a) {
+	__shared__ float shared[VOXEL_SUMS];
+	constexpr int U = GRAD ? 2 : 4;
+	i32 voxels = a.d.d * a.d.h * a.d.w, first = blockIdx.y * a.d.d * a.d.h;
+	i32 per = 256 / a.lanes, lane = threadIdx.x % a.lanes, wide = a.lanes * 8, step = gridDim.x * per;
+	NOUNROLL for (i32 c = lane * 8; c - lane * 8 < a.d.c; c += wide) {
+		bool has = c < a.d.c;
+		float sum[8], square[8], o[8];
+		UNROLL for (int k = 0; k < 8; k++) sum[k] = square[k] = o[k] = 0;
+		if (has) {
+			Slope f;
+			if (GRAD) f = slopeOf(a, c, 8);
+			else unpack(getQuad(a.x, a.d.w, first, 0, c), o);
+			i32 v = blockIdx.x * per + threadIdx.x / a.lanes;
+			Course at = courseOf(v, step, a.d.w);
+			for (; v < voxels; v += U * step) {
+				Quad qx[U], qg[U];
+				UNROLL for (int i = 0; i < U; i++) {
+					if (v + i * step < voxels) {
+						qx[i] = getQuad(a.x, a.d.w, first + at.row, at.x, c);
+						if (GRAD) qg[i] = getQuad(a.dy, a.d.w, first + at.row, at.x, c);
+					}
+					at.next(a.d.w);
+				}
+				UNROLL for (int i = 0; i < U; i++) {
+					if (v + i * step >= voxels) break;
+					float x[8], g[8];
+					unpack(qx[i], x);
+					if (GRAD) {
+						float u[8];
+						unpack(qg[i], g);
+						UNROLL for (int k = 0; k < 8; k++) x[k] -= f.mean[k], u[k] = f.scale[k] * x[k] + f.beta[k];
+						slope8(a, u, g);
+						UNROLL for (int k = 0; k < 8; k++) sum[k] += g[k] * x[k], square[k] += g[k];
+					} else {
+						UNROLL for (int k = 0; k < 8; k++) g[k] = x[k] - o[k], sum[k] += g[k], square[k] += g[k] * g[k];
+					}
+				}
+			}
+			if (GRAD) rstd8(a, c, 8, sum);
+		}
+		i32 base = c - lane * 8;
+		float *out = (float *)a.parts + ((u64)blockIdx.y * gridDim.x + blockIdx.x) * 2 * a.d.c + base;
+		sumVoxels(sum, shared, a.lanes, a.d.c - base, out);
+		sumVoxels(square, shared, a.lanes, a.d.c - base, out + a.d.c);
+	}
+}
+
+KERNEL(groupSums8, NormArgs, 256, 4) { sumsOf8<false>(a); }
+KERNEL(groupGradSums8, NormArgs, 256, 2) { sumsOf8<true>(a); }
 
 struct GroupArgs {
 	View x;
@@ -259,43 +385,93 @@ KERNEL(groupNorm, NormArgs, 256) {
 	i32 per = 256 / a.lanes, lane = threadIdx.x % a.lanes, step = a.lanes * 8;
 	NOUNROLL for (i32 c = lane * 8; c < a.d.c; c += step) {
 		i32 n = eight(c, a.d.c);
-		Params p = params8(a, c, n);
-		Affine f = affine8(a, blockIdx.y, c, n);
+		Slope f = slopeOf(a, c, n);
 		NOUNROLL for (i32 v = blockIdx.x * per + threadIdx.x / a.lanes; v < voxels; v += gridDim.x * per) {
 			i32 row = first + v / a.d.w, col = v % a.d.w;
 			float x[8];
 			get8(a.x, a.d.w, row, col, c, n, x);
-			UNROLL for (int k = 0; k < 8; k++) x[k] = p.gamma[k] * ((x[k] - f.mean[k]) * f.rstd[k]) + p.beta[k];
+			UNROLL for (int k = 0; k < 8; k++) x[k] = f.scale[k] * (x[k] - f.mean[k]) + f.beta[k];
 			act8(a, x);
 			put8(a.y, a.d.w, row, col, c, n, x);
 		}
 	}
 }
 
+KERNEL(groupNorm8, NormArgs, 256, 3) {
+	i32 voxels = a.d.d * a.d.h * a.d.w, first = blockIdx.y * a.d.d * a.d.h;
+	i32 per = 256 / a.lanes, lane = threadIdx.x % a.lanes, wide = a.lanes * 8, step = gridDim.x * per;
+	NOUNROLL for (i32 c = lane * 8; c < a.d.c; c += wide) {
+		Slope f = slopeOf(a, c, 8);
+		i32 v = blockIdx.x * per + threadIdx.x / a.lanes;
+		Course at = courseOf(v, step, a.d.w);
+		for (; v < voxels; v += 2 * step) {
+			Course to = at;
+			Quad q[2];
+			UNROLL for (int i = 0; i < 2; i++) {
+				if (v + i * step < voxels) q[i] = getQuad(a.x, a.d.w, first + at.row, at.x, c);
+				at.next(a.d.w);
+			}
+			UNROLL for (int i = 0; i < 2; i++) {
+				if (v + i * step >= voxels) break;
+				float x[8];
+				unpack(q[i], x);
+				UNROLL for (int k = 0; k < 8; k++) x[k] = f.scale[k] * (x[k] - f.mean[k]) + f.beta[k];
+				act8(a, x);
+				putQuad(a.y, a.d.w, first + to.row, to.x, c, x);
+				to.next(a.d.w);
+			}
+		}
+	}
+}
+
 // groupGrad: dx = rstd·(g - mean(g) - x̂·mean(g·x̂)) + add, g = γ·silu'·dy, of a sample (blockIdx.y).
-KERNEL(groupGrad, NormArgs, 256, 2) {
-	i32 voxels = a.d.d * a.d.h * a.d.w, first = blockIdx.y * a.d.d * a.d.h, wide = a.d.c / a.groups;
+KERNEL(groupGrad, NormArgs, 256) {
+	i32 voxels = a.d.d * a.d.h * a.d.w, first = blockIdx.y * a.d.d * a.d.h;
 	i32 per = 256 / a.lanes, lane = threadIdx.x % a.lanes, step = a.lanes * 8;
-	const float *means = (const float *)a.means + (u64)blockIdx.y * a.groups * 2;
 	NOUNROLL for (i32 c = lane * 8; c < a.d.c; c += step) {
 		i32 n = eight(c, a.d.c);
-		Params p = params8(a, c, n);
-		Affine f = affine8(a, blockIdx.y, c, n);
-		float meanG[8], meanGX[8];
-		UNROLL for (int k = 0; k < 8; k++) {
-			i32 group = k < n ? (c + k) / wide : 0;
-			meanG[k] = means[2 * group], meanGX[k] = means[2 * group + 1];
-		}
+		Slope f = slopeOf(a, c, n);
+		Rest r = restOf(a, c, n);
 		NOUNROLL for (i32 v = blockIdx.x * per + threadIdx.x / a.lanes; v < voxels; v += gridDim.x * per) {
 			i32 row = first + v / a.d.w, col = v % a.d.w;
 			float x[8], g[8], u[8], plus[8] = {0, 0, 0, 0, 0, 0, 0, 0};
 			get8(a.x, a.d.w, row, col, c, n, x);
 			get8(a.dy, a.d.w, row, col, c, n, g);
 			if (a.add.at) get8(a.add, a.d.w, row, col, c, n, plus);
-			UNROLL for (int k = 0; k < 8; k++) x[k] = (x[k] - f.mean[k]) * f.rstd[k], u[k] = p.gamma[k] * x[k] + p.beta[k], g[k] *= p.gamma[k];
+			UNROLL for (int k = 0; k < 8; k++) x[k] -= f.mean[k], u[k] = f.scale[k] * x[k] + f.beta[k], plus[k] -= r.level[k] + r.tilt[k] * x[k];
 			slope8(a, u, g);
-			UNROLL for (int k = 0; k < 8; k++) x[k] = f.rstd[k] * (g[k] - meanG[k] - x[k] * meanGX[k]) + plus[k];
+			UNROLL for (int k = 0; k < 8; k++) x[k] = f.scale[k] * g[k] + plus[k];
 			put8(a.y, a.d.w, row, col, c, n, x);
+		}
+	}
+}
+
+KERNEL(groupGrad8, NormArgs, 256, 2) {
+	i32 voxels = a.d.d * a.d.h * a.d.w, first = blockIdx.y * a.d.d * a.d.h;
+	i32 per = 256 / a.lanes, lane = threadIdx.x % a.lanes, wide = a.lanes * 8, step = gridDim.x * per;
+	NOUNROLL for (i32 c = lane * 8; c < a.d.c; c += wide) {
+		Slope f = slopeOf(a, c, 8);
+		Rest r = restOf(a, c, 8);
+		i32 v = blockIdx.x * per + threadIdx.x / a.lanes;
+		Course at = courseOf(v, step, a.d.w);
+		Quad nextX, nextG, nextAdd = {{0, 0, 0, 0}}; // of the next voxel, on their way
+		auto load = [&] {
+			if (v >= voxels) return;
+			nextX = getQuad(a.x, a.d.w, first + at.row, at.x, c);
+			nextG = getQuad(a.dy, a.d.w, first + at.row, at.x, c);
+			if (a.add.at) nextAdd = getQuad(a.add, a.d.w, first + at.row, at.x, c);
+		};
+		load();
+		while (v < voxels) {
+			float x[8], g[8], u[8], plus[8];
+			unpack(nextX, x), unpack(nextG, g), unpack(nextAdd, plus);
+			Course to = at;
+			at.next(a.d.w), v += step;
+			load();
+			UNROLL for (int k = 0; k < 8; k++) x[k] -= f.mean[k], u[k] = f.scale[k] * x[k] + f.beta[k], plus[k] -= r.level[k] + r.tilt[k] * x[k];
+			slope8(a, u, g);
+			UNROLL for (int k = 0; k < 8; k++) x[k] = f.scale[k] * g[k] + plus[k];
+			putQuad(a.y, a.d.w, first + to.row, to.x, c, x);
 		}
 	}
 }

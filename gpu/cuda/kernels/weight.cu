@@ -246,7 +246,7 @@ struct BiasArgs {
 
 // biasSums leaves Σ dy by channel for each part of the voxels. Lanes share a voxel as in norm.cu.
 KERNEL(biasSums, BiasArgs, 256) {
-	__shared__ float shared[256];
+	__shared__ float shared[VOXEL_SUMS];
 	i32 voxels = a.d.n * a.d.d * a.d.h * a.d.w, per = 256 / a.lanes, lane = threadIdx.x % a.lanes;
 	NOUNROLL for (i32 base = 0; base < a.d.c; base += a.lanes * 8) {
 		i32 c = base + lane * 8, n = eight(c, a.d.c);
@@ -257,6 +257,6 @@ KERNEL(biasSums, BiasArgs, 256) {
 			get8(a.dy, a.d.w, v / a.d.w, v % a.d.w, c, n, x);
 			UNROLL for (int k = 0; k < 8; k++) sum[k] += x[k];
 		}
-		UNROLL for (int k = 0; k < 8; k++) sumVoxels(sum[k], shared, a.lanes, c + k < a.d.c ? (float *)a.parts + (u64)blockIdx.x * a.d.c + c + k : 0);
+		sumVoxels(sum, shared, a.lanes, a.d.c - base, (float *)a.parts + (u64)blockIdx.x * a.d.c + base);
 	}
 }

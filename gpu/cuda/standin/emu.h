@@ -21,6 +21,7 @@ typedef unsigned long long u64;
 typedef int32_t i32;
 typedef int64_t i64;
 #define DEVICE static inline
+#define DEVICE_MEMBER inline
 #define UNROLL
 #define NOUNROLL
 #define SHARED(T, name) T *name = (T *)emu::block.shared
