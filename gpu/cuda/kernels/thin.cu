@@ -152,7 +152,7 @@ DEVICE void fillHalo(const View &t, u16 *p, i32 step) {
 KERNEL(convThin3, ThinConvArgs, 256, 2) {
 	typedef Window<3, 3, 3, 1> W;
 	__shared__ Quad memory[W::COLUMNS * W::PITCH / 4];
-	__shared__ i32 starts[9];
+	__shared__ i32 starts[10]; // stored voxels: of the window's rows, and the wide operand's row
 	float *kept = (float *)memory;
 	i32 t = threadIdx.x, lane = t % a.lanes, segment = t / a.lanes, c = (blockIdx.y * a.lanes + lane) * 2;
 	i32 points = WARPS * 32 / a.lanes * a.segment, columns = points + 4, rows = a.s.n * a.countZ * a.countY, wide = a.s.w + 2 * a.thin.halo;
@@ -171,7 +171,7 @@ KERNEL(convThin3, ThinConvArgs, 256, 2) {
 	for (i32 row = blockIdx.x; row < rows; row += gridDim.x) {
 		i32 y = row % a.countY, z = row / a.countY % a.countZ, n = row / a.countY / a.countZ;
 		if (t < 9) starts[t] = ((n * a.s.d + z + t / 3) * a.s.h + y + t % 3) * wide + a.at;
-		i32 to = (n * a.t.d + a.firstZ + z) * a.t.h + a.firstY + y;
+		if (t == 9) starts[t] = ((n * a.t.d + a.firstZ + z) * a.t.h + a.firstY + y) * (a.t.w + 2 * a.wide.halo) + a.wide.halo;
 		NOUNROLL for (i32 x0 = 0; x0 < a.countX; x0 += points) {
 			barrier();
 			NOUNROLL for (i32 i = t; i < columns; i += WARPS * 32) {
@@ -179,13 +179,14 @@ KERNEL(convThin3, ThinConvArgs, 256, 2) {
 				UNROLL for (int r = 0; r < 9; r++) v[r] = x0 + i < a.countX + 2 ? ((const float *)a.thin.at)[starts[r] + x0 + i] : 0;
 				UNROLL for (int r = 0; r < 9; r++) kept[i * W::PITCH + r] = v[r];
 			}
+			i32 start = starts[9]; // it changes behind the barrier
 			barrier();
 			i32 at = segment * a.segment, left = a.countX - x0 - at;
 			left = left < a.segment ? left : a.segment;
 			if (c >= a.t.c) left = 0;
 			const float *from = kept + at * W::PITCH;
 			i32 x = a.firstX + x0 + at;
-			u16 *p = (u16 *)a.wide.at + cell(a.wide, a.t.w, to, x) + c;
+			u16 *to = (u16 *)a.wide.at + (i64)start * a.wide.pitch + c, *p = to + (i64)x * a.wide.pitch;
 			float window[3][9];
 			UNROLL for (int k = 0; k < 2; k++) column<9>(window[k], from + k * W::PITCH);
 			NOUNROLL for (i32 j = 0; j < left; j += 3) {
@@ -201,9 +202,8 @@ KERNEL(convThin3, ThinConvArgs, 256, 2) {
 				p += 3 * a.wide.pitch;
 			}
 			if (a.wide.halo == 0 || left <= 0) continue;
-			u16 *row0 = (u16 *)a.wide.at + cell(a.wide, a.t.w, to, 0) + c;
-			if (x == 0) fillHalo(a.wide, row0, -1);
-			if (x + left == a.t.w) fillHalo(a.wide, row0 + (i64)(a.t.w - 1) * a.wide.pitch, 1);
+			if (x == 0) fillHalo(a.wide, to, -1);
+			if (x + left == a.t.w) fillHalo(a.wide, to + (i64)(a.t.w - 1) * a.wide.pitch, 1);
 		}
 	}
 }

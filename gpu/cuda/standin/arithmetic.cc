@@ -221,6 +221,7 @@ void floats(Table &t) {
 	BINARY("min.f32", float, float, float, std::fmin(a, b)) // of a number and NaN the number
 	BINARY("max.f32", float, float, float, std::fmax(a, b))
 	UNARY("ex2.approx.f32", float, float, std::exp2(a))
+	UNARY("ex2.approx.ftz.f32", float, float, flushed(std::exp2(flushed(a))))
 	UNARY("lg2.approx.f32", float, float, std::log2(a))
 	UNARY("rcp.approx.ftz.f32", float, float, flushed(1 / flushed(a)))
 	BINARY("add.f64", double, double, double, a + b)
