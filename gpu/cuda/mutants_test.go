@@ -21,8 +21,11 @@ func (f *first) Errorf(format string, args ...any) {
 	}
 }
 
-// mutant compiles for e the module that has a kernel, with the nth match of a pattern in that kernel replaced; n from the end where it is
-// negative.
+// every stands for all matches.
+const every = 1 << 20
+
+// mutant compiles for e the module that has a kernel, with the nth match of a pattern in that kernel replaced, or every one; n from the end
+// where it is negative.
 func mutant(t *testing.T, e *Engine, kernel, pattern, with string, n int) error {
 	t.Helper()
 	all, err := modules()
@@ -41,14 +44,20 @@ func mutant(t *testing.T, e *Engine, kernel, pattern, with string, n int) error 
 		if n < 0 {
 			n += len(matches)
 		}
-		if n < 0 || n >= len(matches) {
+		if n >= 0 && n < len(matches) {
+			matches = matches[n : n+1]
+		} else if n != every || len(matches) == 0 {
 			t.Fatalf("%s has %d of %s", kernel, len(matches), pattern)
 		}
-		m := matches[n]
-		changed := re.ExpandString(nil, with, text[from:to], m)
-		return e.o.wait(func() error {
-			return e.compile(module{text[:from+m[0]] + string(changed) + text[from+m[1]:], of.target})
-		})
+		var changed []byte
+		at := 0
+		for _, m := range matches {
+			changed = append(changed, text[from+at:from+m[0]]...)
+			changed = re.ExpandString(changed, with, text[from:to], m)
+			at = m[1]
+		}
+		e.own = of.target != everyone
+		return e.o.wait(func() error { return e.compile(module{text[:from] + string(changed) + text[from+at:], of.target}) })
 	}
 	t.Fatalf("no kernel %s", kernel)
 	return nil
@@ -66,6 +75,7 @@ func TestMutants(t *testing.T) {
 			return [][]float32{got}
 		}
 	}
+	hopper := convolve(filter(3, gpu.Dims{N: 1, D: 1, H: 4, W: 80}, 40, 64))
 	conv := convolve(filter(3, gpu.Dims{N: 1, D: 1, H: 2, W: 40}, 40, 32))
 	norm := normalise(gpu.Dims{N: 1, D: 1, H: 2, W: 9, C: 32})
 	for _, c := range []struct {
@@ -100,8 +110,19 @@ func TestMutants(t *testing.T) {
 		{"a copy to an odd place", "conv512x32", `cp\.async\.cg\.shared\.global \[%r\d+`, "$0+8", 0, conv, []string{"memcheck: conv512x32", "isn't aligned"}},
 		{"matrices from an odd place", "conv512x32", `(ldmatrix\.sync.*\[%r\d+)`, "$1+2", 0, conv, []string{"memcheck: conv512x32", "isn't aligned"}},
 		{"operands of a product exchanged", "conv512x32", `(mma\.sync\S+ \{[^}]*\}, \{)(%r\d+),(%r\d+)`, "$1$3,$2", 0, conv, []string{"result 0"}},
+		{"products of what isn't fenced", "conv512x64Hopper", `fence\.proxy`, "// fence.proxy", every, hopper, []string{"racecheck: conv512x64Hopper", "did no fence.proxy.async"}},
+		{"sums that aren't fenced", "conv512x64Hopper", `wgmma\.fence`, "// wgmma.fence", every, hopper, []string{"racecheck: conv512x64Hopper", "without wgmma.fence"}},
+		{"no wait for products", "conv512x64Hopper", `wgmma\.wait_group\S+ 0`, "// $0", every, hopper, []string{"initcheck: conv512x64Hopper", "no value"}},
+		{"no wait in the ring", "conv512x64Hopper", `wgmma\.wait_group\S+ 1`, "// $0", every, hopper, []string{"racecheck: conv512x64Hopper", "a product that is in flight"}},
+		{"no barrier in front of products", "conv512x64Hopper", `bar\.sync`, "// bar.sync", every, hopper, []string{"racecheck: conv512x64Hopper"}},
+		{"descriptors exchanged", "conv512x64Hopper", `(wgmma\.mma_async.*\}), (%rd\d+), (%rd\d+)`, "$1, $3, $2", every, hopper, []string{"conv512x64Hopper"}},
+		{"a descriptor inside a pattern", "conv512x64Hopper", `or\.b64(\s+%rd\d+, %rd\d+, -\d+)56800;`, "or.b64${1}56792;", every, hopper, []string{"conv512x64Hopper", "pattern"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			if strings.HasSuffix(c.kernel, "Hopper") {
+				t.Setenv("FLOWRUN_STANDIN_CAPABILITY", "9.0")
+				t.Setenv(OwnKernels, "off") // but for the mutant
+			}
 			e := open(t).(*Engine)
 			err := mutant(t, e, c.kernel, c.pattern, c.with, c.n)
 			var f first

@@ -15,7 +15,7 @@ std::string hex(u64 v) {
 }
 
 const char *verb(Touch how) {
-	return how == Touch::READ ? "read" : how == Touch::WRITE ? "write" : how == Touch::ATOMIC ? "atomic" : "asynchronous copy";
+	return how == Touch::READ ? "read" : how == Touch::WRITE ? "write" : how == Touch::ATOMIC ? "atomic" : how == Touch::FETCH ? "product's read" : "asynchronous copy";
 }
 
 std::string who(const Warp &w, u64 stamp) {
@@ -24,7 +24,8 @@ std::string who(const Warp &w, u64 stamp) {
 }
 
 [[noreturn]] void race(Warp &w, u32 lane, const char *space, u64 at, Touch how, const Cell &c, u64 other) {
-	const char *did = other == c.write ? other & PENDING ? "an asynchronous copy into it that is in flight, by " : "a write by " : "a read by ";
+	const char *did = other == c.write ? other & PENDING ? "an asynchronous copy into it that is in flight, by " : "a write by "
+		: other & PENDING ? "a product that is in flight, by " : "a read by ";
 	w.fail(lane, "racecheck", std::string(verb(how)) + " of " + space + " memory at " + hex(at) + ", unordered with " + did + who(w, other));
 }
 
@@ -34,6 +35,13 @@ template <class F> inline void eachCell(const Warp &w, Cell *cells, u64 offset, 
 	for (u64 i = offset >> g, end = (offset + bytes + (1 << g) - 1) >> g; i < end; i++) f(cells[i]);
 }
 
+// unfenced notes a write that products don't see yet.
+inline void unfenced(Warp &w, u32 lane, Cell &c) {
+	if (!w.kernel->products) return;
+	c.write |= UNFENCED;
+	w.unfenced[lane].push_back(&c);
+}
+
 char *shared(Warp &w, u32 lane, u64 at, u32 bytes, Touch how) {
 	Block &b = *w.block;
 	if (at < sharedBase || at - sharedBase + bytes > b.sharedBytes)
@@ -41,9 +49,12 @@ char *shared(Warp &w, u32 lane, u64 at, u32 bytes, Touch how) {
 			hex(sharedBase + b.sharedBytes), Failure::ADDRESS);
 	u64 now = stampOf(w, lane);
 	eachCell(w, b.cells.data(), at - sharedBase, bytes, [&](Cell &c) {
-		if ((how == Touch::READ || how == Touch::ATOMIC) && serialOf(c.write) != b.serial)
+		if ((how == Touch::READ || how == Touch::ATOMIC || how == Touch::FETCH) && serialOf(c.write) != b.serial)
 			w.fail(lane, "initcheck", std::string(verb(how)) + " of shared memory at " + hex(at) + ", which nobody has written");
 		if (u64 other = touched(w, c, how, now, b.serial)) race(w, lane, "shared", at, how, c, other);
+		if (how == Touch::FETCH && c.write & UNFENCED)
+			w.fail(lane, "racecheck", "a product's read of shared memory at " + hex(at) + ", whose writer, " + who(w, c.write) + ", did no fence.proxy.async behind the write");
+		if (how == Touch::WRITE) unfenced(w, lane, c);
 	});
 	return b.shared.data() + (at - sharedBase);
 }
@@ -158,7 +169,10 @@ void land(Warp &w, u32 lane, size_t copies) {
 		char *to = b.shared.data() + (c.to - sharedBase);
 		memcpy(to, c.from, c.bytes);
 		memset(to + c.bytes, 0, c.all - c.bytes);
-		eachCell(w, b.cells.data(), c.to - sharedBase, c.all, [&](Cell &cell) { touched(w, cell, Touch::LAND, now, b.serial); });
+		eachCell(w, b.cells.data(), c.to - sharedBase, c.all, [&](Cell &cell) {
+			touched(w, cell, Touch::LAND, now, b.serial);
+			unfenced(w, lane, cell);
+		});
 	}
 	w.copies[lane].erase(w.copies[lane].begin(), w.copies[lane].begin() + (long)copies);
 }

@@ -134,7 +134,7 @@ Op Decoder::decode() {
 		op.guard = read(op, o, 0), op.unless = at->unless;
 		reading.clear(); // it is looked at apart: it says which lanes are active
 	}
-	if (!decodeArithmetic(*this, op) && !decodeAccess(*this, op) && !decodeCollective(*this, op) && !decodeControl(*this, op)) fail("unknown instruction " + at->name);
+	if (!decodeArithmetic(*this, op) && !decodeAccess(*this, op) && !decodeCollective(*this, op) && !decodeProduct(*this, op) && !decodeControl(*this, op)) fail("unknown instruction " + at->name);
 	finish(op);
 	return op;
 }

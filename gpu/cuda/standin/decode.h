@@ -46,6 +46,7 @@ private:
 bool decodeArithmetic(Decoder &d, Op &op);
 bool decodeAccess(Decoder &d, Op &op);
 bool decodeCollective(Decoder &d, Op &op);
+bool decodeProduct(Decoder &d, Op &op);
 
 std::vector<std::string> split(const std::string &name, char by);
 

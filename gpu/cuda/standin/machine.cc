@@ -37,7 +37,10 @@ void check(Warp &w, const Op &op, u32 active) {
 
 void know(Warp &w, const Op &op, u32 active) {
 	const u32 *wrote = w.kernel->lists.data() + op.writes;
-	for (u32 i = 0; i < op.writers; i++) w.known[wrote[i]] |= active;
+	for (u32 i = 0; i < op.writers; i++) {
+		if (!w.busy.empty() && w.busy[wrote[i]]) w.fail((u32)__builtin_ctz(active), "racecheck", "a register is written that a product in flight adds to");
+		w.known[wrote[i]] |= active;
+	}
 }
 
 // copy is know for moves: a value that isn't there may be moved, and isn't there afterwards.
@@ -45,6 +48,7 @@ void copied(Warp &w, const Op &op, u32 active) {
 	const u32 *read = w.kernel->lists.data() + op.reads;
 	u32 are = active, &known = w.known[w.kernel->lists[op.writes]];
 	for (u32 i = 0; i < op.readers; i++) are &= w.known[read[i]];
+	if (!w.busy.empty() && w.busy[w.kernel->lists[op.writes]]) w.fail((u32)__builtin_ctz(active), "racecheck", "a register is written that a product in flight adds to");
 	known = (known & ~active) | are;
 }
 
@@ -192,7 +196,10 @@ void start(Warp &w, Block &b) {
 	for (int i = 0; i < 3; i++) {
 		if (u32 unit = k.special[CTAID_X + i]) std::fill_n(w.lanes<u32>(unit), 32, b.id[i]);
 	}
-	for (u32 l = 0; l < 32; l++) w.copies[l].clear(), w.batches[l].clear();
+	for (u32 l = 0; l < 32; l++) w.copies[l].clear(), w.batches[l].clear(), w.unfenced[l].clear();
+	w.products.clear(), w.productBatches.clear();
+	w.busy.assign(k.products ? k.units : 0, 0);
+	w.fenced = false, w.asked = 0;
 }
 
 // meet lets the warps at a barrier go on: each knows from now on what the others did before.
@@ -207,7 +214,7 @@ void meet(Block &b, u32 barrier) {
 		Warp &w = b.warps[i];
 		if (w.waitsAt != barrier) continue;
 		memcpy(b.clocks[i], now, sizeof now);
-		if (now[i] >= 1 << 20) w.fail(0, "machine", "more than a million barriers");
+		if (now[i] >= 1 << 19) w.fail(0, "machine", "more than half a million barriers");
 		w.waitsAt = none;
 	}
 }
@@ -227,7 +234,7 @@ void runBlock(Block &b) {
 			if (w.live && w.waitsAt == none) run(w);
 			live += w.live != 0;
 		}
-		if (!live) return;
+		if (!live) break;
 		const Warp *at = nullptr;
 		for (Warp &w : b.warps) {
 			if (!w.live) continue;
@@ -237,6 +244,9 @@ void runBlock(Block &b) {
 			at = &w;
 		}
 		meet(b, at->waitsAt);
+	}
+	for (Warp &w : b.warps) {
+		if (w.asked != b.warps[w.number / 4 * 4].asked) w.fail(0, "synccheck", "the four warps of a group asked for different products");
 	}
 }
 

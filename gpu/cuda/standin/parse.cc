@@ -54,6 +54,8 @@ class Parser {
 	std::map<int, std::string> files;
 	std::string source; // of .loc
 	std::map<std::string, size_t> dynamic; // names of the launch's shared memory and their alignment
+	std::vector<std::map<std::string, std::string>> scopes; // in a kernel: what registers that were declared in braces are called
+	int scope = 0;
 
 	const Token &peek() const { return all[i]; }
 	[[noreturn]] void fail(const std::string &why) const { throw Error(at(peek().line, why)); }
@@ -88,11 +90,20 @@ class Parser {
 		return n;
 	}
 
+	// named gives what a register is called, whose name may come again in other braces.
+	std::string named(const std::string &name) const {
+		for (size_t k = scopes.size(); k-- > 0;) {
+			auto it = scopes[k].find(name);
+			if (it != scopes[k].end()) return it->second;
+		}
+		return name;
+	}
+
 	Operand operand() {
 		Operand o;
 		if (has("[")) {
 			o.kind = Operand::ADDRESS;
-			o.name = word();
+			o.name = named(word());
 			if (has("+")) {
 				bool minus = has("-");
 				o.offset = (i64)number();
@@ -104,7 +115,7 @@ class Parser {
 			do o.list.push_back(operand()); while (has(","));
 			must("}");
 		} else if (peek().kind == Token::WORD) {
-			o.name = take().text;
+			o.name = named(take().text);
 			o.kind = o.name[0] == '%' ? Operand::REGISTER : Operand::SYMBOL;
 		} else {
 			o.kind = Operand::NUMBER;
@@ -138,7 +149,9 @@ class Parser {
 		if (t == types.end()) fail("registers of type " + type);
 		do {
 			std::string name = word();
+			if (!scopes.empty()) name = scopes.back()[name] = "%" + name + "#" + std::to_string(scope);
 			if (has("<")) {
+				if (!scopes.empty()) fail("numbered registers in braces");
 				u64 n = number();
 				must(">");
 				for (u64 k = 0; k < n; k++) d.declare(name + std::to_string(k), t->second);
@@ -166,7 +179,7 @@ class Parser {
 		n.line = peek().line, n.source = source;
 		if (has("@")) {
 			n.unless = has("!");
-			n.guard = word();
+			n.guard = named(word());
 		}
 		n.name = word();
 		if (!islower((u8)n.name[0])) fail("unknown directive " + n.name);
@@ -180,9 +193,13 @@ class Parser {
 	void body(Decoder &d) {
 		must("{");
 		source.clear();
-		for (int depth = 1; depth > 0;) {
-			if (has("}")) {
-				depth--;
+		for (;;) {
+			if (has("{")) {
+				scopes.emplace_back();
+				scope++;
+			} else if (has("}")) {
+				if (scopes.empty()) break;
+				scopes.pop_back();
 			} else if (has(".reg")) {
 				registersOf(d);
 			} else if (has(".shared")) {

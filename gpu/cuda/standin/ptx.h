@@ -105,6 +105,7 @@ struct Kernel {
 	size_t parameters = 0;   // bytes
 	size_t shared = 0;       // bytes that it declares; dynamic memory begins behind them, at the alignment of dynamicAlign
 	size_t dynamicAlign = 1;
+	bool products = false;   // that run while the kernel goes on: Hopper's
 	int granule = 2;         // log2 of the bytes that one cell of a shadow is for: nothing smaller is written
 	u32 units = 0;           // of a warp's file
 	std::vector<Instruction> text;

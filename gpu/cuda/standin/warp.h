@@ -12,6 +12,13 @@ struct Landing {
 	u8 bytes, all; // the rest is zeros
 };
 
+// Product is a matrix product that was asked for.
+struct Product {
+	const Op *op;
+	u64 a, b; // descriptors
+	bool add; // to what the sums are
+};
+
 struct Group {
 	u32 pc, mask;
 	bool waits; // for other lanes
@@ -29,6 +36,12 @@ struct Warp {
 	u32 waitsAt; // a barrier, or none
 	std::vector<Landing> copies[32];
 	std::vector<size_t> batches[32]; // ends in copies
+	std::vector<Product> products;   // of four warps together: this one has rows 16*(number%4) and on
+	std::vector<size_t> productBatches;
+	u64 asked;                       // which, so far: the same of all four
+	bool fenced;                     // the sums are safe to be added to
+	std::vector<u8> busy;            // by unit: sums that products are to change
+	std::vector<Cell *> unfenced[32]; // what lanes wrote and products don't see yet
 
 	template <class T> T *lanes(u32 unit) { return (T *)units[unit].v; }
 	[[noreturn]] void fail(u32 lane, const std::string &check, const std::string &why, Failure::Kind kind = Failure::OTHER);
