@@ -18,5 +18,6 @@
 // override it, and model.preset names one of the embedded presets. Every problem in a file is reported at once, each
 // with its line and, for a typo, the nearest key.
 //
-// In reading order: schema.go (tags), value.go (scalars), decode.go, load.go, override.go, preset.go, describe.go.
+// In reading order: schema.go (tags), value.go (scalars), parse.go (YAML to nodes), decode.go, load.go, override.go, preset.go,
+// describe.go; errors.go and suggest.go (what is said of a mistake).
 package configs

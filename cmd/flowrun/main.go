@@ -1,7 +1,8 @@
 // Command flowrun trains 3D VQ-GANs on CT scans: flowrun FILE.yaml [key=value …].
 //
-// What the verbs do is in package flows; here are words, signals and exit codes. One verb a file; flows.go holds every
-// call into flows, failure.go the last line and the exit code.
+// What the verbs do is in package flows; here are words, signals and exit codes. root.go has the verbs, each of which has a file; flows.go
+// holds every call into flows, signals.go what a signal asks for, failure.go the last line and the exit code, help.go the keys in
+// words, complete.go what a shell is offered.
 package main
 
 import (

@@ -2,7 +2,7 @@
 // when the engine is made; plain Go elsewhere). It is also the reference that other engines are held to.
 //
 // Reading order: engine.go (the arena), pool.go (threads), plan.go and conv.go (a convolution as matrix products on
-// shifted windows), weight.go (its weight gradient), then norm.go, quantize.go, loss.go and adam.go; and what a GAN adds:
+// shifted windows), weight.go (its weight gradient), then norm.go and normgo.go, quantize.go, loss.go and adam.go; and what a GAN adds:
 // pointwise.go, planes.go (2D images of volumes), judge.go, perceptual.go, similarity.go (SSIM), unit.go and spectral.go.
 // What a micro-kernel computes is said, in plain Go, in kernel.go.
 //

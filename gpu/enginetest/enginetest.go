@@ -5,6 +5,9 @@
 // An engine's own test is one line:
 //
 //	enginetest.Run(t, func() gpu.Engine { return cpu.New(0) })
+//
+// Reading order: enginetest.go (the list of tests, and how an op is tried), ops.go, conv.go, norm.go, losses.go, pointwise.go and
+// latent.go; judge.go, planes.go and spectral.go (what a GAN adds); bench.go and benchgan.go.
 package enginetest
 
 import (

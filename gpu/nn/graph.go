@@ -3,8 +3,9 @@
 // arena for as long as it lives, and returns a Program: a list of ops that an Engine executes in order. A Layout puts what
 // outlives a run (weights, moments) and all programs into one arena, and its Plan says what each byte is for.
 //
-// Reading order: graph.go, ops.go (what each op computes, forward and backward), lower.go (values to buffers), place.go
-// (buffers to offsets), program.go, plan.go.
+// Reading order: graph.go, params.go, ops.go, maps.go and heads.go (what each op computes, forward and backward: layers, what needs no
+// parameters, losses), segment.go (ops whose backward pass runs right behind them), lower.go (values to buffers), place.go (buffers
+// to offsets), program.go, plan.go.
 package nn
 
 import (

@@ -3,7 +3,8 @@
 // move everything that a run needs to go on with the same bits.
 //
 // Reading order: config.go, model.go (the network), quantiser.go (how latents become codes), codebook.go (how codes follow latents),
-// levels.go (what a session keeps of each codebook), session.go, state.go (names and layouts in files), coder.go (inference alone: the two
+// levels.go (what a session keeps of each codebook), options.go, session.go, step.go and results.go (a step, and what it says),
+// state.go (names and layouts in files), key.go (randomness by what it is for), coder.go (inference alone: the two
 // halves of the model at any size), field.go (how far a code sees); losses of networks: discriminator.go, gan.go and judges.go,
 // perceptual.go; state dicts: statedict.go and tensors.go.
 package vqgan

@@ -6,5 +6,5 @@
 // by its SHA-256 (package safetensors).
 //
 // Reading order: options.go (the keys of the stage), store.go (save, retention, links; Write outside a store), load.go
-// (what is read back), meta.go (a Snapshot's place in the header).
+// (what is read back), meta.go (a Snapshot's place in the header), back.go (going back), disk.go (what tests make fail).
 package checkpoint

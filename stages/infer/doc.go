@@ -11,5 +11,5 @@
 //
 // Codes of other models are kept tile by tile, and Decode gives their overlapping tiles back to be blended.
 //
-// Reading order: model.go, identity.go, grid.go, blend.go, encode.go, decode.go.
+// Reading order: options.go (the keys of the stages), model.go, identity.go, grid.go, blend.go, encode.go, decode.go.
 package infer

@@ -8,4 +8,7 @@
 //
 // A voxel that n tiles cover differs from the exact sum by at most n·2^-31, and by half a unit in the last place of
 // the float32 that it becomes: with the usual 8 tiles 4e-9 + 3e-8, under one such unit of full scale.
+//
+// Reading order: options.go (the keys of the stage), window.go (weights along an axis), grid.go (which tiles are taken, and the memory
+// for them), merge.go, add.go (the loops), workers.go.
 package merge

@@ -8,7 +8,7 @@
 // float64, and no result depends on the number of workers.
 //
 // There are two ways in. A Meter takes patches (validation in training): meter.go, measures.go, tissue.go, seam.go,
-// ssim.go, hfen.go. Measure is the stage that sees merged volumes pass slab by slab (reconstruction): measure.go holds its
+// ssim.go and hfen.go on slide.go (a window that passes over slices). Measure is the stage that sees merged volumes pass slab by slab (reconstruction): measure.go holds its
 // contract, scan.go what it does for one scan, summary.go the results, write.go and table.go their files and their
 // table. usage.go and trilinear.go stand alone; SSIM and HFEN, too, may be had by who measures volumes of his own.
 package metrics

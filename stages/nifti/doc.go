@@ -9,5 +9,8 @@
 // Nothing that a file says is believed before it is compared with what the file holds: sizes are multiplied with
 // overflow checks, capped, and compared with the bytes on disk; the gzip checksum is always verified.
 //
+// Reading order: header.go and affine.go; reader.go, stream.go (a file's bytes in order, unzipped ahead by package inflate) and decode.go
+// (bytes to numbers); encode.go and writer.go.
+//
 // Formats: https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h and nifti2.h.
 package nifti

@@ -12,15 +12,25 @@
 //
 // Log lines carry a field event where a script may care, and what belongs to it under names of its own:
 //
-//	start       a run is ready to train
-//	resume      it goes on from a checkpoint: checkpoint, step, epoch
-//	progress    how far it is: step, total, epoch, eta_seconds and the step's metrics (only on a pipe)
-//	validation  a validation's metrics (only on a pipe)
-//	checkpoint  a snapshot is durable: path, step, reason
-//	quarantine  a scan is set aside: scan, reason
-//	stop, done  the run ended, before and at its last step
+//	start               a run is ready
+//	resume              it goes on from a checkpoint: checkpoint, step, epoch
+//	progress            how far it is: step, total, epoch, eta_seconds and the step's metrics (only on a pipe)
+//	validation          a validation's metrics (only on a pipe)
+//	checkpoint          a snapshot is durable: path, step, reason
+//	quarantine          a scan is set aside: scan, reason
+//	written             a volume, or codes, are on the disk: scan, path
+//	measured            so are the measures: path
+//	incident            training went wrong: step, since, kind
+//	paused, resumed     the run waits for room, or memory, and goes on
+//	disk, memory        there is little left: free
+//	stalled, moving     nothing moves: stage; something does again
+//	serving             the live page: url
+//	queue, void         what becomes of the queue; what an epoch ends without
+//	stop, done, failed  the run is asked to end, ended, ended with an error: exit
 //
-// Reading order: record.go (the names of the metrics), metrics.go (their files), history.go (their curves in little
+// Others (copies, device, late, left behind, left out, unsealed) are warnings in words.
+//
+// Reading order: record.go (the names of the metrics), metrics.go and flat.go (their files), history.go (their curves in little
 // memory), log.go and rotate.go, incidents.go (what is notable in the log), progress.go (live line and JSON lines), line.go
 // (how the live line looks), bound.go (what bounds a run), divergence.go (incidents.jsonl), memory.go, resources.go, lock.go; what
 // asks from outside, or is told: serve.go, prometheus.go, hooks.go, stall.go, systemd.go, scalars.go and tfevents (TensorBoard);
