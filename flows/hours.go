@@ -48,21 +48,27 @@ func (j *Job) trained(snap *volume.Snapshot) int {
 // paceSteps is how many steps of a process lateness is told from, paceBegins how many come before them.
 const paceSteps, paceBegins = 10, 2
 
+// lateness is what a run knows of its pace on this machine.
+type lateness struct {
+	steps int           // so far; more than are timed once it is told
+	took  time.Duration // by those that are timed
+}
+
 // late tells, once, that a run which keeps the course that another machine, or another load, has set will take longer than
 // run.hours. Its learning rate was made for that course, so it isn't cut short.
 func (r *run) late(s train.Step) {
-	l := r.loop
-	if r.job.run.Hours == 0 || l.Schedule.Steps == 0 || l.Pace == 0 || r.timed > paceBegins+paceSteps {
+	l, b := r.loop, &r.behind
+	if r.job.run.Hours == 0 || l.Schedule.Steps == 0 || l.Pace == 0 || b.steps > paceBegins+paceSteps {
 		return
 	}
-	if r.timed++; r.timed > paceBegins {
-		r.took += time.Duration(s.Seconds * float64(time.Second))
+	if b.steps++; b.steps > paceBegins {
+		b.took += time.Duration(s.Seconds * float64(time.Second))
 	}
-	if r.timed < paceBegins+paceSteps {
+	if b.steps < paceBegins+paceSteps {
 		return
 	}
-	r.timed++
-	each := r.took / paceSteps
+	b.steps++
+	each := b.took / paceSteps
 	left := time.Duration(l.Schedule.Steps-l.Step) * each
 	if over := left - r.hoursLeft(); over > time.Minute && over > left/10 && each > l.Pace {
 		r.log.Warn().Str("event", "late").Msg(fmt.Sprintf("a step takes %.3g s here, and took %.3g s when run.hours was turned into %d steps: the run will end about %s behind it; with another run.hours it gets another last step",

@@ -13,16 +13,25 @@ import (
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/checkpoint"
 	"github.com/flowrun/flowrun/stages/observe"
+	"github.com/flowrun/flowrun/stages/pipe"
 	"github.com/flowrun/flowrun/stages/train"
 )
 
-// bound says what bounded the run lately. It is called from the train stage only.
-func (r *run) bound() string {
-	if time.Since(r.boundAt) > time.Second {
-		now := r.stats()
-		r.boundBy, r.boundStats, r.boundAt = observe.BoundBy(r.boundStats, now), now, time.Now()
+// bottleneck finds what bounds a graph. It is the train stage's.
+type bottleneck struct {
+	stats func() []pipe.Stat
+	by    string
+	last  []pipe.Stat
+	at    time.Time
+}
+
+// lately is what bounded it since about a second ago.
+func (b *bottleneck) lately() string {
+	if time.Since(b.at) > time.Second {
+		now := b.stats()
+		b.by, b.last, b.at = observe.BoundBy(b.last, now), now, time.Now()
 	}
-	return r.boundBy
+	return b.by
 }
 
 // report records an optimiser step.
@@ -31,7 +40,7 @@ func (r *run) report(s train.Step) {
 	rec := observe.Step{
 		Step: s.Step, Epoch: s.Cursor.Epoch, Recon: s.Stats.L1, Commitment: s.Stats.Commitment, Loss: s.Stats.Total,
 		Perplexity: s.Stats.Perplexity, PSNR: s.Stats.PSNR(), GradNorm: s.Stats.GradNorm, LR: s.LR,
-		Seconds: s.Seconds, VoxelsPerSecond: float64(s.Voxels) / s.Seconds, BoundBy: r.bound(), RSS: rss, Goroutines: goroutines,
+		Seconds: s.Seconds, VoxelsPerSecond: float64(s.Voxels) / s.Seconds, BoundBy: r.bound.lately(), RSS: rss, Goroutines: goroutines,
 		More: r.more(s.Stats),
 	}
 	r.wrote(r.metrics.Train(rec))

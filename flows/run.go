@@ -58,8 +58,7 @@ type run struct {
 	out        io.Writer // where results go that people asked for
 
 	began  time.Time
-	timed  int           // steps that lateness is told from
-	took   time.Duration // by those that are timed
+	behind lateness
 	before time.Duration // spent by the processes that the run had before this one
 	start  volume.Cursor
 	epochs int            // the source ends before this one
@@ -77,10 +76,7 @@ type run struct {
 
 	stopping, hard <-chan struct{} // closed at a soft and at a hard stop; nil before the graph runs
 
-	stats      func() []pipe.Stat
-	boundBy    string
-	boundAt    time.Time
-	boundStats []pipe.Stat
+	bound      bottleneck
 	metricsErr error
 }
 
@@ -287,7 +283,7 @@ func (r *run) carryOut(ctx context.Context, soft <-chan struct{}) error {
 	var err error
 	for {
 		g = pipe.New(ctx)
-		r.stats, r.boundStats, r.boundAt = g.Stats, nil, time.Time{}
+		r.bound = bottleneck{stats: g.Stats}
 		r.stopping, r.hard = g.Stopping(), ctx.Done()
 		r.learnt.Store(-1)
 		if r.loop != nil {
