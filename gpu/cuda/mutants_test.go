@@ -77,7 +77,12 @@ func TestMutants(t *testing.T) {
 	}
 	hopper := convolve(filter(3, gpu.Dims{N: 1, D: 1, H: 4, W: 80}, 40, 64))
 	conv := convolve(filter(3, gpu.Dims{N: 1, D: 1, H: 2, W: 40}, 40, 32))
-	norm := normalise(gpu.Dims{N: 1, D: 1, H: 2, W: 9, C: 32})
+	unit := func(s *side, kind gpu.Type) [][]float32 {
+		d := gpu.Dims{N: 1, D: 1, H: 2, W: 9, C: 32}
+		x, y := s.tensor(d, 0, kind, noise(d.Len())), s.tensor(d, 0, kind, nil)
+		s.Unit(x, y)
+		return [][]float32{s.read(y)}
+	}
 	for _, c := range []struct {
 		name, kernel  string
 		pattern, with string
@@ -100,9 +105,9 @@ func TestMutants(t *testing.T) {
 		{"an unknown instruction", "sumSquares", `bar\.sync`, "bar.red", 0, nil, []string{"unknown instruction bar.red", "line "}},
 		{"an unknown directive", "sumSquares", `\.maxntid`, ".maxnreg", 0, nil, []string{"unknown directive .maxnreg", "line "}},
 		{"a register of another size", "sumSquares", `setp\.ge\.s64`, "setp.ge.s32", 0, nil, []string{"of another size"}},
-		{"too short a vector's alignment", "channelNorm1", `(ld\.global\.v4\.u32\s+\{[^}]*\}, \[%rd\d+)`, "$1+8", 0, norm, []string{"memcheck: channelNorm1", "16 bytes", "isn't aligned"}},
-		{"a shuffle of half a warp", "channelNorm1", `(shfl\.sync.*), -1;`, "$1, 65535;", 0, norm, []string{"synccheck: channelNorm1", "leaves the lane out"}},
-		{"halves exchanged", "channelNorm1", `(cvt\.rn\.bf16x2\.f32\s+%r\d+), (%f\d+), (%f\d+)`, "$1, $3, $2", 0, norm, []string{"result 0"}},
+		{"too short a vector's alignment", "unit", `(ld\.global\.v4\.u32\s+\{[^}]*\}, \[%rd\d+)`, "$1+8", 0, unit, []string{"memcheck: unit", "16 bytes", "isn't aligned"}},
+		{"a shuffle of half a warp", "unit", `(shfl\.sync.*), -1;`, "$1, 65535;", 0, unit, []string{"synccheck: unit", "leaves the lane out"}},
+		{"halves exchanged", "unit", `(cvt\.rn\.bf16x2\.f32\s+%r\d+), (%f\d+), (%f\d+)`, "$1, $3, $2", 0, unit, []string{"result 0"}},
 		{"no wait for copies", "conv512x32", `cp\.async\.wait_group`, "// cp.async.wait_group", 0, conv, []string{"racecheck: conv512x32", "in flight"}},
 		{"too short a wait for copies", "conv512x32", `cp\.async\.wait_group\s+0`, "cp.async.wait_group 1", 0, conv, []string{"racecheck: conv512x32", "in flight"}},
 		{"too short a wait in the ring", "weight9x32", `cp\.async\.wait_group\s+\d`, "cp.async.wait_group 7", 0, conv, []string{"racecheck: weight9x32", "in flight"}},
@@ -114,7 +119,7 @@ func TestMutants(t *testing.T) {
 		{"sums that aren't fenced", "conv512x64Hopper", `wgmma\.fence`, "// wgmma.fence", every, hopper, []string{"racecheck: conv512x64Hopper", "without wgmma.fence"}},
 		{"no wait for products", "conv512x64Hopper", `wgmma\.wait_group\S+ 0`, "// $0", every, hopper, []string{"initcheck: conv512x64Hopper", "no value"}},
 		{"no wait in the ring", "conv512x64Hopper", `wgmma\.wait_group\S+ 1`, "// $0", every, hopper, []string{"racecheck: conv512x64Hopper", "a product that is in flight"}},
-		{"no barrier in front of products", "conv512x64Hopper", `bar\.sync`, "// bar.sync", every, hopper, []string{"racecheck: conv512x64Hopper"}},
+		{"no barrier in front of products", "conv512x64Hopper", `bar\.sync`, "// bar.sync", every, hopper, []string{"initcheck: conv512x64Hopper"}},
 		{"descriptors exchanged", "conv512x64Hopper", `(wgmma\.mma_async.*\}), (%rd\d+), (%rd\d+)`, "$1, $3, $2", every, hopper, []string{"conv512x64Hopper"}},
 		{"a descriptor inside a pattern", "conv512x64Hopper", `or\.b64(\s+%rd\d+, %rd\d+, -\d+)56800;`, "or.b64${1}56792;", every, hopper, []string{"conv512x64Hopper", "pattern"}},
 	} {
