@@ -50,6 +50,9 @@ var benchConvs = []struct {
 	{"vgg/256", gpu.Dims{N: 6, D: 1, H: 16, W: 16, C: 256}, 256, k3, gpu.Zero},
 }
 
+// timed times an op that setup makes on a fresh engine; work is its FLOPs or bytes.
+type timed func(name, unit string, work int64, setup func(r *rig) func())
+
 // Bench times convolutions (GFLOP/s) and the memory-bound ops (GB/s of what an op must read and write).
 func Bench(b *testing.B, open func() gpu.Engine) {
 	run := func(name, unit string, work int64, setup func(r *rig) func()) {
@@ -72,6 +75,13 @@ func Bench(b *testing.B, open func() gpu.Engine) {
 			b.ReportMetric(float64(work)*float64(b.N)/b.Elapsed().Seconds()/1e9, unit)
 		})
 	}
+	benchConv(run)
+	benchNorm(run)
+	benchRest(run)
+	benchGAN(run)
+}
+
+func benchConv(run timed) {
 	rng := rand.New(rand.NewPCG(1, 1))
 	for _, s := range benchConvs {
 		c := gpu.Conv{In: s.in, Out: gpu.Dims{N: s.in.N, C: s.co}, Pad: s.pad, Transposed: s.axis.transposed}
@@ -111,21 +121,29 @@ func Bench(b *testing.B, open func() gpu.Engine) {
 			return op
 		})
 	}
-	d := gpu.Dims{N: 2, D: 32, H: 64, W: 64, C: 16}
-	tensors := func(r *rig, n int) []gpu.Tensor {
-		ts := make([]gpu.Tensor, n)
-		for i := range ts {
-			ts[i] = r.put(d, 1, gpu.Replicate, r.random(rng, d.Len()))
-		}
-		return ts
+}
+
+// benchDims is the size of the tensors of memory-bound ops.
+var benchDims = gpu.Dims{N: 2, D: 32, H: 64, W: 64, C: 16}
+
+// benchTensors are n tensors of benchDims.
+func benchTensors(r *rig, rng *rand.Rand, n int) []gpu.Tensor {
+	ts := make([]gpu.Tensor, n)
+	for i := range ts {
+		ts[i] = r.put(benchDims, 1, gpu.Replicate, r.random(rng, benchDims.Len()))
 	}
+	return ts
+}
+
+func benchNorm(run timed) {
+	rng, d := rand.New(rand.NewPCG(1, 1)), benchDims
 	size := 4 * int64(d.Len())
 	for _, n := range []gpu.Norm{{Eps: 1e-6}, {Groups: 4, Eps: 1e-6}} {
 		name := fmt.Sprintf("NormAct/%d groups", n.Groups)
 		setup := func(r *rig, f func(ts []gpu.Tensor, gamma, beta, stats, work gpu.Ptr)) {
 			gamma, beta := r.floats(r.random(rng, d.C)), r.floats(r.random(rng, d.C))
 			stats, work := r.alloc(r.e.NormStats(n, d)), r.alloc(r.e.NormWork(n, d))
-			ts := tensors(r, 3)
+			ts := benchTensors(r, rng, 3)
 			r.e.NormAct(n, ts[0], gamma, beta, stats, ts[1])
 			f(ts, gamma, beta, stats, work)
 		}
@@ -143,12 +161,17 @@ func Bench(b *testing.B, open func() gpu.Engine) {
 			return op
 		})
 	}
+}
+
+func benchRest(run timed) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	size := 4 * int64(benchDims.Len())
 	run("Add", "GB/s", 3*size, func(r *rig) func() {
-		ts := tensors(r, 3)
+		ts := benchTensors(r, rng, 3)
 		return func() { r.e.Add(ts[0], ts[1], ts[2]) }
 	})
 	one := gpu.Dims{N: 16, D: 32, H: 64, W: 64, C: 1}
-	run("ReconLoss", "GB/s", 3*size*int64(one.Len())/int64(d.Len()), func(r *rig) func() {
+	run("ReconLoss", "GB/s", 3*4*int64(one.Len()), func(r *rig) func() {
 		y, t, dy := r.put(one, 1, gpu.Zero, r.random(rng, one.Len())), r.put(one, 1, gpu.Zero, r.random(rng, one.Len())), r.tensor(one, 1, gpu.Zero)
 		out, work, scale := r.alloc(16), r.alloc(r.e.LossWork(one)), r.floats([]float64{1})
 		return func() { r.e.ReconLoss(y, t, 1, 1, scale, &dy, out, work) }
@@ -176,5 +199,4 @@ func Bench(b *testing.B, open func() gpu.Engine) {
 		loss, work := r.alloc(4), r.alloc(r.e.QuantizeWork(k, z))
 		return func() { r.e.Quantize(k, tz, book, idx, tq, counts, sums, loss, work) }
 	})
-	benchGAN(run)
 }

@@ -8,7 +8,7 @@ import (
 
 // benchGAN times what a GAN's step does beside convolutions: a 3D discriminator at 64×64×32 patches, VGG on 64×64 slices, SSIM of a patch.
 // Work is what an op must read and write.
-func benchGAN(run func(name, unit string, work int64, setup func(r *rig) func())) {
+func benchGAN(run timed) {
 	rng := rand.New(rand.NewPCG(2, 2))
 	patch := gpu.Dims{N: 2, D: 32, H: 64, W: 64, C: 1}
 	features := gpu.Dims{N: 2, D: 17, H: 33, W: 33, C: 64}
