@@ -2,6 +2,7 @@ package flows
 
 import (
 	"context"
+	"fmt"
 	"iter"
 
 	"github.com/flowrun/flowrun/stages/augment"
@@ -250,6 +251,14 @@ func wireTrain(w *wiring, s *piece) {
 	w.snapshots = pipe.Restless(w.batches, s.label, w.learns)
 }
 
+// save writes a checkpoint, unless the run's folder isn't its own any more.
+func (r *run) save(ctx context.Context, s *volume.Snapshot) (path string, err error) {
+	if err := r.lock.Held(); err != nil {
+		return "", fmt.Errorf("%s: %w", r.job.dirKey, err)
+	}
+	return r.store.Save(ctx, s)
+}
+
 func wireCheckpoint(w *wiring, s *piece) {
 	w.snapshots = pipe.Map(w.snapshots, s.label, 1, func(ctx context.Context, snap *volume.Snapshot) (*volume.Snapshot, error) {
 		kept, err := snap, error(nil)
@@ -259,7 +268,7 @@ func wireCheckpoint(w *wiring, s *piece) {
 		var path string
 		if err == nil {
 			err = w.patiently(func() (err error) {
-				path, err = w.store.Save(ctx, kept)
+				path, err = w.save(ctx, kept)
 				return err
 			})
 		}

@@ -192,6 +192,6 @@ func (r *run) keep(ctx context.Context, snap *volume.Snapshot) error {
 		}
 		again = *kept
 	}
-	r.last, err = r.store.Save(ctx, &again)
+	r.last, err = r.save(ctx, &again)
 	return err
 }

@@ -64,6 +64,7 @@ type run struct {
 	epochs int            // the source ends before this one
 	left   map[string]int // patches left of the scans that start's epoch has begun
 	warned map[string]bool
+	lock   *observe.RunLock
 	last   string             // the newest checkpoint's path
 	sample string             // the newest picture's path
 	values map[string]float64 // of the newest validation
@@ -89,12 +90,12 @@ func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) 
 	if err := os.MkdirAll(j.run.Dir, 0o755); err != nil {
 		return j.unwritable(err)
 	}
-	unlock, err := observe.LockRun(j.run.Dir)
+	lock, err := observe.LockRun(j.run.Dir)
 	if err != nil {
 		return j.unwritable(err)
 	}
-	defer unlock()
-	r := &run{job: j, out: ui.Out, epochs: 1, warned: map[string]bool{}, began: time.Now(), available: observe.Available}
+	defer lock.Unlock()
+	r := &run{job: j, lock: lock, out: ui.Out, epochs: 1, warned: map[string]bool{}, began: time.Now(), available: observe.Available}
 	r.progress = observe.NewProgress(ui.Err, observe.ProgressOptions{Terminal: ui.Terminal, Quiet: ui.Quiet})
 	defer func() { _ = r.progress.Close() }()
 	var closeLog func() error

@@ -275,9 +275,13 @@ func outcome(err error) report.State {
 
 // write writes report.html. What keeps it from being written is no reason to end a run.
 func (w *watch) write() {
-	page := w.page()
-	page.Pictures = w.embed()
-	if err := report.WritePage(w.run.file("report.html"), page); err != nil {
+	err := w.run.lock.Held()
+	if err == nil {
+		page := w.page()
+		page.Pictures = w.embed()
+		err = report.WritePage(w.run.file("report.html"), page)
+	}
+	if err != nil {
 		w.run.log.Warn().Err(err).Msg("the report can't be written")
 	}
 }

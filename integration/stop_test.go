@@ -106,3 +106,23 @@ func TestStoppedBeforeTheFirstStep(t *testing.T) {
 	p.must("train.yaml", "run.dir=whole")
 	p.sameRun("whole", "run")
 }
+
+// A run whose folder is removed ends, and leaves alone what takes its place.
+func TestFolderReplaced(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	r := p.start("train.yaml", "train.epochs=100000")
+	if !r.until(func() bool { return p.reached("run") >= 6 }) {
+		t.Fatalf("over: %s", r.stderr.String())
+	}
+	for os.RemoveAll(p.path("run")) != nil { // it may be writing
+		continue
+	}
+	p.must("train.yaml", "run.seed=8")
+	o := r.wait()
+	if said := o.said(); o.code != 1 || len(said) != 1 || !strings.Contains(said[0], "run was removed or replaced while the run was in it") {
+		t.Errorf("exit %d: %s", o.code, said)
+	}
+	p.must("train.yaml", "run.seed=8", "run.dir=alone")
+	p.sameRun("alone", "run")
+}

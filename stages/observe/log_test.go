@@ -100,12 +100,12 @@ func TestLockRun(t *testing.T) {
 		return
 	}
 	dir := t.TempDir()
-	unlock, err := LockRun(dir)
+	lock, err := LockRun(dir)
 	check(t, err)
 	if _, err := LockRun(dir); err == nil || !regexp.MustCompile(`^another flowrun \(pid \d+\) is running in .+: choose another folder or stop it$`).MatchString(err.Error()) {
 		t.Errorf("got %v", err)
 	}
-	unlock()
+	lock.Unlock()
 
 	other := exec.Command(os.Args[0], "-test.run=^TestLockRun$")
 	other.Env = append(os.Environ(), "OBSERVE_TEST_LOCK="+dir)
@@ -120,12 +120,39 @@ func TestLockRun(t *testing.T) {
 	}
 	check(t, other.Process.Kill())
 	_ = other.Wait()
-	unlock, err = LockRun(dir)
+	lock, err = LockRun(dir)
 	check(t, err) // a killed run's lock is free
-	unlock()
+	lock.Unlock()
 	if _, err := LockRun(filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no folder: %v", err)
 	}
+}
+
+// A run knows that its folder is another one by now.
+func TestLockIsOfTheFolder(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	check(t, os.Mkdir(dir, 0o777))
+	lock, err := LockRun(dir)
+	check(t, err)
+	check(t, lock.Held())
+	check(t, os.RemoveAll(dir))
+	removed := lock.Held()
+	check(t, os.Mkdir(dir, 0o777))
+	other, err := LockRun(dir)
+	check(t, err)
+	defer other.Unlock()
+	check(t, other.Held())
+	for _, err := range []error{removed, lock.Held()} {
+		if err == nil || !strings.Contains(err.Error(), dir+" was removed or replaced") {
+			t.Error(err)
+		}
+	}
+	lock.Unlock()
+	if _, err := LockRun(dir); err == nil || !strings.Contains(err.Error(), "(pid ") {
+		t.Errorf("the other run's lock: %v", err)
+	}
+	var none *RunLock
+	check(t, none.Held())
 }
 
 func TestResources(t *testing.T) {
