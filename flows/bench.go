@@ -13,6 +13,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/flowrun/flowrun/gpu"
 	"github.com/flowrun/flowrun/gpu/nn"
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/codes"
@@ -265,7 +266,12 @@ func (b *bench) openBack() error {
 
 // describe notes what is measured.
 func (b *bench) describe(engine string, plan *nn.Plan, best Ceiling) {
+	clock := "host"
+	if _, ok := b.run.engine.(gpu.Clock); ok {
+		clock = "device"
+	}
 	b.note(func(k *BenchFigures) {
+		k.Clock = clock
 		k.File, k.Engine, k.Patch, k.Batch, k.Parameters = b.path, engine, b.size(), b.batch(), plan.Parameters
 		k.Memory.Arena, k.Memory.Device, k.Ceiling = plan.Total, b.card != nil, best
 	})

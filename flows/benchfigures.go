@@ -17,6 +17,7 @@ import (
 type BenchFigures struct {
 	File       string   `json:"file"`
 	Engine     string   `json:"engine"`
+	Clock      string   `json:"clock"` // that calls of the model and its ops are timed by: device or host
 	Patch      [3]int   `json:"patch"` // x, y, z
 	Batch      int      `json:"batch"` // patches
 	Parameters int      `json:"parameters"`
@@ -166,7 +167,7 @@ func (k *BenchFigures) table(w io.Writer) error {
 		line("  at best\t%s GFLOP/s in a lone convolution, %s GB/s in a lone sum", figure(k.Ceiling.FLOPS/1e9), figure(k.Ceiling.Bytes/1e9))
 	}
 	if len(k.Compute) > 0 {
-		line("\ncompute\tpatches/s\tMvoxel/s\tms\tGFLOP/s\tof best\t(one batch again and again, median)")
+		line("\ncompute\tpatches/s\tMvoxel/s\tms\tGFLOP/s\tof best\t(one batch again and again, median, by the %s's clock)", k.Clock)
 	}
 	for _, s := range k.Compute {
 		gflops, share := "", ""
@@ -179,7 +180,7 @@ func (k *BenchFigures) table(w io.Writer) error {
 		line("  %s\t%s\t%s\t%s\t%s\t%s\t%d timed", s.Name, figure(s.Patches), figure(s.Voxels/1e6), figure(s.Seconds*1e3), gflops, share, s.Calls)
 	}
 	if len(k.Ops) > 0 {
-		line("\nops\tof time\tcalls\tms\tGFLOP/s\tGB/s\t(%s, a micro-batch)", k.OpsOf)
+		line("\nops\tof time\tcalls\tms\tGFLOP/s\tGB/s\t(%s, a micro-batch, by the %s's clock)", k.OpsOf, k.Clock)
 	}
 	for _, o := range k.Ops {
 		gflops := ""

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/flowrun/flowrun/gpu"
 	"github.com/flowrun/flowrun/gpu/nn"
 	"github.com/flowrun/flowrun/gpu/optim"
 	"github.com/flowrun/flowrun/gpu/vqgan"
@@ -265,12 +266,22 @@ func (b *bench) micro() int {
 // untimed is how many calls come before those that count, unless they take long.
 const untimed = 2
 
-// repeat calls f, which says what it did, and tells took how many seconds each call took.
+// repeat calls f, which says what it did, and tells took how many seconds each call took: by the device's clock, where it has one, from the
+// end of the call before; else by the host's.
 func (b *bench) repeat(ctx context.Context, f func() (int, error), took func(what int, seconds float64)) error {
+	clock, ticks := b.run.engine.(gpu.Clock)
+	calls := 0
+	mark := func() { // four are enough: a call is told of behind the next one
+		if ticks {
+			clock.Mark(calls % 4)
+		}
+	}
+	mark()
+	before := func() error { return nil } // tells of the call before, whose end is known by now
 	begun := time.Now()
 	for warm, counted := 0, 0; counted == 0 || counted < b.options.Steps && time.Since(begun) < b.limit(); {
 		if ctx.Err() != nil {
-			return context.Cause(ctx)
+			return errors.Join(context.Cause(ctx), before())
 		}
 		counts := warm == untimed || warm > 0 && time.Since(begun) > b.limit()/2
 		start := time.Now()
@@ -278,14 +289,31 @@ func (b *bench) repeat(ctx context.Context, f func() (int, error), took func(wha
 		if err != nil {
 			return err
 		}
+		call, seconds := calls, time.Since(start).Seconds()
+		calls++
+		mark()
+		if err := before(); err != nil {
+			return err
+		}
+		before = func() error { return nil }
 		if !counts {
 			warm++
 			continue
 		}
-		took(what, time.Since(start).Seconds())
 		counted++
+		if !ticks {
+			took(what, seconds)
+			continue
+		}
+		before = func() error {
+			d, err := clock.Elapsed(call%4, (call+1)%4)
+			if err == nil {
+				took(what, d.Seconds())
+			}
+			return err
+		}
 	}
-	return nil
+	return before()
 }
 
 // profile notes what each kind of op takes, of the second of two runs.

@@ -16,6 +16,8 @@
 // device that fails does so at Sync. Offsets are bytes in the arena, multiples of Align; single numbers may lie between.
 package gpu
 
+import "time"
+
 // Align is the alignment of every Ptr, in bytes.
 const Align = 256
 
@@ -338,4 +340,12 @@ type Recorder interface {
 	// Replay makes the calls of f, which are ops alone. Those that it made under this key before, to the last operand, may be
 	// made from a recording.
 	Replay(key any, f func())
+}
+
+// Clock is an Engine whose device has a clock of its own, which sees neither the calls' way there nor a wait for an answer.
+type Clock interface {
+	// Mark notes as mark i when all that was called will have happened.
+	Mark(i int)
+	// Elapsed is the time from mark i to mark j, which it waits for.
+	Elapsed(i, j int) (time.Duration, error)
 }

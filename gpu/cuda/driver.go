@@ -154,3 +154,6 @@ func launchKernel(f C.CUfunction, grid [3]int, threads, shared int, s cu.Stream,
 
 // stream is the driver's own value: cu.Stream holds nothing else.
 func stream(s cu.Stream) C.CUstream { return *(*C.CUstream)(unsafe.Pointer(&s)) }
+
+// event is likewise the driver's own.
+func event(e cu.Event) C.CUevent { return *(*C.CUevent)(unsafe.Pointer(&e)) }

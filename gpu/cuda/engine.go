@@ -39,6 +39,7 @@ type Engine struct {
 	modules         []cu.Module
 	kernels         map[string]cu.Function
 	settled         int // pieces of work that had been begun at the last wait
+	marks           []cu.Event
 }
 
 var _ Card = (*Engine)(nil)
@@ -207,7 +208,7 @@ func (e *Engine) settle() error {
 func (e *Engine) Close() error {
 	// Behind a failure the owner does nothing more, and the driver takes everything back with the context.
 	e.o.do(func() error {
-		errs := []error{e.release()}
+		errs := []error{e.release(), e.unmark()}
 		for _, s := range []*cu.Stream{&e.compute, &e.copies} {
 			errs = append(errs, failed("cuStreamDestroy", s.Destroy()))
 		}

@@ -289,24 +289,46 @@ type Timing struct {
 	Bytes      int64
 }
 
-// Profile runs the program with a wait behind each op, and returns what each took, in order.
+// Profile runs the program and returns what each op took, in order: by the device's clock, where the engine has one, from the end of the op
+// before it; else by the host's, with a wait behind each op.
 func (p *Program) Profile(e gpu.Engine, c Call) ([]Timing, error) {
 	if err := e.Sync(); err != nil {
 		return nil, err
 	}
 	out := make([]Timing, 0, len(p.ins))
+	note := func(o Op, took time.Duration) {
+		out = append(out, Timing{o.Kind, o.Name, 1, took, o.FLOPs, o.Bytes})
+	}
+	clock, ticks := e.(gpu.Clock)
+	if ticks {
+		clock.Mark(0)
+	}
 	start := time.Now()
 	c.After = func(o Op) {
+		if ticks {
+			note(o, 0)
+			clock.Mark(len(out))
+			return
+		}
 		if err := e.Sync(); err != nil {
 			return // Sync says it again below
 		}
 		now := time.Now()
-		out = append(out, Timing{o.Kind, o.Name, 1, now.Sub(start), o.FLOPs, o.Bytes})
+		note(o, now.Sub(start))
 		start = now
 	}
 	p.Run(e, &c)
 	if err := e.Sync(); err != nil {
 		return nil, fmt.Errorf("profile: %w", err)
+	}
+	for i := range out {
+		if !ticks {
+			break
+		}
+		var err error
+		if out[i].Took, err = clock.Elapsed(i, i+1); err != nil {
+			return nil, fmt.Errorf("profile: %w", err)
+		}
 	}
 	return out, nil
 }

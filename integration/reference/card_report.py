@@ -27,6 +27,13 @@ def share(v, of):
     return f"{100 * v / of:.0f} %" if v and of else None
 
 
+def clock(f):
+    """How the ops of a bench were timed."""
+    if f.get("clock") == "device":
+        return "By events on the device's stream, each op from the end of the one before it;"
+    return "By the host's clock, with a wait behind each;"
+
+
 def gib(v):
     return f"{v / GIB:.2f}" if v else None
 
@@ -76,7 +83,8 @@ def main():
                 share(s["flops"], flops), figure(eager), figure(compiled), figure(s["patches_per_second"] / eager) if eager else None,
                 figure(s["patches_per_second"] / compiled) if compiled else None))
     if rows:
-        print("## Steps\n")
+        clocks = {f.get("clock", "host") for f in benches.values()}
+        print(f"## Steps\n\nBy the {' and the '.join(sorted(clocks))}'s clock, from the end of a step to the end of the next; PyTorch's by the host's, with a wait behind each.\n")
         table(["model, patch", "micro-batch", "phase", "patches/s", "ms", "of the product", "PyTorch eager, patches/s", "compiled", "over eager", "over compiled"], rows)
 
     rows = []
@@ -99,7 +107,7 @@ def main():
             continue
         print(f"## Kernels: {name}, {'×'.join(map(str, patch))}, micro-batch {batch} {words}\n")
         own = f["ceiling"]
-        print(f"A wait behind each; {figure(own['flops'] / 1e12)} TFLOP/s in a lone convolution, {figure(own['bytes_per_second'] / 1e9)} GB/s in a lone sum.\n")
+        print(f"{clock(f)} {figure(own['flops'] / 1e12)} TFLOP/s in a lone convolution, {figure(own['bytes_per_second'] / 1e9)} GB/s in a lone sum.\n")
         rows = [(o["kind"], o["calls"], f"{100 * o['share']:.1f} %", figure(1e3 * o["seconds"]), figure(o["flops"] / 1e12) if o["flops"] else None,
                  share(o["flops"], flops), figure(o["bytes_per_second"] / 1e9), share(o["bytes_per_second"], moved)) for o in f["ops"]]
         table(["op", "calls", "of time", "ms", "TFLOP/s", "of the product", "GB/s", "of the copy"], rows)

@@ -60,11 +60,13 @@ namespace weight {
 #include "../include/cuda.h"
 #include "ptx.h"
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <deque>
 #include <dlfcn.h>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
@@ -151,6 +153,8 @@ Recording *recording;
 struct Event {
 	struct Stream *stream;
 	size_t at;
+	bool timed;
+	std::shared_ptr<double> when; // milliseconds, once it has happened; of one that is timed
 
 	bool happened();
 	void wait();
@@ -510,9 +514,9 @@ API(cuGraphExecDestroy)(CUgraphExec e) {
 	delete (Recording *)e;
 	return CUDA_SUCCESS;
 }
-API(cuEventCreate)(CUevent *e, unsigned) {
+API(cuEventCreate)(CUevent *e, unsigned flags) {
 	INSIDE(cuEventCreate);
-	*e = (CUevent) new Event{};
+	*e = (CUevent) new Event{nullptr, 0, !(flags & CU_EVENT_DISABLE_TIMING), nullptr};
 	return CUDA_SUCCESS;
 }
 API(cuEventDestroy)(CUevent e) {
@@ -522,7 +526,12 @@ API(cuEventDestroy)(CUevent e) {
 API(cuEventRecord)(CUevent e, CUstream s) {
 	INSIDE_ON(cuEventRecord, s);
 	if (recording) return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
-	*(Event *)e = {(Stream *)s, ((Stream *)s)->end()};
+	Event *event = (Event *)e;
+	if (event->timed) {
+		auto when = event->when = std::make_shared<double>();
+		((Stream *)s)->put({{}, [=] { *when = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count(); }});
+	}
+	event->stream = (Stream *)s, event->at = ((Stream *)s)->end();
 	return CUDA_SUCCESS;
 }
 API(cuEventQuery)(CUevent e) {
@@ -532,6 +541,14 @@ API(cuEventQuery)(CUevent e) {
 API(cuEventSynchronize)(CUevent e) {
 	INSIDE(cuEventSynchronize);
 	((Event *)e)->wait();
+	return broken;
+}
+API(cuEventElapsedTime)(float *ms, CUevent start, CUevent end) {
+	INSIDE(cuEventElapsedTime);
+	Event *a = (Event *)start, *b = (Event *)end;
+	if (!a->when || !b->when) return CUDA_ERROR_INVALID_HANDLE;
+	if (!a->happened() || !b->happened()) return CUDA_ERROR_NOT_READY;
+	*ms = (float)(*b->when - *a->when);
 	return broken;
 }
 API(cuModuleLoadDataEx)(CUmodule *m, const void *image, unsigned n, CUjit_option *options, void **values) {
