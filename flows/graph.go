@@ -253,10 +253,17 @@ func wireTrain(w *wiring, s *piece) {
 
 // save writes a checkpoint, unless the run's folder isn't its own any more.
 func (r *run) save(ctx context.Context, s *volume.Snapshot) (path string, err error) {
-	if err := r.lock.Held(); err != nil {
-		return "", fmt.Errorf("%s: %w", r.job.dirKey, err)
+	gone := r.lock.Held()
+	if gone == nil {
+		if path, err = r.store.Save(ctx, s); err == nil {
+			return path, nil
+		}
+		gone = r.lock.Held()
 	}
-	return r.store.Save(ctx, s)
+	if gone != nil {
+		err = fmt.Errorf("%s: %w", r.job.dirKey, gone)
+	}
+	return "", err
 }
 
 func wireCheckpoint(w *wiring, s *piece) {
