@@ -110,7 +110,7 @@ func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) 
 	}
 	defer func() {
 		if err != nil && !errors.Is(err, ErrInterrupted) {
-			r.log.Error().Str("event", "failed").Err(err).Int("exit", ExitCode(err)).Msg("failed")
+			r.failed(err)
 		}
 		err = errors.Join(err, closeLog())
 	}()
@@ -131,6 +131,15 @@ func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) 
 		err = fmt.Errorf("%w; %s", err, r.lastCheckpoint())
 	}
 	return err
+}
+
+// failed logs how the run ended: of a panic, the log alone has where it was.
+func (r *run) failed(err error) {
+	e := r.log.Error().Str("event", "failed").Err(err).Int("exit", ExitCode(err))
+	if p, ok := errors.AsType[*pipe.PanicError](err); ok {
+		e = e.Bytes("stack", p.Stack)
+	}
+	e.Msg("failed")
 }
 
 // unwritable is an error of the run's folder.

@@ -2,15 +2,20 @@ package flows
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"iter"
 	"math"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/flowrun/flowrun/gpu/cpu"
 	"github.com/flowrun/flowrun/gpu/optim"
 	"github.com/flowrun/flowrun/gpu/vqgan"
+	"github.com/flowrun/flowrun/stages/observe"
+	"github.com/flowrun/flowrun/stages/pipe"
 	"github.com/flowrun/flowrun/stages/train"
 	"github.com/flowrun/flowrun/stages/volume"
 )
@@ -92,5 +97,20 @@ func TestRealDiscriminatorsWin(t *testing.T) {
 	gan.LR = 1e-3
 	if d := troubled(t, gan, guard, func(int) float32 { return 1 }); d != nil {
 		t.Errorf("slow discriminators have won: %v", d)
+	}
+}
+
+// A panic's place is in the log, and its last line on the terminal is one line.
+func TestTheLogHasAPanicsStack(t *testing.T) {
+	r, log := watched(t, nil, observe.Options{})
+	g := pipe.New(t.Context())
+	pipe.Into(pipe.From(g, "source", func(_ context.Context, emit func(int) error) error { return emit(1) }), "sink",
+		func(context.Context, int) error { panic("boom") })
+	err := g.Wait()
+	r.failed(err)
+	var line map[string]any
+	if json.Unmarshal([]byte(log.String()), &line) != nil || line["error"] != "sink: panic: boom" || err.Error() != line["error"] ||
+		!strings.Contains(fmt.Sprint(line["stack"]), "TestTheLogHasAPanicsStack") {
+		t.Errorf("%v: %s", err, log)
 	}
 }

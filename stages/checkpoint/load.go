@@ -54,7 +54,6 @@ func trusted(h *safetensors.Header) (*volume.Snapshot, error) {
 
 // Info is what a safetensors file says of itself.
 type Info struct {
-	Path       string
 	Bytes      int64
 	SHA256     string // the seal, hex, as stated (see Verify); "" if it has none
 	Tensors    []safetensors.Tensor
@@ -73,7 +72,7 @@ func Peek(path string) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	info := Info{Path: path, Bytes: h.Bytes(), SHA256: h.Seal, Tensors: h.Tensors, Meta: h.Meta}
+	info := Info{Bytes: h.Bytes(), SHA256: h.Seal, Tensors: h.Tensors, Meta: h.Meta}
 	if _, ok := h.Meta[stateKey]; !ok {
 		return info, nil
 	}

@@ -26,7 +26,7 @@
 //	stalled, moving     nothing moves: stage; something does again
 //	serving             the live page: url
 //	queue, void         what becomes of the queue; what an epoch ends without
-//	stop, done, failed  the run is asked to end, ended, ended with an error: exit
+//	stop, done, failed  the run is asked to end, ended, ended with an error: exit, and of a panic the stack
 //
 // Others (copies, device, late, left behind, left out, unsealed) are warnings in words.
 //

@@ -74,6 +74,7 @@ func (l *Incidents) Write(line []byte) (int, error) {
 	}
 	i.Level, i.Event, i.Message = take("level"), take("event"), take("message")
 	i.Time, _ = time.Parse(time.RFC3339, take("time"))
+	delete(object, "stack") // the log has it
 	if i.Level != "warn" && i.Level != "error" && !notable(i.Event) {
 		return len(line), nil
 	}

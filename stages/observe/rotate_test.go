@@ -97,7 +97,7 @@ func TestIncidents(t *testing.T) {
 		check(t, err)
 		log.Info().Str("event", "start").Int("scans", 3).Msg("ready")
 		log.Info().Str("event", "checkpoint").Msg("saved")
-		log.Warn().Str("scan", "a.nii").Strs("warnings", []string{"odd", "old"}).Float64("x", 1.0/3).Msg("scan read with warnings")
+		log.Warn().Str("scan", "a.nii").Strs("warnings", []string{"odd", "old"}).Float64("x", 1.0/3).Bytes("stack", []byte("goroutine 1")).Msg("scan read with warnings")
 		check(t, closeLog())
 		all := list.All()
 		if len(all) != 2*(session+1) {

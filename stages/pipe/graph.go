@@ -24,7 +24,7 @@ func (e *StageError) Error() string { return e.Stage + ": " + e.Err.Error() }
 // Unwrap returns the stage's own error.
 func (e *StageError) Unwrap() error { return e.Err }
 
-// PanicError is a panic in a callback, as an error. Its message is one line; Stack says where.
+// PanicError is a panic in a callback, as an error. Its message is one line; Stack, for the log, says where.
 type PanicError struct {
 	Value any
 	Stack []byte
