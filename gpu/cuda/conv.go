@@ -16,6 +16,7 @@ type table struct {
 	at    uint64
 	left  int64
 	plans map[planKey]*convPlan
+	tiles map[planKey]tile // of the card's own kernels
 }
 
 type planKey struct {
@@ -148,8 +149,9 @@ func (e *Engine) convolve(c gpu.Conv, src gpu.Tensor, packed, bias gpu.Ptr, add 
 	if c.Type != gpu.BFloat16 || src.Type != gpu.BFloat16 {
 		kernel, columns, key.per, key.inRuns = "convDirect", 1, directTargets, false
 	}
-	if _, ok := e.kernels[kernel+"Hopper"]; e.own && ok {
-		kernel += "Hopper"
+	if e.own && kernel != "convDirect" && len(ownTiles[t.n]) > 0 {
+		key.per = e.ownTile(key, t.n, columns, int(a.Chunks)).m
+		kernel = fmt.Sprintf("conv%dx%dHopper", key.per, t.n)
 	}
 	p := e.plan(key)
 	if kernel == "convDirect" && p.thin != nil && src.C == 1 && src.Type == gpu.Float32 && dst.Type == gpu.BFloat16 && add == nil {

@@ -29,6 +29,7 @@ type Engine struct {
 
 	own  bool   // kernels of the card's own kind are used where there are some
 	less string // why they aren't, though the card has some
+	only tile   // of them, the one to be used for as many channels; any if it is none
 
 	taping     bool // calls go to the tape
 	tape       []call
@@ -177,7 +178,7 @@ func (e *Engine) Reserve(bytes int64) error {
 			return fmt.Errorf("cuda:%d: %d MiB for the arena and copies, %d MiB are free: %w", e.device.Ordinal, all>>20, free>>20, err)
 		}
 		e.base, e.bytes = uint64(p), bytes
-		e.tables = table{at: e.base + uint64(bytes), left: tableBytes, plans: map[planKey]*convPlan{}}
+		e.tables = table{at: e.base + uint64(bytes), left: tableBytes, plans: map[planKey]*convPlan{}, tiles: map[planKey]tile{}}
 		return e.staging.open(e.tables.at + tableBytes)
 	})
 }

@@ -58,19 +58,37 @@ func (e *Engine) prove() error {
 	}
 	for _, c := range proofs {
 		for _, forward := range []bool{true, false} {
-			var results [2][]float32
-			for i := range results {
-				e.own = i == 1
-				if results[i], err = e.proof(c, forward); err != nil {
-					return err
-				}
-			}
-			if !slices.Equal(results[0], results[1]) {
-				return fmt.Errorf("a convolution of %v to %v gives other results", c.In, c.Out)
+			if err := e.compare(c, forward); err != nil {
+				return err
 			}
 		}
 	}
 	return e.Reserve(0)
+}
+
+// compare computes a proof with each kernel that serves it.
+func (e *Engine) compare(c gpu.Conv, forward bool) error {
+	channels := c.Out.C
+	if !forward {
+		channels = c.In.C
+	}
+	e.own = false
+	want, err := e.proof(c, forward)
+	if err != nil {
+		return err
+	}
+	e.own = true
+	defer func() { e.only = tile{} }()
+	for _, e.only = range ownTiles[tileOf(channels).n] {
+		got, err := e.proof(c, forward)
+		if err != nil {
+			return err
+		}
+		if !slices.Equal(got, want) {
+			return fmt.Errorf("a convolution of %v to %v in tiles of %d gives other results", c.In, c.Out, e.only.m)
+		}
+	}
+	return nil
 }
 
 // proofs are convolutions that meet each kernel, forward or back, with runs of one, two and three taps, more stages than its ring holds and
@@ -82,7 +100,7 @@ var proofs = []gpu.Conv{
 		K: [3]int{1, 4, 4}, S: [3]int{1, 2, 2}, Lo: [3]int{0, 1, 1}, Transposed: true, Pad: gpu.Replicate, Type: gpu.BFloat16},
 }
 
-const proofBytes = 4 << 20 // is enough for each of them
+const proofBytes = 8 << 20 // is enough for each of them
 
 // proof is what a convolution, or its gradient of the input, makes of whole numbers so small that no order of sums rounds.
 func (e *Engine) proof(c gpu.Conv, forward bool) ([]float32, error) {
@@ -127,4 +145,39 @@ func numbers(n int) []float32 {
 		out[i] = float32(state>>16%7) - 3
 	}
 	return out
+}
+
+// ownTiles are the tiles of the card's own kernels, by target channels.
+var ownTiles = map[int][]tile{128: {{256, 128}, {384, 128}}, 64: {{512, 64}, {768, 64}}}
+
+// ownTile is the tile of n channels with which all blocks of a convolution should be done first. It doesn't change what is summed up, nor
+// in which order.
+func (e *Engine) ownTile(key planKey, n, columns, chunks int) tile {
+	if e.only.n == n {
+		return e.only
+	}
+	key.per = n
+	if t, ok := e.tables.tiles[key]; ok {
+		return t
+	}
+	bs, _, _ := boxes(key.c, key.forward, key.samples, key.halo, 1, key.inRuns)
+	best, least := tile{}, 0
+	for _, t := range ownTiles[n] {
+		blocks := 0
+		for i := range bs {
+			blocks += bs[i].tiles(key.samples, t.m)
+		}
+		if clocks := divUp(blocks*columns, max(1, e.device.Processors)) * ownClocks(t, int(bs[0].Runs)*chunks, int(bs[0].Length)); best.n == 0 || clocks < least {
+			best, least = t, clocks
+		}
+	}
+	e.tables.tiles[key] = best
+	return best
+}
+
+// ownClocks is how long a block takes for stages of length taps, as reckoned in docs/cuda.md: its products or the bytes that it asks of the L2
+// cache, the first stage and the sums' way out.
+func ownClocks(t tile, stages, length int) int {
+	products, bytes := length*t.m*t.n/64, (t.m+8*(length-1)+length*t.n)*depth*2
+	return stages*max(products, bytes/24) + 2500 + t.m*t.n/6
 }

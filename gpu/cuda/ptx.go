@@ -56,7 +56,8 @@ func entries(text string) []string {
 
 // sharedBytes is the dynamic shared memory of the kernels that have some.
 var sharedBytes = map[string]int{
-	"conv256x128Hopper": quartet(tile{256, 128}), "conv512x64Hopper": quartet(tile{512, 64}),
+	"conv256x128Hopper": woven(tile{256, 128}, 4), "conv384x128Hopper": woven(tile{384, 128}, 4),
+	"conv512x64Hopper": woven(tile{512, 64}, 4), "conv768x64Hopper": woven(tile{768, 64}, 3),
 	"conv256x128": pair(tile{256, 128}), "conv512x64": pair(tile{512, 64}), "conv512x32": pair(tile{512, 32}),
 	"weight9x64": ring(weight9x64), "weight9x32": ring(weight9x32), "weight4x64": ring(weight4x64), "weight4x32": ring(weight4x32),
 	"weight1x128": ring(weight1x128), "weight1x32": ring(weight1x32),
@@ -66,8 +67,11 @@ var sharedBytes = map[string]int{
 // Half of the sums pass through it too.
 func pair(t tile) int { return max(2*(t.m+8+longest*t.n)*depth*2, t.m/2*t.n*4) }
 
-// quartet is the bytes of four stages of a convolution on Hopper: targets, eight more for each later tap of a run, and the weights.
-func quartet(t tile) int { return max(4*(t.m+8*(longest-1)+longest*t.n)*depth*2, t.m*t.n*4) }
+// woven is the bytes of the stages of a convolution on Hopper: targets, eight more for each later tap of a run, and the weights. All of the
+// sums pass through them.
+func woven(t tile, stages int) int {
+	return max(stages*(t.m+8*(longest-1)+longest*t.n)*depth*2, t.m*t.n*4)
+}
 
 // ring is the bytes of the stages of a weight gradient, three under way and those that taps along y meet, each of both operands in bfloat16.
 func ring(t weightTile) int {

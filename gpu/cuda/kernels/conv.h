@@ -19,9 +19,11 @@ struct ConvArgs {
 
 enum { DEPTH = 32, THREADS = 256, LONGEST = 3 }; // channels of a stage, threads of a block, taps of a run
 
+// boxOf is the box that a tile is in: mostly the first, the largest.
 DEVICE const Box *boxOf(const ConvArgs &a, i32 tile) {
 	const Box *b = (const Box *)a.boxes;
-	i32 lo = 0, hi = a.count;
+	if (a.count == 1 || b[1].tile > tile) return b;
+	i32 lo = 1, hi = a.count;
 	while (hi - lo > 1) {
 		i32 mid = (lo + hi) / 2;
 		if (b[mid].tile <= tile) lo = mid;
@@ -57,16 +59,26 @@ DEVICE u32 sourceOf(const ConvArgs &a, const Box *b, const Place &p) {
 	return (((u32)p.n * a.s.d + p.z * b->srcStep[0]) * a.s.h + p.y * b->srcStep[1]) * row + p.x * b->srcStep[2];
 }
 
+// Target is a voxel of the target, by row.
+struct Target { i32 row, x; };
+
+DEVICE Target targetOf(const ConvArgs &a, const Box *b, const Place &p) {
+	return Target{(p.n * a.t.d + b->first[0] + p.z * b->step[0]) * a.t.h + b->first[1] + p.y * b->step[1], b->first[2] + p.x * b->step[2]};
+}
+
+// voxelOf is its stored voxel: tensors have fewer than 2^31.
+DEVICE u32 voxelOf(const View &v, i32 w, const Target &t) { return (u32)t.row * (u32)(w + 2 * v.halo) + (u32)(t.x + v.halo); }
+
 // finish adds bias and add to n sums of a target and writes them.
 DEVICE void finish(const ConvArgs &a, const Box *b, const Place &p, i32 c, i32 n, float (&v)[8]) {
-	i32 row = (p.n * a.t.d + b->first[0] + p.z * b->step[0]) * a.t.h + b->first[1] + p.y * b->step[1], x = b->first[2] + p.x * b->step[2];
+	Target to = targetOf(a, b, p);
 	if (a.bias) UNROLL for (int k = 0; k < 8; k++) v[k] += k < n ? ((const float *)a.bias)[c + k] : 0;
 	if (a.add.at) {
 		float plus[8];
-		get8(a.add, a.t.w, row, x, c, n, plus);
+		get8(a.add, a.t.w, to.row, to.x, c, n, plus);
 		UNROLL for (int k = 0; k < 8; k++) v[k] += plus[k];
 	}
-	put8(a.dst, a.t.w, row, x, c, n, v);
+	put8(a.dst, a.t.w, to.row, to.x, c, n, v);
 }
 
 // swizzle spreads the 16-byte pieces of rows of CHUNKS of them over the banks.
@@ -126,22 +138,63 @@ template <int TM, int TN, int RING, bool WOVEN> struct Stages {
 	}
 };
 
-// leave writes rows of TN sums that lie in shared memory, of positions at(row), turned by turn(row): 16 bytes of a target at a time. A
-// thread has the same channels of each of its rows.
-template <int TN, class At, class Turn> DEVICE void leave(const ConvArgs &a, const Box *box, const float *tile, i32 rows, i32 m0, i32 n0, At at, Turn turn) {
+enum { AT_ONCE = 4 };
+
+// leave writes rows of TN sums that lie in shared memory, of positions at(row), turned by turn(row), with bias and add: 16 bytes of a target at
+// a time. A thread has the same channels of each of its rows; where all is bfloat16, what is added to a few of them comes before it needs the first.
+template <int TN, class At, class Turn> DEVICE void leave(const ConvArgs &a, const Box *of, const float *tile, i32 rows, i32 m0, i32 n0, At at, Turn turn) {
 	constexpr int GROUPS = TN / 8, STRIDE = THREADS / GROUPS;
-	i32 t = threadIdx.x, c = n0 + t % GROUPS * 8, n = eight(c, a.t.c), positions = positionsOf(a, box);
+	const Box here = *of, *box = &here;
+	i32 t = threadIdx.x, c = n0 + t % GROUPS * 8, n = eight(c, a.t.c), positions = positionsOf(a, box), was = m0;
 	if (n == 0) return;
 	Place p = placeOf(box, m0);
-	i32 was = m0;
-	NOUNROLL for (i32 row = t / GROUPS; row < rows; row += STRIDE) {
+	// next goes on to a row's place and says whether it is a target.
+	auto next = [&](i32 row) {
 		i32 m = m0 + at(row);
-		if (m >= positions) break;
+		if (row >= rows || m >= positions) return false;
 		advance(box, p, m - was);
 		was = m;
-		if (p.x >= box->count[2]) continue;
-		float v[8];
-		UNROLL for (int k = 0; k < 8; k++) v[k] = tile[row * TN + (c - n0 + turn(row)) % TN + k];
-		finish(a, box, p, c, n, v);
+		return p.x < box->count[2];
+	};
+	if (a.dst.type != BFLOAT16 || (a.add.at && a.add.type != BFLOAT16)) {
+		NOUNROLL for (i32 row = t / GROUPS; row < rows; row += STRIDE) {
+			if (!next(row)) continue;
+			float v[8];
+			UNROLL for (int k = 0; k < 8; k++) v[k] = tile[row * TN + (c - n0 + turn(row)) % TN + k];
+			finish(a, box, p, c, n, v);
+		}
+		return;
+	}
+	const u16 *add = (const u16 *)a.add.at + c;
+	u16 *out = (u16 *)a.dst.at + c;
+	float bias[8];
+	UNROLL for (int k = 0; k < 8; k++) bias[k] = a.bias && k < n ? ((const float *)a.bias)[c + k] : 0;
+	NOUNROLL for (i32 first = t / GROUPS; first < rows; first += AT_ONCE * STRIDE) {
+		Target to[AT_ONCE];
+		Quad q[AT_ONCE];
+		UNROLL for (int i = 0; i < AT_ONCE; i++) {
+			to[i].x = -1;
+			q[i] = Quad{};
+			if (!next(first + i * STRIDE)) continue;
+			to[i] = targetOf(a, box, p);
+			if (a.add.at) q[i] = *(const Quad *)(add + (u64)voxelOf(a.add, a.t.w, to[i]) * a.add.pitch);
+		}
+		UNROLL for (int i = 0; i < AT_ONCE; i++) {
+			i32 row = first + i * STRIDE, x = to[i].x;
+			if (x < 0) continue;
+			const float *from = tile + row * TN + (c - n0 + turn(row)) % TN;
+			UNROLL for (int k = 0; k < 4; k++) {
+				u32 plus = q[i].v[k];
+				q[i].v[k] = narrow2(from[2 * k] + bias[2 * k] + widen((u16)plus), from[2 * k + 1] + bias[2 * k + 1] + widen((u16)(plus >> 16)));
+			}
+			u16 *dst = out + (u64)voxelOf(a.dst, a.t.w, to[i]) * a.dst.pitch;
+			*(Quad *)dst = q[i];
+			if (x > 0 && x < a.t.w - 1) continue;
+			if (a.dst.pad != REPLICATE) q[i] = Quad{};
+			NOUNROLL for (i32 k = a.dst.pitch; k <= a.dst.halo * a.dst.pitch; k += a.dst.pitch) {
+				if (x == 0) *(Quad *)(dst - k) = q[i];
+				if (x == a.t.w - 1) *(Quad *)(dst + k) = q[i];
+			}
+		}
 	}
 }

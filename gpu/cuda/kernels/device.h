@@ -98,6 +98,7 @@ template <int N> DEVICE void waitProducts() { asm volatile("wgmma.wait_group.syn
 #define TEN(p) "%" #p "0,%" #p "1,%" #p "2,%" #p "3,%" #p "4,%" #p "5,%" #p "6,%" #p "7,%" #p "8,%" #p "9,"
 #define SUMS32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," TEN(1) TEN(2) "%30,%31"
 #define SUMS64 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) "%60,%61,%62,%63"
+#define SUMS96 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) TEN(6) TEN(7) TEN(8) "%90,%91,%92,%93,%94,%95"
 #define SUMS128 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) TEN(6) TEN(7) TEN(8) TEN(9) TEN(10) TEN(11) \
 	"%120,%121,%122,%123,%124,%125,%126,%127"
 #define SUM8(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), "+f"(c[i + 7])
@@ -113,6 +114,9 @@ template <bool ACROSS_A = false, bool ACROSS_B = false> DEVICE void multiplyAsyn
 }
 template <bool ACROSS_A = false, bool ACROSS_B = false> DEVICE void multiplyAsync(float (&c)[64], u64 a, u64 b) {
 	asm volatile(PRODUCT(128, SUMS64, "%64", "%65", "%66", "%67") : SUM32(0), SUM32(32) : "l"(a), "l"(b), "n"((int)ACROSS_A), "n"((int)ACROSS_B));
+}
+template <bool ACROSS_A = false, bool ACROSS_B = false> DEVICE void multiplyAsync(float (&c)[96], u64 a, u64 b) {
+	asm volatile(PRODUCT(192, SUMS96, "%96", "%97", "%98", "%99") : SUM32(0), SUM32(32), SUM32(64) : "l"(a), "l"(b), "n"((int)ACROSS_A), "n"((int)ACROSS_B));
 }
 template <bool ACROSS_A = false, bool ACROSS_B = false> DEVICE void multiplyAsync(float (&c)[128], u64 a, u64 b) {
 	asm volatile(PRODUCT(256, SUMS128, "%128", "%129", "%130", "%131")
