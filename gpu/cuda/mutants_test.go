@@ -3,6 +3,7 @@
 package cuda
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -153,5 +154,41 @@ func TestMutants(t *testing.T) {
 			}
 			t.Log(f.said)
 		})
+	}
+}
+
+// A wait that is left out between streams is found, whichever of them happens to come first.
+func TestStreams(t *testing.T) {
+	onMachine(t)
+	d := gpu.Dims{N: 1, D: 1, H: 2, W: 40, C: 1}
+	for _, c := range []struct{ name, fault, want string }{
+		{"as it is", "", ""},
+		{"a kernel doesn't wait for a copy", "wait=1@2", "racecheck: "},
+		{"a copy doesn't wait for the kernel that reads what was there", "wait=1@3", "racecheck: "},
+		{"a kernel doesn't wait for the second copy", "wait=1@4", "racecheck: "},
+		{"a copy within the device doesn't wait for that from the host", "wait=1@5", "racecheck: "},
+	} {
+		for _, lazy := range []string{"", "1"} {
+			t.Run(c.name+lazy, func(t *testing.T) {
+				t.Setenv("FLOWRUN_STANDIN_LAZY", lazy)
+				t.Setenv("FLOWRUN_STANDIN_FAULT", "")
+				s := &side{Engine: open(t)}
+				if err := s.Reserve(1 << 20); err != nil {
+					t.Fatal(err)
+				}
+				from, x, y := s.alloc(int64(4*d.Len())), s.tensor(d, 1, gpu.BFloat16, nil), s.alloc(1024)
+				t.Setenv("FLOWRUN_STANDIN_FAULT", c.fault)
+				for range 2 {
+					s.Upload(from, noise(d.Len()))
+					s.Store(from, x)
+				}
+				s.Write(y, noise(64))
+				err := errors.Join(s.Sync(), s.Close())
+				if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "nothing orders them")) {
+					t.Fatalf("%v, want %q", err, c.want)
+				}
+				t.Log(err)
+			})
+		}
 	}
 }

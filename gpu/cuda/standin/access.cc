@@ -62,13 +62,15 @@ char *shared(Warp &w, u32 lane, u64 at, u32 bytes, Touch how) {
 char *global(Warp &w, u32 lane, u64 at, u32 bytes, Touch how) {
 	Block &b = *w.block;
 	const Piece *p = b.piece;
-	if (!p || at - p->at >= p->bytes) p = b.piece = b.memory(at);
+	if (!p || at - p->at >= p->bytes) p = b.piece = b.outside->find(at);
 	if (!p || at - p->at + bytes > p->bytes)
 		w.fail(lane, "memcheck", std::string(verb(how)) + " of " + std::to_string(bytes) + " bytes at " + hex(at) + ", which isn't in an allocation", Failure::ADDRESS);
 	u64 now = stampOf(w, lane);
 	eachCell(w, p->cells, at - p->at, bytes, [&](Cell &c) {
 		if (u64 other = touched(w, c, how, now, b.first)) race(w, lane, "global", at, how, c, other);
 	});
+	std::string wrong = b.outside->touch(*p, at, bytes, how != Touch::READ);
+	if (!wrong.empty()) w.fail(lane, "racecheck", wrong);
 	return (char *)at;
 }
 

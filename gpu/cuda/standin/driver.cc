@@ -3,7 +3,8 @@
 // chance: who forgets to wait, or to have others wait, finds out. One thread calls it at a time. The environment tells it what to be:
 //
 //     FLOWRUN_STANDIN_FAULT=CALL=CODE@N   the Nth of a call gives a result, or with a path for N those since there is such a file; of
-//                                         CALL async, the launch breaks the device, which later calls say; of skip, it does nothing
+//                                         CALL async, the launch breaks the device, which later calls say; of skip, it does nothing; of wait,
+//                                         neither a stream nor the host waits for an event
 //     FLOWRUN_STANDIN_MEMORY=BYTES        of a card, 1 GiB without it
 //     FLOWRUN_STANDIN_CARDS=N             that it lists, 1 without it; CUDA_VISIBLE_DEVICES hides them as a driver does
 //     FLOWRUN_STANDIN_CAPABILITY=7.5      of the cards, 8.0 without it
@@ -58,6 +59,7 @@ namespace weight {
 }
 
 #include "../include/cuda.h"
+#include "order.h"
 #include "ptx.h"
 #include <algorithm>
 #include <chrono>
@@ -145,14 +147,20 @@ struct Function {
 	unsigned threads; // of a block: the PTX's .maxntid, which kernels count on
 };
 
-typedef std::function<void()> Work;
+// Work is something to be done on a stream, under a number that order knows.
+struct Work {
+	std::string name;
+	std::function<void(ptx::u32, int)> f;
+};
 typedef std::vector<Work> Recording;
 Recording *recording;
+order::Order sequence;
 
 // Event is a place on a stream; none before it is recorded.
 struct Event {
 	struct Stream *stream;
 	size_t at;
+	order::Clock clock;
 	bool timed;
 	std::shared_ptr<double> when; // milliseconds, once it has happened; of one that is timed
 
@@ -163,8 +171,14 @@ struct Event {
 // Step is work, behind an event.
 struct Step {
 	Event behind;
-	Work work;
+	std::function<void()> work;
 };
+
+// breaks is what a failure does, as on a card.
+void breaks(const ptx::Failure &f) {
+	report = f.what();
+	broken = f.kind == ptx::Failure::ADDRESS ? CUDA_ERROR_ILLEGAL_ADDRESS : f.kind == ptx::Failure::ALIGNMENT ? CUDA_ERROR_MISALIGNED_ADDRESS : CUDA_ERROR_LAUNCH_FAILED;
+}
 
 // Stream is what is yet to happen. Behind a failure it never does.
 struct Stream {
@@ -179,7 +193,12 @@ struct Stream {
 		steps.pop_front();
 		s.behind.wait();
 		done++;
-		if (!broken && s.work) s.work();
+		if (broken || !s.work) return;
+		try {
+			s.work();
+		} catch (const ptx::Failure &f) {
+			breaks(f);
+		}
 	}
 	void run(size_t until) {
 		while (done < until && !steps.empty()) next();
@@ -234,10 +253,16 @@ CUresult fault(const char *call) {
 	return ++calls[name] == atoi(at) ? code : CUDA_SUCCESS;
 }
 
-// does puts f on a stream, or records it.
-CUresult does(CUstream s, Work f) {
-	if (recording) recording->push_back(f);
-	else ((Stream *)s)->put({{}, f});
+// does puts work on a stream, or records it.
+CUresult does(CUstream stream, const Work &w) {
+	if (recording) {
+		recording->push_back(w);
+		return CUDA_SUCCESS;
+	}
+	Stream *s = (Stream *)stream;
+	ptx::u32 deed = sequence.put(s->number, w.name);
+	int number = s->number;
+	s->put({{}, [=] { w.f(deed, number); }});
 	return CUDA_SUCCESS;
 }
 
@@ -245,24 +270,46 @@ size_t page() { return (size_t)sysconf(_SC_PAGESIZE); }
 size_t pages(size_t n) { return (n + page() - 1) / page() * page(); }
 
 size_t cellBytes(size_t n) { return pages((n / 2 + 16) * sizeof(ptx::Cell)); }
+size_t lineBytes(size_t n) { return pages((n / ptx::Line::BYTES + 2) * sizeof(ptx::Line)); }
 
-const ptx::Piece *pieceAt(ptx::u64 at) {
-	auto it = allocated.upper_bound(at);
-	if (it == allocated.begin()) return nullptr;
-	Piece &p = (--it)->second;
-	if (at - it->first >= p.n) return nullptr;
-	if (!p.shadow.cells) {
-		void *cells = mmap(0, cellBytes(p.n), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-		if (cells == MAP_FAILED) throw ptx::Failure(ptx::Failure::OTHER, "machine: no memory to keep watch over an allocation");
-		p.shadow = {it->first, p.n, (ptx::Cell *)cells};
-	}
-	return &p.shadow;
+// zeros is memory that takes none before it is used.
+void *zeros(size_t n) {
+	void *p = mmap(0, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (p == MAP_FAILED) throw ptx::Failure(ptx::Failure::OTHER, "machine: no memory to keep watch over an allocation");
+	return p;
 }
+
+// watches says whether what happens in memory is looked at.
+bool watches() { return number("FLOWRUN_STANDIN_PTX", 0) != 0; }
+
+// Watch is work on a stream that touches memory.
+struct Watch : ptx::Outside {
+	Watch(ptx::u32 number, int on) { deed = number, stream = on; }
+
+	const ptx::Piece *find(ptx::u64 at) override {
+		auto it = allocated.upper_bound(at);
+		if (it == allocated.begin()) return nullptr;
+		Piece &p = (--it)->second;
+		if (at - it->first >= p.n) return nullptr;
+		if (!p.shadow.cells) p.shadow = {it->first, p.n, (ptx::Cell *)zeros(cellBytes(p.n)), (ptx::Line *)zeros(lineBytes(p.n))};
+		return &p.shadow;
+	}
+	std::string touches(ptx::Line &l, bool writes) override { return sequence.touches(l, deed, writes); }
+
+	// copies notes that a copy touches device memory.
+	void copies(ptx::u64 at, size_t n, bool writes) {
+		if (!watches() || n == 0) return;
+		const ptx::Piece *p = find(at);
+		if (!p || at - p->at + n > p->bytes) throw ptx::Failure(ptx::Failure::ADDRESS, "memcheck: " + sequence.name(deed) + ": memory that isn't in an allocation");
+		std::string wrong = touch(*p, at, n, writes);
+		if (!wrong.empty()) throw ptx::Failure(ptx::Failure::OTHER, "racecheck: " + wrong);
+	}
+};
 
 void release(std::map<CUdeviceptr, Piece>::iterator it) {
 	const Piece &p = it->second;
 	munmap((void *)(it->first / page() * page()), p.mapped);
-	if (p.shadow.cells) munmap(p.shadow.cells, cellBytes(p.n));
+	if (p.shadow.cells) munmap(p.shadow.cells, cellBytes(p.n)), munmap(p.shadow.lines, lineBytes(p.n));
 	holds(used - p.n);
 	allocated.erase(it);
 }
@@ -275,18 +322,6 @@ void ran(const std::string &kernel) {
 	if (FILE *f = fopen(name, "a")) {
 		fprintf(f, "%s\n", kernel.c_str());
 		fclose(f);
-	}
-}
-
-// runs does a launch of PTX. A failure breaks the device, as on a card.
-void runs(const ptx::Kernel *k, ptx::u32 x, ptx::u32 y, ptx::u32 z, unsigned threads, size_t shared, const std::string &args) {
-	const ptx::u32 grid[3] = {x, y, z};
-	ran(k->name);
-	try {
-		ptx::launch(*k, grid, threads, shared, args.data(), pieceAt);
-	} catch (const ptx::Failure &f) {
-		report = f.what();
-		broken = f.kind == ptx::Failure::ADDRESS ? CUDA_ERROR_ILLEGAL_ADDRESS : f.kind == ptx::Failure::ALIGNMENT ? CUDA_ERROR_MISALIGNED_ADDRESS : CUDA_ERROR_LAUNCH_FAILED;
 	}
 }
 
@@ -377,6 +412,7 @@ API(cuDevicePrimaryCtxRelease)(CUdevice) {
 	broken = CUDA_SUCCESS; // a new context works again
 	report.clear();
 	if (--contexts == 0) { // all that it had goes with it
+		sequence = {};
 		while (!allocated.empty()) release(allocated.begin());
 		for (auto &p : pinned) free((void *)p.first);
 		pinned.clear();
@@ -390,6 +426,7 @@ API(cuCtxSetCurrent)(CUcontext c) {
 API(cuCtxSynchronize)(void) {
 	INSIDE(cuCtxSynchronize);
 	runAll();
+	for (Stream *s : streams) sequence.hostWaitsFor(s->number);
 	return CUDA_SUCCESS;
 }
 API(cuMemGetInfo)(size_t *unused, size_t *total) {
@@ -442,23 +479,34 @@ API(cuMemcpyHtoD)(CUdeviceptr to, const void *from, size_t n) {
 API(cuMemcpyHtoDAsync)(CUdeviceptr to, const void *from, size_t n, CUstream s) {
 	INSIDE_ON(cuMemcpyHtoDAsync, s);
 	auto at = pinned.upper_bound((uintptr_t)from);
-	if (at != pinned.begin() && (uintptr_t)from < (--at)->first + at->second) return does(s, [=] { memcpy((void *)to, from, n); });
-	std::string staged((const char *)from, n); // what is pageable may change when the call has returned
-	return does(s, [=] { memcpy((void *)to, staged.data(), n); });
+	bool stays = at != pinned.begin() && (uintptr_t)from < (--at)->first + at->second;
+	std::string staged(stays ? "" : std::string((const char *)from, n)); // what is pageable may change when the call has returned
+	return does(s, {"cuMemcpyHtoDAsync", [=](ptx::u32 deed, int stream) {
+		Watch(deed, stream).copies(to, n, true);
+		memcpy((void *)to, stays ? from : staged.data(), n);
+	}});
 }
 API(cuMemcpyDtoHAsync)(void *to, CUdeviceptr from, size_t n, CUstream s) {
 	INSIDE_ON(cuMemcpyDtoHAsync, s);
-	return does(s, [=] { memcpy(to, (void *)from, n); });
+	return does(s, {"cuMemcpyDtoHAsync", [=](ptx::u32 deed, int stream) {
+		Watch(deed, stream).copies(from, n, false);
+		memcpy(to, (void *)from, n);
+	}});
 }
 API(cuMemcpyDtoDAsync)(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream s) {
 	INSIDE_ON(cuMemcpyDtoDAsync, s);
-	return does(s, [=] { memmove((void *)to, (void *)from, n); });
+	return does(s, {"cuMemcpyDtoDAsync", [=](ptx::u32 deed, int stream) {
+		Watch(deed, stream).copies(from, n, false);
+		Watch(deed, stream).copies(to, n, true);
+		memmove((void *)to, (void *)from, n);
+	}});
 }
 API(cuMemsetD32Async)(CUdeviceptr at, unsigned v, size_t n, CUstream s) {
 	INSIDE_ON(cuMemsetD32Async, s);
-	return does(s, [=] {
+	return does(s, {"cuMemsetD32Async", [=](ptx::u32 deed, int stream) {
+		Watch(deed, stream).copies(at, 4 * n, true);
 		for (size_t i = 0; i < n; i++) ((unsigned *)at)[i] = v;
-	});
+	}});
 }
 API(cuStreamCreate)(CUstream *s, unsigned) {
 	INSIDE(cuStreamCreate);
@@ -466,21 +514,25 @@ API(cuStreamCreate)(CUstream *s, unsigned) {
 	*s = (CUstream)streams.back();
 	return CUDA_SUCCESS;
 }
-API(cuStreamDestroy)(CUstream) {
+API(cuStreamDestroy)(CUstream s) {
 	std::lock_guard<std::mutex> one(alone);
 	runAll(); // events may still lie on it: it stays
+	sequence.ends(((Stream *)s)->number);
 	return CUDA_SUCCESS;
 }
 API(cuStreamSynchronize)(CUstream s) {
 	INSIDE_ON(cuStreamSynchronize, s);
 	if (recording) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 	((Stream *)s)->run(((Stream *)s)->end());
+	sequence.hostWaitsFor(((Stream *)s)->number);
 	return broken;
 }
 API(cuStreamWaitEvent)(CUstream s, CUevent e, unsigned) {
 	INSIDE_ON(cuStreamWaitEvent, s);
 	if (recording) return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
+	if (fault("wait")) return CUDA_SUCCESS;
 	((Stream *)s)->put({*(Event *)e, nullptr});
+	sequence.waits(((Stream *)s)->number, ((Event *)e)->clock);
 	return CUDA_SUCCESS;
 }
 API(cuStreamBeginCapture)(CUstream, CUstreamCaptureMode) {
@@ -516,7 +568,7 @@ API(cuGraphExecDestroy)(CUgraphExec e) {
 }
 API(cuEventCreate)(CUevent *e, unsigned flags) {
 	INSIDE(cuEventCreate);
-	*e = (CUevent) new Event{nullptr, 0, !(flags & CU_EVENT_DISABLE_TIMING), nullptr};
+	*e = (CUevent) new Event{nullptr, 0, {}, !(flags & CU_EVENT_DISABLE_TIMING), nullptr};
 	return CUDA_SUCCESS;
 }
 API(cuEventDestroy)(CUevent e) {
@@ -531,16 +583,20 @@ API(cuEventRecord)(CUevent e, CUstream s) {
 		auto when = event->when = std::make_shared<double>();
 		((Stream *)s)->put({{}, [=] { *when = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count(); }});
 	}
-	event->stream = (Stream *)s, event->at = ((Stream *)s)->end();
+	event->stream = (Stream *)s, event->at = ((Stream *)s)->end(), event->clock = sequence.at(((Stream *)s)->number);
 	return CUDA_SUCCESS;
 }
 API(cuEventQuery)(CUevent e) {
 	INSIDE(cuEventQuery);
-	return ((Event *)e)->happened() ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+	if (!((Event *)e)->happened()) return CUDA_ERROR_NOT_READY;
+	sequence.hostWaits(((Event *)e)->clock);
+	return CUDA_SUCCESS;
 }
 API(cuEventSynchronize)(CUevent e) {
 	INSIDE(cuEventSynchronize);
+	if (fault("wait")) return CUDA_SUCCESS;
 	((Event *)e)->wait();
+	sequence.hostWaits(((Event *)e)->clock);
 	return broken;
 }
 API(cuEventElapsedTime)(float *ms, CUevent start, CUevent end) {
@@ -619,9 +675,16 @@ API(cuLaunchKernel)(CUfunction fn, unsigned gx, unsigned gy, unsigned gz, unsign
 	}
 	if (fault("skip")) return CUDA_SUCCESS;
 	std::string args((const char *)params[0], f->size);
-	if (const ptx::Kernel *k = f->kernel) return does(s, [=] { runs(k, gx, gy, gz, bx, shared, args); });
-	return does(s, [=] {
+	if (const ptx::Kernel *k = f->kernel) {
+		return does(s, {k->name, [=](ptx::u32 deed, int stream) {
+			const ptx::u32 grid[3] = {gx, gy, gz};
+			Watch watch(deed, stream);
+			ran(k->name);
+			ptx::launch(*k, grid, bx, shared, args.data(), watch);
+		}});
+	}
+	return does(s, {"a kernel", [=](ptx::u32, int) {
 		emu::Shape shape = {{gx, gy, gz}, bx, shared};
 		f->run(&shape, args.data());
-	});
+	}});
 }

@@ -259,9 +259,9 @@ void Warp::fail(u32 lane, const std::string &check, const std::string &why, Fail
 		", thread " + std::to_string(number * 32 + lane) + ", " + textOf(*kernel, pc) + ": " + why);
 }
 
-void launch(const Kernel &k, const u32 grid[3], u32 threads, size_t dynamic, const void *parameters, Memory memory) {
+void launch(const Kernel &k, const u32 grid[3], u32 threads, size_t dynamic, const void *parameters, Outside &outside) {
 	Block b;
-	b.kernel = &k, b.parameters = (const char *)parameters, b.memory = memory, b.threads = threads;
+	b.kernel = &k, b.parameters = (const char *)parameters, b.outside = &outside, b.threads = threads;
 	std::copy(grid, grid + 3, b.grid);
 	b.sharedBytes = (u32)(k.dynamicAt() - sharedBase + dynamic);
 	b.shared.resize(b.sharedBytes + 16), b.cells.resize((b.sharedBytes >> k.granule) + 16);

@@ -131,15 +131,37 @@ struct Cell {
 	u64 write, read[2];
 };
 
-// Piece is an allocation of global memory. Its cells are its own, one for 1 << granule bytes, zeros at first.
+// Line is what is known of LINE bytes of an allocation beyond a launch: the last work on streams that wrote and that read them.
+struct Line {
+	enum { STREAMS = 3, BYTES = 64 };
+	u32 writer, readers[STREAMS]; // of some streams each
+};
+
+// Piece is an allocation of global memory. Its cells, one for 1 << granule bytes, and lines are its own, zeros at first.
 struct Piece {
 	u64 at;
 	size_t bytes;
 	Cell *cells;
+	Line *lines;
 };
 
-// Memory finds the allocation that has an address.
-typedef const Piece *(*Memory)(u64 at);
+// Outside is what a launch asks for.
+struct Outside {
+	u32 deed; // the launch's number among all work
+	int stream;
+	virtual const Piece *find(u64 at) = 0; // the allocation that has an address, or none
+	virtual std::string touches(Line &l, bool writes) = 0; // what is wrong with that, or ""
+	// touch notes the lines of bytes.
+	std::string touch(const Piece &p, u64 at, size_t n, bool writes) {
+		for (u64 i = (at - p.at) / Line::BYTES, end = (at - p.at + n + Line::BYTES - 1) / Line::BYTES; i < end; i++) {
+			Line &l = p.lines[i];
+			if ((writes ? l.writer : l.readers[stream % Line::STREAMS]) == deed) continue;
+			std::string wrong = touches(l, writes);
+			if (!wrong.empty()) return wrong;
+		}
+		return "";
+	}
+};
 
 // Failure is what a kernel did wrong: memcheck, initcheck, racecheck or synccheck in front of it, where and what.
 struct Failure : std::runtime_error {
@@ -148,6 +170,6 @@ struct Failure : std::runtime_error {
 };
 
 // launch runs all blocks. It throws Failure.
-void launch(const Kernel &k, const u32 grid[3], u32 threads, size_t dynamic, const void *parameters, Memory memory);
+void launch(const Kernel &k, const u32 grid[3], u32 threads, size_t dynamic, const void *parameters, Outside &outside);
 
 } // namespace ptx

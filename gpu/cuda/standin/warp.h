@@ -52,7 +52,7 @@ constexpr u32 none = ~0u;
 struct Block {
 	const Kernel *kernel;
 	const char *parameters;
-	Memory memory;
+	Outside *outside;
 	u32 id[3], grid[3], threads;
 	u32 sharedBytes; // that it has, from sharedBase on
 	std::vector<char> shared;
