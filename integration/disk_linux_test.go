@@ -60,6 +60,8 @@ func TestFileSizeLimit(t *testing.T) {
 	p.must("train.yaml", "train.max_steps=9")
 	r := p.exec("sh", "-c", "ulimit -f 64; exec "+flowrun()+" train.yaml")
 	p.tells(r.wait(), 1, "checkpoint: run/checkpoints/step-", "file too large", "ulimit -f")
+	r = p.exec("sh", "-c", "ulimit -n 8; exec "+flowrun()+" train.yaml run.dir=few")
+	p.tells(r.wait(), 2, "too many open files", "ulimit -n")
 	if p.sound("run") == 0 {
 		t.Error("the checkpoints are gone")
 	}

@@ -68,5 +68,8 @@ func explain(w io.Writer, err error) {
 		}
 		last = fmt.Sprintf("%s: %d problems, listed above; flowrun help STAGE documents the keys", problems[0].File, len(problems))
 	}
+	if errors.Is(err, syscall.EMFILE) {
+		last += "; raise the limit on open files (ulimit -n)"
+	}
 	_, _ = fmt.Fprintln(w, "flowrun: "+last)
 }

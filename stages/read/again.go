@@ -27,9 +27,11 @@ func (t *tries) again(ctx context.Context, err error) bool {
 	return true
 }
 
-// passing says that a failure is of the way to a file, not of what it holds: it may be gone in a moment.
+// passing says that a failure is of the way to a file, or of this process or machine, not of what the file holds: it may be gone in a
+// moment.
 func passing(err error) bool {
-	return slices.ContainsFunc([]syscall.Errno{syscall.EIO, syscall.ESTALE, syscall.ETIMEDOUT, syscall.EHOSTDOWN, syscall.ENOTCONN, syscall.EAGAIN},
+	return slices.ContainsFunc([]syscall.Errno{syscall.EIO, syscall.ESTALE, syscall.ETIMEDOUT, syscall.EHOSTDOWN, syscall.ENOTCONN, syscall.EAGAIN,
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM},
 		func(e syscall.Errno) bool { return errors.Is(err, e) })
 }
 

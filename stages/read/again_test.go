@@ -102,6 +102,7 @@ func TestReadAgain(t *testing.T) {
 				fails bool
 			}{
 				{0, syscall.EIO, 1, time.Second, false},
+				{0, syscall.EMFILE, 1, time.Second, false},
 				{400, syscall.ESTALE, 2, 5 * time.Second, false}, // all of a header is read at once
 				{70_000, syscall.ETIMEDOUT, 2, 5 * time.Second, false},
 				{144_351, syscall.EIO, 1, time.Second, false}, // the last byte
