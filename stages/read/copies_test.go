@@ -3,10 +3,15 @@ package read
 import (
 	"bytes"
 	"compress/gzip"
+	"encoding/json"
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
+
+	"github.com/flowrun/flowrun/stages/volume"
 )
 
 // Files that are one under several names are known, compressed or not; those with the same header alone aren't.
@@ -62,4 +67,61 @@ func TestCopies(t *testing.T) {
 	zip("h.nii.gz", 6, b)
 	zip("i.nii", 6, b)
 	copies(map[string]string{"c.nii": "b.nii", "d.nii": "b.nii", "e.nii": "b.nii", "f.nii.gz": "a.nii", "g.nii.gz": "a.nii", "i.nii": "h.nii.gz"})
+}
+
+// A compressed scan that was copied, whenever, is the scan that was listed; one of other voxels isn't.
+func TestContent(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a.nii")
+	put(t, path, [3]int{4, 4, 9}, identity, func(i, j, k int) int16 { return int16(i+j+k) - 1000 })
+	text := must(os.ReadFile(path))
+	pack := func(members ...[]byte) string {
+		var b bytes.Buffer
+		for _, m := range members {
+			w := gzip.NewWriter(&b)
+			_ = must(w.Write(m))
+			_ = w.Close()
+		}
+		return b.String()
+	}
+	other := bytes.Clone(text)
+	other[len(other)-1] ^= 1
+	longAgo := time.Unix(1e9, 0)
+	for _, c := range []struct {
+		name, was, is string
+		same          bool
+	}{
+		{"copied", pack(text), pack(text), true},
+		{"compressed anew", pack(text), pack(text, nil), false}, // its last member says nothing of it
+		{"changed", pack(text), pack(other), false},
+		{"two members", pack(text[:400], text[400:]), pack(text[:400], text[400:]), false},
+		{"plain", string(text), string(text), false},
+	} {
+		path := filepath.Join(dir, "b.nii")
+		write(t, path, c.was)
+		o := defaults(path)
+		var frozen volume.Scan // as a checkpoint keeps it
+		if err := json.Unmarshal(must(json.Marshal(one(t, path, o))), &frozen); err != nil {
+			t.Fatal(err)
+		}
+		write(t, path, c.is)
+		if err := os.Chtimes(path, longAgo, longAgo); err != nil {
+			t.Fatal(err)
+		}
+		v, err := Load(t.Context(), &frozen, 0, o, nil)
+		if c.same {
+			if err != nil {
+				t.Errorf("%s: %v", c.name, err)
+				continue
+			}
+			v.Release()
+		} else if err == nil || !strings.Contains(err.Error(), "the file has changed since the run began: another header, size or time") {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if v, err = Stream(t.Context(), &frozen, 0, o, 2, Tell{}, nil); (err == nil) != c.same {
+			t.Errorf("%s: streamed: %v", c.name, err)
+		} else if err == nil {
+			v.Release()
+		}
+	}
 }

@@ -125,6 +125,7 @@ func describe(e files.Entry, o *Options) (*volume.Scan, origin, error) {
 	if err != nil {
 		return nil, origin{}, err
 	}
+	content := r.Content()
 	if err := r.Close(); err != nil {
 		return nil, origin{}, err
 	}
@@ -132,7 +133,7 @@ func describe(e files.Entry, o *Options) (*volume.Scan, origin, error) {
 	if err != nil {
 		return nil, origin{}, err
 	}
-	return &volume.Scan{ID: e.ID, Path: e.Path, Dims: p.dims, Spacing: p.spacing, Digest: digest(r.Header),
+	return &volume.Scan{ID: e.ID, Path: e.Path, Dims: p.dims, Spacing: p.spacing, Digest: digest(r.Header), Content: content,
 		Rising: p.geometry.Axes[2] == 2 && !p.geometry.Flip[2]}, originOf(r.Header), nil
 }
 

@@ -78,7 +78,7 @@ func Dry(scan *volume.Scan, epoch int, o Options) *volume.Volume {
 	return v.Own(nil, nil)
 }
 
-// open opens a scan's file before its voxels, and sees that it is the one that List saw.
+// open opens a scan's file before its voxels, and sees that it is the one that List saw, or one of the same content.
 func open(scan *volume.Scan, o *Options) (*nifti.Reader, *plan, error) {
 	r, err := nifti.Open(scan.Path, o.limits())
 	if err != nil {
@@ -86,8 +86,8 @@ func open(scan *volume.Scan, o *Options) (*nifti.Reader, *plan, error) {
 	}
 	p, err := newPlan(r.Header, o)
 	switch {
-	case digest(r.Header) != scan.Digest:
-		err = errors.New("the file has changed since the run began")
+	case digest(r.Header) != scan.Digest && (scan.Content == "" || r.Content() != scan.Content):
+		err = errors.New("the file has changed since the run began: another header, size or time of modification (cp -p and rsync -t keep the time)")
 	case err == nil && p.dims != scan.Dims:
 		err = fmt.Errorf("dims are %v, but the run's list of scans has %v (was frame, channel_dim or spacing changed?)", p.dims, scan.Dims)
 	}

@@ -237,6 +237,7 @@ func TestLoadFails(t *testing.T) {
 	path := filepath.Join(dir, "a.nii.gz")
 	for name, harm := range map[string]func(t *testing.T) (context.Context, Options){
 		"file has changed": func(t *testing.T) (context.Context, Options) {
+			put(t, path, [3]int{2, 2, 2}, identity, func(i, j, k int) int16 { return 7 })
 			now := time.Now().Add(time.Hour)
 			if err := os.Chtimes(path, now, now); err != nil {
 				t.Fatal(err)

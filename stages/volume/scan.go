@@ -10,6 +10,8 @@ type Scan struct {
 	Spacing [3]float64 `json:"spacing"` // mm, likewise
 	Digest  string     `json:"digest"`  // hex SHA-256 over the header, the file's size and its modification time
 
+	// Content is what the file's bytes are known by, whenever and however often they were copied; "" where only Digest tells.
+	Content string `json:"content,omitempty"`
 	// Rising says that the file holds the scan's slices one after the other, from the lowest z up: it can be read as a stream.
 	Rising bool `json:"-"`
 	// Copy is the ID of the first scan of the list of whose file this one's is a copy; "" for none, and where it isn't known.
