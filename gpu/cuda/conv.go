@@ -91,8 +91,19 @@ type packArgs struct {
 	Chunks, Padded, Tiled    int32
 }
 
-// directTargets is the targets of a block of convDirect.
-const directTargets = 128
+// Of a block of plain convolutions: targets, groups of eight channels, and weights that it has room for.
+const directTargets, directGroups, directKept = 128, 8, 4096
+
+// narrowKernel is the channels of the kernel for so few, 0 where there is none.
+func narrowKernel(channels int) int {
+	switch {
+	case channels == 1:
+		return 1
+	case channels <= 3:
+		return 3
+	}
+	return 0
+}
 
 // PackConv packs weights.
 func (e *Engine) PackConv(c gpu.Conv, w, packed, packedGrad gpu.Ptr) {
@@ -147,7 +158,10 @@ func (e *Engine) convolve(c gpu.Conv, src gpu.Tensor, packed, bias gpu.Ptr, add 
 	t := tileOf(dst.C)
 	kernel, columns, key := fmt.Sprintf("conv%dx%d", t.m, t.n), divUp(dst.C, t.n), planKey{c: c, forward: forward, inRuns: true, samples: src.N, halo: src.Halo, per: t.m}
 	if c.Type != gpu.BFloat16 || src.Type != gpu.BFloat16 {
-		kernel, columns, key.per, key.inRuns = "convDirect", 1, directTargets, false
+		kernel, columns, key.per, key.inRuns = "convDirect", divUp(dst.C, 8*directGroups), directTargets, false
+		if n := narrowKernel(dst.C); n > 0 && allWhole(src) && c.Taps()*src.C*n <= directKept {
+			kernel = fmt.Sprintf("convNarrow%d", n)
+		}
 	}
 	if e.own && kernel != "convDirect" && len(ownTiles[t.n]) > 0 {
 		key.per = e.ownTile(key, t.n, columns, int(a.Chunks)).m

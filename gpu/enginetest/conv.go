@@ -170,26 +170,28 @@ func testConv(t *testing.T, r *rig) {
 	})
 }
 
-// thinShapes are those of first and last layers: one channel, in float32, at one end.
+// thinShapes are those of first and last layers: few channels, in float32, at one end.
 var thinShapes = []struct {
 	axis axisKind
 	last bool
+	few  int
 	pads []gpu.Padding
 }{
-	{axisKind{k: 3, s: 1, lo: 1}, false, []gpu.Padding{gpu.Zero, gpu.Replicate}},
-	{axisKind{k: 3, s: 1, lo: 1}, true, []gpu.Padding{gpu.Zero, gpu.Replicate}},
-	{axisKind{k: 4, s: 2, lo: 2, margin: 2}, false, []gpu.Padding{gpu.Zero}},
-	{axisKind{k: 4, s: 1, lo: 2, margin: 1}, false, []gpu.Padding{gpu.Zero}},
-	{axisKind{k: 4, s: 1, lo: 2, margin: 1}, true, []gpu.Padding{gpu.Zero}},
-	{axisKind{k: 4, s: 1, lo: 2}, true, []gpu.Padding{gpu.Replicate}},
+	{axisKind{k: 3, s: 1, lo: 1}, false, 1, []gpu.Padding{gpu.Zero, gpu.Replicate}},
+	{axisKind{k: 3, s: 1, lo: 1}, true, 1, []gpu.Padding{gpu.Zero, gpu.Replicate}},
+	{axisKind{k: 3, s: 1, lo: 1}, false, 3, []gpu.Padding{gpu.Zero, gpu.Replicate}},
+	{axisKind{k: 4, s: 2, lo: 2, margin: 2}, false, 1, []gpu.Padding{gpu.Zero}},
+	{axisKind{k: 4, s: 1, lo: 2, margin: 1}, false, 1, []gpu.Padding{gpu.Zero}},
+	{axisKind{k: 4, s: 1, lo: 2, margin: 1}, true, 1, []gpu.Padding{gpu.Zero}},
+	{axisKind{k: 4, s: 1, lo: 2}, true, 1, []gpu.Padding{gpu.Replicate}},
 }
 
 // testConvThin is testConv of thin layers, each of them with rows that are longer than what a kernel takes at a time, or shorter.
 func testConvThin(t *testing.T, r *rig) {
 	r.check(t, func(t *rapid.T) {
 		for _, s := range thinShapes {
-			c := gpu.Conv{Pad: rapid.SampledFrom(s.pads).Draw(t, "pad"), In: gpu.Dims{N: rapid.IntRange(1, 2).Draw(t, "n"), C: 1}}
-			c.Out.C = rapid.SampledFrom([]int{2, 5, 16, 40, 64, 72, 130}).Draw(t, "channels")
+			c := gpu.Conv{Pad: rapid.SampledFrom(s.pads).Draw(t, "pad"), In: gpu.Dims{N: rapid.IntRange(1, 2).Draw(t, "n"), C: s.few}}
+			c.Out.C = rapid.SampledFrom([]int{2, 5, 16, 40, 64, 72, 130, 264}).Draw(t, "channels")
 			c.In.D, c.In.H = rapid.IntRange(1, 4).Draw(t, "d"), rapid.IntRange(1, 4).Draw(t, "h")
 			c.In.W = rapid.OneOf(rapid.IntRange(1, 40), rapid.IntRange(290, 600)).Draw(t, "w")
 			types := [2]gpu.Type{gpu.Float32, r.kind}
@@ -201,7 +203,7 @@ func testConvThin(t *testing.T, r *rig) {
 				in, out := [3]int{c.In.D, c.In.H, c.In.W}, [3]*int{&c.Out.D, &c.Out.H, &c.Out.W}
 				for i, n := range in {
 					a := s.axis
-					if i == 0 && n == 1 && a.k == 4 { // images
+					if i == 0 && n == 1 && (a.k == 4 || s.few > 1) { // images
 						a = axisKind{k: 1, s: 1}
 					}
 					c.K[i], c.S[i], c.Lo[i], *out[i] = a.k, a.s, a.lo, a.size(n)

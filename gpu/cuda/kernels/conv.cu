@@ -68,46 +68,112 @@ DEVICE float weightAt(const ConvArgs &a, i32 tap, i32 k, i32 n) {
 	return ((const float *)a.weights)[((u64)tap * a.s.c + k) * a.t.c + n];
 }
 
-enum { DIRECT = 128, KEPT = 4096 }; // targets of a block, weights in shared memory
+// Plain kernels: targets of a block, and of a thread at a time; weights in shared memory; groups of eight channels of a block.
+enum { DIRECT = 128, TOGETHER = 4, KEPT = 4096, GROUPS = 8 };
 
-// convDirect serves operands of any type: a thread sums up eight channels of a target in float32. The few weights of a thin layer
+// convDirect serves operands of any type: a thread sums up eight channels of four targets in float32. The few weights of a thin layer
 // are kept in shared memory.
-KERNEL(convDirect, ConvArgs, 256, 4) {
+KERNEL(convDirect, ConvArgs, 256, 2) {
 	const Box *box = boxOf(a, blockIdx.x);
-	i32 positions = positionsOf(a, box), m0 = (blockIdx.x - box->tile) * DIRECT, groups = groupsOf(a.t.c);
+	i32 positions = positionsOf(a, box), m0 = (blockIdx.x - box->tile) * DIRECT, group0 = blockIdx.y * GROUPS, groups = groupsOf(a.t.c) - group0;
+	groups = groups < GROUPS ? groups : GROUPS;
 	const Run *taps = (const Run *)a.runs + box->run; // of length 1
-	__shared__ Quad kept[KEPT / 4];
+	__shared__ Quad kept[KEPT / 4]; // [tap][source][half of a group][group]
 	i32 weights = box->runs * a.s.c * groups * 8;
 	bool fits = weights <= KEPT;
 	for (i32 i = threadIdx.x; fits && i < weights; i += 256) {
-		i32 n = i % (groups * 8), row = i / (groups * 8);
+		i32 part = i % 4 + i / 4 / groups % 2 * 4, n = (group0 + i / 4 % groups) * 8 + part, row = i / (groups * 8);
 		((float *)kept)[i] = n < a.t.c ? weightAt(a, taps[row / a.s.c].weight, row % a.s.c, n) : 0;
 	}
 	barrier();
-	for (i32 i = threadIdx.x; i < DIRECT * groups; i += 256) {
-		i32 m = m0 + i / groups, group = i % groups, c = group * 8, n = eight(c, a.t.c);
-		if (m >= positions) break;
-		Place p = placeOf(box, m);
-		u32 source = sourceOf(a, box, p);
-		float sum[8];
-		UNROLL for (int k = 0; k < 8; k++) sum[k] = 0;
-		for (i32 tap = 0; tap < box->runs; tap++) {
+	for (i32 i = threadIdx.x; i < DIRECT / TOGETHER * groups; i += 256) {
+		i32 m = m0 + i / groups, group = i % groups, c = (group0 + group) * 8, n = eight(c, a.t.c);
+		u32 source[TOGETHER];
+		float sum[TOGETHER][8];
+		UNROLL for (int u = 0; u < TOGETHER; u++) {
+			i32 at = m + u * (DIRECT / TOGETHER);
+			source[u] = sourceOf(a, box, placeOf(box, at < positions ? at : 0));
+			UNROLL for (int k = 0; k < 8; k++) sum[u][k] = 0;
+		}
+		NOUNROLL for (i32 tap = 0; tap < box->runs; tap++) {
 			Run r = taps[tap];
-			u64 at = (u64)(source + r.at) * a.src.pitch;
-			for (i32 s = 0; s < a.s.c; s++) {
-				float x = load1(a.src, at + s), w[8];
+			NOUNROLL for (i32 s = 0; s < a.s.c; s++) {
+				float x[TOGETHER], w[8];
+				UNROLL for (int u = 0; u < TOGETHER; u++) x[u] = load1(a.src, (u64)(source[u] + r.at) * a.src.pitch + s);
 				if (fits) {
-					const float *from = (const float *)(kept + ((tap * a.s.c + s) * groups + group) * 2);
-					UNROLL for (int k = 0; k < 8; k++) w[k] = from[k];
+					const Quad *from = kept + (tap * a.s.c + s) * 2 * groups + group;
+					UNROLL for (int k = 0; k < 8; k++) w[k] = __builtin_bit_cast(float, from[k / 4 * groups].v[k % 4]);
 				} else {
 					UNROLL for (int k = 0; k < 8; k++) w[k] = k < n ? weightAt(a, r.weight, s, c + k) : 0;
 				}
-				UNROLL for (int k = 0; k < 8; k++) sum[k] += x * w[k];
+				UNROLL for (int u = 0; u < TOGETHER; u++) UNROLL for (int k = 0; k < 8; k++) sum[u][k] += x[u] * w[k];
 			}
 		}
-		finish(a, box, p, c, n, sum);
+		NOUNROLL for (i32 u = 0; u < TOGETHER; u++) {
+			i32 at = m + u * (DIRECT / TOGETHER);
+			float v[8];
+			UNROLL for (int k = 0; k < 8; k++) {
+				UNROLL for (int j = 0; j < TOGETHER; j++) v[k] = j == 0 || u == j ? sum[j][k] : v[k];
+			}
+			if (at < positions) finish(a, box, placeOf(box, at), c, n, v);
+		}
 	}
 }
+
+// convNarrow computes up to N channels of targets from a whole (device.h): lanes share the channels of a source voxel, and have four targets
+// on their way. All weights of a box are in shared memory.
+template <int N> DEVICE void convNarrow(const ConvArgs &a) {
+	const Box *box = boxOf(a, blockIdx.x);
+	i32 positions = positionsOf(a, box), m0 = (blockIdx.x - box->tile) * DIRECT, groups = a.s.c / 8, lanes = 1;
+	while (lanes < 32 && lanes < groups) lanes *= 2;
+	const Run *taps = (const Run *)a.runs + box->run; // of length 1
+	__shared__ Quad kept[KEPT / 4]; // [tap][target channel][half of a group][group]
+	for (i32 i = threadIdx.x; i < box->runs * N * groups * 8; i += 256) {
+		i32 row = i / (groups * 8), s = i / 4 % groups * 8 + i / 4 / groups % 2 * 4 + i % 4;
+		((float *)kept)[i] = row % N < a.t.c ? weightAt(a, taps[row / N].weight, s, row % N) : 0;
+	}
+	barrier();
+	i32 lane = threadIdx.x % lanes, each = 256 / lanes;
+	for (i32 first = 0; first < DIRECT; first += each * TOGETHER) {
+		i32 m = m0 + first + threadIdx.x / lanes;
+		u32 source[TOGETHER];
+		float sum[TOGETHER][N];
+		UNROLL for (int u = 0; u < TOGETHER; u++) {
+			i32 at = m + u * each;
+			source[u] = sourceOf(a, box, placeOf(box, at < positions ? at : 0));
+			UNROLL for (int o = 0; o < N; o++) sum[u][o] = 0;
+		}
+		NOUNROLL for (i32 group = lane; group < groups; group += lanes) {
+			NOUNROLL for (i32 tap = 0; tap < box->runs; tap++) {
+				i32 at = taps[tap].at;
+				Quad q[TOGETHER];
+				UNROLL for (int u = 0; u < TOGETHER; u++) q[u] = *(const Quad *)((const u16 *)a.src.at + (u64)(source[u] + at) * a.src.pitch + group * 8);
+				float w[N][8];
+				UNROLL for (int o = 0; o < N; o++) {
+					const Quad *from = kept + (tap * N + o) * 2 * groups + group;
+					UNROLL for (int k = 0; k < 8; k++) w[o][k] = __builtin_bit_cast(float, from[k / 4 * groups].v[k % 4]);
+				}
+				UNROLL for (int u = 0; u < TOGETHER; u++) {
+					float x[8];
+					unpack(q[u], x);
+					UNROLL for (int o = 0; o < N; o++) UNROLL for (int k = 0; k < 8; k++) sum[u][o] += x[k] * w[o][k];
+				}
+			}
+		}
+		UNROLL for (int u = 0; u < TOGETHER; u++) UNROLL for (int o = 0; o < N; o++) sum[u][o] = sumLanes(sum[u][o], lanes);
+		NOUNROLL for (i32 u = lane; u < TOGETHER; u += lanes) { // a lane writes one of the targets
+			float v[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+			UNROLL for (int o = 0; o < N; o++) {
+				UNROLL for (int j = 0; j < TOGETHER; j++) v[o] = j == 0 || u == j ? sum[j][o] : v[o];
+			}
+			i32 at = m + u * each;
+			if (at < positions && at < m0 + DIRECT) finish(a, box, placeOf(box, at), 0, a.t.c, v);
+		}
+	}
+}
+
+KERNEL(convNarrow1, ConvArgs, 256, 2) { convNarrow<1>(a); }
+KERNEL(convNarrow3, ConvArgs, 256, 2) { convNarrow<3>(a); }
 
 struct PackArgs {
 	u64 w, out;
