@@ -35,7 +35,7 @@ func TestArguments(t *testing.T) {
 		size    uintptr
 		kernels []string
 	}{
-		{unsafe.Sizeof(convArgs{}), []string{"conv256x128", "conv512x64", "conv512x32", "conv256x128Hopper", "conv384x128Hopper", "conv512x64Hopper", "conv768x64Hopper", "convDirect"}},
+		{unsafe.Sizeof(convArgs{}), []string{"conv256x128", "conv512x64", "conv512x32", "conv256x128Hopper", "conv384x128Hopper", "conv512x64Hopper", "conv768x64Hopper", "convDirect", "convNarrow1", "convNarrow3"}},
 		{unsafe.Sizeof(thinConvArgs{}), []string{"convThin3"}},
 		{unsafe.Sizeof(thinWeightArgs{}), []string{"weightThin3", "weightThin4", "weightThin4by2"}},
 		{unsafe.Sizeof(packArgs{}), []string{"pack"}},
