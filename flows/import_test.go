@@ -126,7 +126,7 @@ func TestImportedModelGivesPyTorchsReconstruction(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, ema := range []bool{true, false} {
-		coder, err := vqgan.OpenCoder(cpu.New(2), c, toModel(snap.Arrays), ema, o)
+		coder, err := vqgan.OpenCoder(cpu.New(2), c, weights.ToModel(snap.Arrays), ema, o)
 		if err != nil {
 			t.Fatal(err)
 		}

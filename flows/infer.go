@@ -23,6 +23,7 @@ import (
 	"github.com/flowrun/flowrun/stages/read"
 	"github.com/flowrun/flowrun/stages/tile"
 	"github.com/flowrun/flowrun/stages/volume"
+	"github.com/flowrun/flowrun/stages/weights"
 	"github.com/flowrun/flowrun/stages/write"
 )
 
@@ -95,7 +96,7 @@ func (r *run) openCoder(m modelKeys) (*vqgan.Coder, gpu.Engine, int64, error) {
 	if err != nil {
 		return nil, nil, 0, &ConfigError{m.piece.file.Errorf("checkpoint", "%v", err)}
 	}
-	weights := toModel(snap.Arrays)
+	weights := weights.ToModel(snap.Arrays)
 	ema := slices.ContainsFunc(weights, func(a vqgan.Array) bool { return strings.HasPrefix(a.Name, "ema.") })
 	if m.Weights == infer.WeightsEMA && !ema {
 		r.log.Warn().Str("checkpoint", m.Checkpoint).Msg("it holds no EMA weights (train.ema was 0): the raw ones are used")

@@ -12,6 +12,7 @@ import (
 	"github.com/flowrun/flowrun/stages/checkpoint"
 	"github.com/flowrun/flowrun/stages/train"
 	"github.com/flowrun/flowrun/stages/volume"
+	"github.com/flowrun/flowrun/stages/weights"
 )
 
 // The model of a run that trains, and the loop around it.
@@ -67,7 +68,7 @@ func (r *run) openModel(snap *volume.Snapshot, o train.Options) error {
 
 // sameDiscriminators says where a run goes on without its discriminators, or with new ones.
 func (r *run) sameDiscriminators(snap *volume.Snapshot, o train.Options) {
-	had := len(vqgan.Discriminators(toModel(snap.Arrays))) > 0
+	had := len(vqgan.Discriminators(weights.ToModel(snap.Arrays))) > 0
 	switch {
 	case had && o.GAN.Weight == 0:
 		r.log.Warn().Msgf("train.gan.weight is 0: the discriminators of %s are left behind; if it gets a weight again, new ones begin", r.last)
@@ -80,7 +81,7 @@ func (r *run) sameDiscriminators(snap *volume.Snapshot, o train.Options) {
 func (r *run) fill(snap *volume.Snapshot, o train.Options) error {
 	switch {
 	case snap != nil:
-		err := r.session.SetState(toModel(snap.Arrays), true)
+		err := r.session.SetState(weights.ToModel(snap.Arrays), true)
 		if misfit := new(vqgan.OptionError); errors.As(err, &misfit) {
 			return configErrorf("train.%s: is %s, but %s was trained with %s; choose another run.dir, or set it back", misfit.Key, misfit.Is, r.last, misfit.Was)
 		}
@@ -92,7 +93,7 @@ func (r *run) fill(snap *volume.Snapshot, o train.Options) error {
 		if err != nil {
 			return configErrorf("train.init: %w", err)
 		}
-		if err := r.session.LoadWeights(toModel(from.Arrays), false); err != nil {
+		if err := r.session.LoadWeights(weights.ToModel(from.Arrays), false); err != nil {
 			return configErrorf("train.init: %s: %w", o.Init, err)
 		}
 	}
@@ -117,15 +118,6 @@ func (r *run) newLoop(snap *volume.Snapshot, o train.Options, total int, guard *
 		d.SetGANStart(guard.GANStart)
 	}
 	return l
-}
-
-// toModel is the same arrays by the model's type.
-func toModel(list []volume.Array) []vqgan.Array {
-	out := make([]vqgan.Array, len(list))
-	for i, a := range list {
-		out[i] = vqgan.Array(a)
-	}
-	return out
 }
 
 // meta is what a checkpoint holds beside its arrays.

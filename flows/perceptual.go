@@ -8,6 +8,7 @@ import (
 
 	"github.com/flowrun/flowrun/gpu/vqgan"
 	"github.com/flowrun/flowrun/stages/volume"
+	"github.com/flowrun/flowrun/stages/weights"
 )
 
 // fitPerceptual checks train.perceptual against the patch and reads its weights. Without a weight it does nothing.
@@ -52,7 +53,7 @@ func readLPIPS(path string) (*vqgan.LPIPS, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := vqgan.NewLPIPS(toModel(arrays))
+	l, err := vqgan.NewLPIPS(weights.ToModel(arrays))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}

@@ -31,7 +31,7 @@ func Export(all []volume.Array, weights string, axes Axes, medicalDiffusion bool
 		return nil, err
 	}
 	s := &StateDict{Kind: kind}
-	judges := fromModel(vqgan.Discriminators(toModel(all)))
+	judges := fromModel(vqgan.Discriminators(ToModel(all)))
 	switch {
 	case len(judges) == 0:
 	case medicalDiffusion && !batchNormed(judges):
@@ -43,7 +43,7 @@ func Export(all []volume.Array, weights string, axes Axes, medicalDiffusion bool
 	for i := range arrays {
 		back.turn(&arrays[i])
 	}
-	s.Arrays = fromModel(vqgan.SingularVectors(toModel(arrays)))
+	s.Arrays = fromModel(vqgan.SingularVectors(ToModel(arrays)))
 	return s, nil
 }
 
@@ -109,8 +109,8 @@ func pick(all []volume.Array, weights string) (arrays []volume.Array, kind strin
 	return arrays, kind, nil
 }
 
-// toModel and fromModel are the same arrays by the types of two packages.
-func toModel(list []volume.Array) []vqgan.Array {
+// ToModel gives arrays the model's type.
+func ToModel(list []volume.Array) []vqgan.Array {
 	out := make([]vqgan.Array, len(list))
 	for i, a := range list {
 		out[i] = vqgan.Array(a)
@@ -118,6 +118,7 @@ func toModel(list []volume.Array) []vqgan.Array {
 	return out
 }
 
+// fromModel takes it back.
 func fromModel(list []vqgan.Array) []volume.Array {
 	out := make([]volume.Array, len(list))
 	for i, a := range list {
