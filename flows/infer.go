@@ -96,8 +96,8 @@ func (r *run) openCoder(m modelKeys) (*vqgan.Coder, gpu.Engine, int64, error) {
 	if err != nil {
 		return nil, nil, 0, &ConfigError{m.piece.file.Errorf("checkpoint", "%v", err)}
 	}
-	weights := weights.ToModel(snap.Arrays)
-	ema := slices.ContainsFunc(weights, func(a vqgan.Array) bool { return strings.HasPrefix(a.Name, "ema.") })
+	arrays := weights.ToModel(snap.Arrays)
+	ema := slices.ContainsFunc(arrays, func(a vqgan.Array) bool { return strings.HasPrefix(a.Name, "ema.") })
 	if m.Weights == infer.WeightsEMA && !ema {
 		r.log.Warn().Str("checkpoint", m.Checkpoint).Msg("it holds no EMA weights (train.ema was 0): the raw ones are used")
 	}
@@ -108,7 +108,7 @@ func (r *run) openCoder(m modelKeys) (*vqgan.Coder, gpu.Engine, int64, error) {
 	}
 	r.warnLess()
 	o := j.coderOptions(m)
-	coder, err := vqgan.OpenCoder(e, j.model, weights, ema, o)
+	coder, err := vqgan.OpenCoder(e, j.model, arrays, ema, o)
 	if _, ok := errors.AsType[*cuda.Error](err); ok {
 		return nil, nil, 0, errors.Join(fmt.Errorf("%s: %w", m.piece.label, err), e.Close())
 	}
