@@ -229,13 +229,17 @@ func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace 
 		K: [2]int32(a.K[1:]), S: [2]int32(a.S[1:]), Group: [2]int32{1, 1}}
 	var used int
 	if c.Type == gpu.BFloat16 && x.Type == gpu.BFloat16 && dy.Type == gpu.BFloat16 {
-		steps := rows * divUp(w.count[2], depth)
+		steps := rows * divUp(w.count[2], strip)
 		share := divUp(steps, w.parts)
 		a.Steps, a.Share = int32(steps), int32(share)
 		g.N, g.Rows, g.Columns, g.Wide = int32(divUp(steps, share)), int32(w.rows()), int32(w.columns()), int32(roundUp(shifted.C, 8))
 		g.Group = [2]int32{int32(w.tile.group[0]), int32(w.tile.group[1])}
 		used = int(g.N) * w.floats()
-		run(e, w.tile.kernel(), [3]int{w.tiles[0], w.tiles[1], int(g.N)}, 256, a)
+		kernel, threads := w.tile.kernel(), 256
+		if _, ok := e.kernels[kernel+"Hopper"]; e.own && ok {
+			kernel, threads = kernel+"Hopper", w.tile.hopper()
+		}
+		run(e, kernel, [3]int{w.tiles[0], w.tiles[1], int(g.N)}, threads, a)
 	} else {
 		share := divUp(rows, w.directParts)
 		all := c.Taps() * c.In.C * c.Out.C

@@ -127,7 +127,8 @@ func bothOn(t errorer, card gpu.Engine, f func(s *side, kind gpu.Type) [][]float
 	var all [2][][]float32
 	for i, e := range []gpu.Engine{cpu.New(1), card} {
 		if err := e.Reserve(32 << 20); err != nil {
-			t.Errorf("%v", err)
+			t.Errorf("%v", errors.Join(err, e.Close()))
+			return
 		}
 		all[i] = f(&side{Engine: e}, []gpu.Type{gpu.Float32, gpu.BFloat16}[i])
 		err := e.Sync()
@@ -211,7 +212,7 @@ func filter(k int, d gpu.Dims, ci, co int) gpu.Conv {
 // wide has more channels than enginetest.
 func wide(t *testing.T) {
 	d := gpu.Dims{N: 1, D: 2, H: 3, W: 37}
-	for _, c := range [][3]int{{1, 40, 32}, {1, 40, 136}, {3, 40, 32}, {3, 72, 64}, {3, 40, 136}, {4, 40, 32}, {4, 24, 64}} {
+	for _, c := range [][3]int{{1, 40, 32}, {1, 40, 136}, {3, 40, 32}, {3, 72, 64}, {3, 40, 136}, {4, 40, 32}, {4, 24, 64}, {4, 24, 72}} {
 		t.Run(fmt.Sprintf("k%d from %d to %d", c[0], c[1], c[2]), func(t *testing.T) { both(t, convolve(filter(c[0], d, c[1], c[2]))) })
 	}
 	for name, channels := range map[string]int{"1": 64, "2": 384, "8": 1032} {

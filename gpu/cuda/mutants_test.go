@@ -95,7 +95,7 @@ func TestMutants(t *testing.T) {
 		{"no barrier", "sumSquares", `bar\.sync`, "// bar.sync", -1, sum(1000), []string{"racecheck: sumSquares, block ", "unordered with a "}},
 		{"a predicate without a value", "sumSquares", `bar\.sync`, "@%p4 bar.sync", 0, sum(1000), []string{"initcheck: sumSquares", "a predicate"}},
 		{"a barrier that its guard keeps lanes from", "sumSquares", `(@(%p\d+) bra\s+\S+\n// %bb.5:)`, "@$2 bar.sync 0;\n$1", 0, sum(1000), []string{"synccheck: sumSquares", "guard"}},
-		{"no first value", "sumSquares", `mov\.f64`, "// mov.f64", 0, sum(100), []string{"initcheck: sumSquares", "thread 1", "a register is read"}},
+		{"no first value", "sumSquares", `mov\.f64`, "// mov.f64", 0, sum(100), []string{"initcheck: sumSquares", "a register is read"}},
 		{"shared memory not written", "sumSquares", `st\.shared`, "// st.shared", 0, sum(1000), []string{"initcheck: sumSquares", "shared memory", "nobody has written"}},
 		{"too little shared memory", "sumSquares", `\[2048\]`, "[2040]", 0, sum(1000), []string{"memcheck: sumSquares", "thread 255", "0x400 to 0xbf8"}},
 		{"no guard", "sumSquares", `@%p\d+ bra\s+\S+\n// %bb.5:`, "// %bb.5:", 0, sum(1000), []string{"memcheck: sumSquares", "shared memory"}},
@@ -122,6 +122,8 @@ func TestMutants(t *testing.T) {
 		{"no wait in the ring", "conv512x64Hopper", `wgmma\.wait_group\S+ 1`, "// $0", every, hopper, []string{"racecheck: conv512x64Hopper", "a product that is in flight"}},
 		{"no barrier in front of products", "conv512x64Hopper", `bar\.sync`, "// bar.sync", every, hopper, []string{"initcheck: conv512x64Hopper"}},
 		{"descriptors exchanged", "conv512x64Hopper", `(wgmma\.mma_async.*\}), (%rd\d+), (%rd\d+)`, "$1, $3, $2", every, hopper, []string{"conv512x64Hopper"}},
+		{"a product's registers are written too early", "weight9x64Hopper", `wgmma\.wait_group\S+ 1`, "// $0", every, hopper, []string{"racecheck: weight9x64Hopper"}},
+		{"a product's registers exchanged", "weight9x64Hopper", `(wgmma\.mma_async.*\}, \{)(%r\d+),(%r\d+)`, "$1$3,$2", every, hopper, []string{"result 2"}},
 		{"a descriptor inside a pattern", "conv512x64Hopper", `or\.b64(\s+%rd\d+, %rd\d+, -\d+)56800;`, "or.b64${1}56792;", every, hopper, []string{"conv512x64Hopper", "pattern"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

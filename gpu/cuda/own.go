@@ -57,8 +57,8 @@ func (e *Engine) prove() error {
 		return err
 	}
 	for _, c := range proofs {
-		for _, forward := range []bool{true, false} {
-			if err := e.compare(c, forward); err != nil {
+		for pass := range passes {
+			if err := e.compare(c, pass); err != nil {
 				return err
 			}
 		}
@@ -66,44 +66,57 @@ func (e *Engine) prove() error {
 	return e.Reserve(0)
 }
 
-// compare computes a proof with each kernel that serves it.
-func (e *Engine) compare(c gpu.Conv, forward bool) error {
-	channels := c.Out.C
-	if !forward {
-		channels = c.In.C
-	}
+// compare computes a pass of a proof with each kernel that serves it.
+func (e *Engine) compare(c gpu.Conv, pass int) error {
 	e.own = false
-	want, err := e.proof(c, forward)
+	want, err := e.proof(c, pass)
 	if err != nil {
 		return err
 	}
+	tiles := []tile{{}} // a weight gradient has one
+	switch pass {
+	case output:
+		tiles = ownTiles[tileOf(c.Out.C).n]
+	case gradInput:
+		tiles = ownTiles[tileOf(c.In.C).n]
+	}
 	e.own = true
 	defer func() { e.only = tile{} }()
-	for _, e.only = range ownTiles[tileOf(channels).n] {
-		got, err := e.proof(c, forward)
+	for _, e.only = range tiles {
+		got, err := e.proof(c, pass)
 		if err != nil {
 			return err
 		}
 		if !slices.Equal(got, want) {
-			return fmt.Errorf("a convolution of %v to %v in tiles of %d gives other results", c.In, c.Out, e.only.m)
+			return fmt.Errorf("a convolution of %v to %v gives other results (%s, tiles of %d)", c.In, c.Out, passNames[pass], e.only.m)
 		}
 	}
 	return nil
 }
 
-// proofs are convolutions that meet each kernel, forward or back, with runs of one, two and three taps, more stages than its ring holds and
-// channels that don't fill it.
+// proofs are convolutions that meet each kernel in one of their passes, with runs of one, two and three taps, more stages than its ring holds,
+// several strips and parts, and channels that don't fill it.
 var proofs = []gpu.Conv{
 	{In: gpu.Dims{N: 1, D: 2, H: 5, W: 33, C: 40}, Out: gpu.Dims{N: 1, D: 2, H: 5, W: 33, C: 72},
 		K: [3]int{1, 3, 3}, S: [3]int{1, 1, 1}, Lo: [3]int{0, 1, 1}, Pad: gpu.Replicate, Type: gpu.BFloat16},
-	{In: gpu.Dims{N: 1, D: 2, H: 3, W: 9, C: 40}, Out: gpu.Dims{N: 1, D: 2, H: 6, W: 18, C: 72},
+	{In: gpu.Dims{N: 1, D: 2, H: 3, W: 9, C: 72}, Out: gpu.Dims{N: 1, D: 2, H: 6, W: 18, C: 40},
 		K: [3]int{1, 4, 4}, S: [3]int{1, 2, 2}, Lo: [3]int{0, 1, 1}, Transposed: true, Pad: gpu.Replicate, Type: gpu.BFloat16},
 }
 
 const proofBytes = 8 << 20 // is enough for each of them
 
-// proof is what a convolution, or its gradient of the input, makes of whole numbers so small that no order of sums rounds.
-func (e *Engine) proof(c gpu.Conv, forward bool) ([]float32, error) {
+// What a convolution computes.
+const (
+	output = iota
+	gradInput
+	gradWeight
+	passes
+)
+
+var passNames = [passes]string{"output", "gradient of the input", "gradient of the weights"}
+
+// proof is what a pass of a convolution makes of whole numbers so small that no order of sums rounds.
+func (e *Engine) proof(c gpu.Conv, pass int) ([]float32, error) {
 	var bytes int64
 	take := func(n int64) gpu.Ptr {
 		bytes += aligned(n)
@@ -113,13 +126,17 @@ func (e *Engine) proof(c gpu.Conv, forward bool) ([]float32, error) {
 		return gpu.Tensor{At: take(e.Bytes(d, c.Halo(), t)), Dims: d, Halo: c.Halo(), Type: t, Pad: c.Pad}
 	}
 	from, to := c.In, c.Out
-	if !forward {
+	if pass == gradInput {
 		from, to = to, from
 	}
 	sizes, weights := e.ConvSizes(c), numbers(c.Taps()*c.In.C*c.Out.C)
 	x, y := tensor(from, gpu.BFloat16), tensor(to, gpu.Float32)
 	w, bias, packed, packedGrad := take(int64(4*len(weights))), take(int64(4*to.C)), take(sizes.Packed), take(sizes.PackedGrad)
-	if bytes > proofBytes {
+	dy, work := tensor(to, gpu.BFloat16), gpu.Ptr(0)
+	if pass == gradWeight {
+		work = take(sizes.Workspace)
+	}
+	if bytes > e.bytes {
 		return nil, fmt.Errorf("proof of %d bytes", bytes)
 	}
 	e.Write(w, weights)
@@ -127,10 +144,17 @@ func (e *Engine) proof(c gpu.Conv, forward bool) ([]float32, error) {
 	e.PackConv(c, w, packed, packedGrad)
 	e.WriteTensor(x, numbers(from.Len()))
 	e.Fill(y.At, int(e.Bytes(to, y.Halo, y.Type)/4), float32(math.NaN())) // who writes nothing is found out
-	if forward {
+	switch pass {
+	case output:
 		e.Conv(c, x, packed, bias, nil, y)
-	} else {
+	case gradInput:
 		e.ConvGradInput(c, x, packedGrad, y)
+	case gradWeight:
+		e.WriteTensor(dy, numbers(to.Len()))
+		e.Fill(work, int(sizes.Workspace/4), float32(math.NaN()))
+		e.ConvGradWeight(c, x, dy, w, bias, work)
+		e.Read(weights, w)
+		return weights, e.Sync()
 	}
 	out := make([]float32, to.Len())
 	e.ReadTensor(out, y)

@@ -59,7 +59,8 @@ var sharedBytes = map[string]int{
 	"conv256x128Hopper": woven(tile{256, 128}, 4), "conv384x128Hopper": woven(tile{384, 128}, 4),
 	"conv512x64Hopper": woven(tile{512, 64}, 4), "conv768x64Hopper": woven(tile{768, 64}, 3),
 	"conv256x128": pair(tile{256, 128}), "conv512x64": pair(tile{512, 64}), "conv512x32": pair(tile{512, 32}),
-	"weight9x64": ring(weight9x64), "weight9x32": ring(weight9x32), "weight4x64": ring(weight4x64), "weight4x32": ring(weight4x32),
+	"weight9x64": ring(weight9x64), "weight9x32": ring(weight9x32), "weight4x128": ring(weight4x128), "weight4x64": ring(weight4x64), "weight4x32": ring(weight4x32),
+	"weight9x64Hopper": rings(weight9x64), "weight4x128Hopper": rings(weight4x128),
 	"weight1x128": ring(weight1x128), "weight1x32": ring(weight1x32),
 }
 
@@ -75,5 +76,12 @@ func woven(t tile, stages int) int {
 
 // ring is the bytes of the stages of a weight gradient, three under way and those that taps along y meet, each of both operands in bfloat16.
 func ring(t weightTile) int {
-	return (3 + t.group[0]) * ((depth+t.group[1]-1)*t.m + depth*t.n) * 2
+	return (3 + t.group[0]) * ((strip+t.group[1]-1)*t.m + strip*t.n) * 2
+}
+
+// rings is the bytes of a weight gradient's stages on Hopper, four under way and one that may be multiplied yet, and as many zeros as the
+// straight operand has of each.
+func rings(t weightTile) int {
+	stages := 5 + t.group[0]
+	return (stages*(strip+t.group[1]-1)*t.m + (stages+1)*strip*t.n) * 2
 }

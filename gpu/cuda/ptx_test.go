@@ -39,7 +39,7 @@ func TestArguments(t *testing.T) {
 		{unsafe.Sizeof(thinConvArgs{}), []string{"convThin3"}},
 		{unsafe.Sizeof(thinWeightArgs{}), []string{"weightThin3", "weightThin4", "weightThin4by2"}},
 		{unsafe.Sizeof(packArgs{}), []string{"pack"}},
-		{unsafe.Sizeof(weightArgs{}), []string{"weight9x64", "weight9x32", "weight4x64", "weight4x32", "weight1x128", "weight1x32", "weightDirect"}},
+		{unsafe.Sizeof(weightArgs{}), []string{"weight9x64", "weight9x32", "weight4x64", "weight4x32", "weight1x128", "weight1x32", "weight9x64Hopper", "weight4x128Hopper", "weight4x128", "weightDirect"}},
 		{unsafe.Sizeof(gatherWeightsArgs{}), []string{"gatherWeights"}},
 		{unsafe.Sizeof(biasArgs{}), []string{"biasSums"}},
 		{unsafe.Sizeof(normArgs{}), []string{"channelNorm", "channelNorm8", "channelNormGrad", "channelNormGrad8", "channelGradSums", "groupSums", "groupSums8", "groupGradSums", "groupGradSums8",

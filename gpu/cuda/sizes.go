@@ -10,7 +10,7 @@ import (
 // Sizes is what tensors and ops take on the engine: it needs no device.
 //
 // A tensor is N*D*H rows of W + 2*halo voxels. A bfloat16 voxel takes a multiple of eight channels, so that each begins at 16
-// bytes; what lies in the channels that fill it up is never read.
+// bytes; what lies in the channels that fill it up counts for nothing.
 type Sizes struct{}
 
 // Native is gpu.BFloat16.

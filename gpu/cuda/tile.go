@@ -2,6 +2,7 @@ package cuda
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/flowrun/flowrun/gpu"
 )
@@ -23,6 +24,9 @@ func tileOf(n int) tile {
 	return tile{512, 32}
 }
 
+// strip is the points that one stage of a weight gradient holds.
+const strip = 32
+
 // weightTile is what a block of eight warps computes of a weight gradient: m rows × n columns, each row for all taps of a group.
 // Taps along y and x that lie one step of the grid apart are a group: they meet the same points, which are loaded once.
 type weightTile struct {
@@ -32,12 +36,16 @@ type weightTile struct {
 
 func (t weightTile) taps() int { return t.group[0] * t.group[1] }
 
+// hopper is the threads of a block of Hopper's own kernel: four warps for each shift along x.
+func (t weightTile) hopper() int { return 128 * t.group[1] }
+
 func (t weightTile) kernel() string { return fmt.Sprintf("weight%dx%d", t.taps(), t.n) }
 
 // The tiles: k3; k4, whose taps are groups of two along an axis with any step; and what else there is, tap by tap.
 var (
 	weight9x64  = weightTile{[2]int{3, 3}, 64, 64}
 	weight9x32  = weightTile{[2]int{3, 3}, 128, 32}
+	weight4x128 = weightTile{[2]int{2, 2}, 64, 128}
 	weight4x64  = weightTile{[2]int{2, 2}, 128, 64}
 	weight4x32  = weightTile{[2]int{2, 2}, 256, 32}
 	weight1x128 = weightTile{[2]int{1, 1}, 256, 128}
@@ -46,17 +54,18 @@ var (
 
 // weightTileOf is the tile of a weight gradient of n columns.
 func weightTileOf(c gpu.Conv, n int) weightTile {
-	wide, slim := weight1x128, weight1x32
+	tiles := []weightTile{weight1x32, weight1x128}
 	switch groupOf(c, 1) * groupOf(c, 2) {
 	case 9:
-		wide, slim = weight9x64, weight9x32
+		tiles = []weightTile{weight9x32, weight9x64}
 	case 4:
-		wide, slim = weight4x64, weight4x32
+		tiles = []weightTile{weight4x32, weight4x64, weight4x128}
 	}
-	if n > 32 {
-		return wide
+	i := slices.IndexFunc(tiles, func(t weightTile) bool { return n <= t.n })
+	if i < 0 {
+		return tiles[len(tiles)-1]
 	}
-	return slim
+	return tiles[i]
 }
 
 // groupOf is how many taps along an axis can be a group: three of a k3, two of a k4.
@@ -110,7 +119,7 @@ func weightGrid(c gpu.Conv) weights {
 	}
 	w.tiles = [2]int{divUp(c.Taps()/w.tile.taps()*roundUp(shifted, 8), w.tile.m), divUp(straight, w.tile.n)}
 	rows := grid.N * w.count[0] * w.count[1]
-	steps := rows * divUp(w.count[2], depth)
+	steps := rows * divUp(w.count[2], strip)
 	w.parts = min(max(weightBlocks/(w.tiles[0]*w.tiles[1]), 1), divUp(steps, leastShare))
 	w.directParts = min(max((1<<18)/(c.Taps()*c.In.C*c.Out.C), 1), rows, 512)
 	return w

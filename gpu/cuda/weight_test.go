@@ -21,29 +21,37 @@ var k1, k3, k4s2, k4, up, upk4 = along{1, 1, 0, false}, along{3, 1, 1, false}, a
 
 // Tiles give what one thread a weight gives, to the bit where sums are exact: strips of points, parts and groups of taps meet each
 // product once.
-func TestWeightTiles(t *testing.T) {
+func TestWeightTiles(t *testing.T) { testWeightTiles(t) }
+
+func TestOwnWeightTiles(t *testing.T) {
+	asHopper(t)
+	testWeightTiles(t)
+}
+
+func testWeightTiles(t *testing.T) {
 	e := open(t)
 	if err := e.Reserve(256 << 20); err != nil {
 		t.Fatal(err)
 	}
 	for _, test := range []struct {
-		kernel string
-		axes   [3]along
-		most   int // channels of the straight operand
+		kernel      string
+		axes        [3]along
+		least, most int // channels of the straight operand
 	}{
-		{"weight9x64", [3]along{k3, k3, k3}, 130},
-		{"weight9x32", [3]along{k1, k3, k3}, 32},
-		{"weight4x64", [3]along{k4s2, k4s2, k4s2}, 130},
-		{"weight4x64", [3]along{k4, k4s2, k4}, 72},
-		{"weight4x32", [3]along{k4, k4, k4s2}, 32},
-		{"weight4x64", [3]along{up, up, up}, 130},
-		{"weight4x32", [3]along{up, upk4, up}, 32},
-		{"weight1x128", [3]along{k3, k1, k3}, 130},
-		{"weight1x32", [3]along{k1, k4s2, k3}, 32},
+		{"weight9x64", [3]along{k3, k3, k3}, 33, 130},
+		{"weight9x32", [3]along{k1, k3, k3}, 1, 32},
+		{"weight4x128", [3]along{k4s2, k4s2, k4s2}, 65, 130},
+		{"weight4x64", [3]along{k4, k4s2, k4}, 33, 64},
+		{"weight4x32", [3]along{k4, k4, k4s2}, 1, 32},
+		{"weight4x128", [3]along{up, up, up}, 65, 130},
+		{"weight4x64", [3]along{up, up, up}, 33, 64},
+		{"weight4x32", [3]along{up, upk4, up}, 1, 32},
+		{"weight1x128", [3]along{k3, k1, k3}, 33, 130},
+		{"weight1x32", [3]along{k1, k4s2, k3}, 1, 32},
 	} {
 		t.Run(fmt.Sprint(test.kernel, test.axes), func(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
-				c := drawLayer(t, test.axes, test.most)
+				c := drawLayer(t, test.axes, test.least, test.most)
 				if w := weightGrid(c); w.tile.kernel() != test.kernel {
 					t.Fatalf("%+v is computed by %s", c, w.tile.kernel())
 				}
@@ -65,8 +73,8 @@ func TestWeightTiles(t *testing.T) {
 	}
 }
 
-// drawLayer gives a convolution with more than 32 straight channels, or at most 32 where that is the most.
-func drawLayer(t *rapid.T, axes [3]along, most int) gpu.Conv {
+// drawLayer gives a convolution with so many straight channels.
+func drawLayer(t *rapid.T, axes [3]along, least, most int) gpu.Conv {
 	c := gpu.Conv{Pad: rapid.SampledFrom([]gpu.Padding{gpu.Zero, gpu.Replicate}).Draw(t, "pad"), Transposed: axes[0].transposed}
 	c.In = gpu.Dims{N: rapid.IntRange(1, 2).Draw(t, "n"), D: rapid.IntRange(1, 3).Draw(t, "d"), H: rapid.IntRange(1, 14).Draw(t, "h"), W: rapid.IntRange(1, 70).Draw(t, "w")}
 	c.Out = c.In
@@ -83,10 +91,7 @@ func drawLayer(t *rapid.T, axes [3]along, most int) gpu.Conv {
 	if c.Transposed {
 		shifted, straight = straight, shifted
 	}
-	*straight = rapid.IntRange(1, most).Draw(t, "straight")
-	if most > 32 {
-		*straight = rapid.IntRange(33, most).Draw(t, "straight")
-	}
+	*straight = rapid.IntRange(least, most).Draw(t, "straight")
 	*shifted = rapid.SampledFrom([]int{1, 8, 20, 32, 65, 130}).Draw(t, "shifted")
 	for c.FLOPs() > 20e6 && *shifted > 1 { // the stand-in is slow
 		*shifted = divUp(*shifted, 2)

@@ -81,9 +81,6 @@ DEVICE void finish(const ConvArgs &a, const Box *b, const Place &p, i32 c, i32 n
 	put8(a.dst, a.t.w, to.row, to.x, c, n, v);
 }
 
-// swizzle spreads the 16-byte pieces of rows of CHUNKS of them over the banks.
-template <int CHUNKS> DEVICE i32 swizzle(i32 row, i32 chunk) { return chunk ^ (CHUNKS >= 8 ? row & 7 : row / 2 & 3); }
-
 // Stages brings what a block multiplies into a ring in shared memory. A stage is a run of taps of a chunk of channels, of both operands:
 // rows of 64 bytes with the sources of TM positions and of those behind them that the run's later taps meet, then TN rows of weights for
 // each tap. Chunks are the outer loop: the order of sums doesn't depend on how taps fall into runs. A later tap meets the next row; where

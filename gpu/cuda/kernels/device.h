@@ -103,24 +103,33 @@ template <int N> DEVICE void waitProducts() { asm volatile("wgmma.wait_group.syn
 	"%120,%121,%122,%123,%124,%125,%126,%127"
 #define SUM8(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), "+f"(c[i + 7])
 #define SUM32(i) SUM8(i), SUM8(i + 8), SUM8(i + 16), SUM8(i + 24)
-#define PRODUCT(n, sums, a, b, ta, tb) \
-	"{.reg .pred p; setp.eq.u32 p, 0, 0;\n\twgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" sums "}, " a ", " b ", p, 1, 1, " ta ", " tb ";}"
+#define PRODUCT(n, sums, a, b, turned) \
+	"{.reg .pred p; setp.eq.u32 p, 0, 0;\n\twgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" sums "}, " a ", " b ", p, 1, 1, " turned ";}"
 
 // c += a·b of 64 rows × N columns over 16, of bfloat16 with float32 sums: a is 64 × 16 and b 16 × N, as descriptors tell. Where ACROSS
 // they lie row by row of the 16 (a transposed, b as it is), otherwise column by column. Warp w of the four has rows 16w and on; lane l in
 // c[4j + 2h + e] row l/4 + 8h, column 8j + l%4*2 + e.
 template <bool ACROSS_A = false, bool ACROSS_B = false> DEVICE void multiplyAsync(float (&c)[32], u64 a, u64 b) {
-	asm volatile(PRODUCT(64, SUMS32, "%32", "%33", "%34", "%35") : SUM32(0) : "l"(a), "l"(b), "n"((int)ACROSS_A), "n"((int)ACROSS_B));
+	asm volatile(PRODUCT(64, SUMS32, "%32", "%33", "%34, %35") : SUM32(0) : "l"(a), "l"(b), "n"((int)ACROSS_A), "n"((int)ACROSS_B));
 }
 template <bool ACROSS_A = false, bool ACROSS_B = false> DEVICE void multiplyAsync(float (&c)[64], u64 a, u64 b) {
-	asm volatile(PRODUCT(128, SUMS64, "%64", "%65", "%66", "%67") : SUM32(0), SUM32(32) : "l"(a), "l"(b), "n"((int)ACROSS_A), "n"((int)ACROSS_B));
+	asm volatile(PRODUCT(128, SUMS64, "%64", "%65", "%66, %67") : SUM32(0), SUM32(32) : "l"(a), "l"(b), "n"((int)ACROSS_A), "n"((int)ACROSS_B));
 }
 template <bool ACROSS_A = false, bool ACROSS_B = false> DEVICE void multiplyAsync(float (&c)[96], u64 a, u64 b) {
-	asm volatile(PRODUCT(192, SUMS96, "%96", "%97", "%98", "%99") : SUM32(0), SUM32(32), SUM32(64) : "l"(a), "l"(b), "n"((int)ACROSS_A), "n"((int)ACROSS_B));
+	asm volatile(PRODUCT(192, SUMS96, "%96", "%97", "%98, %99") : SUM32(0), SUM32(32), SUM32(64) : "l"(a), "l"(b), "n"((int)ACROSS_A), "n"((int)ACROSS_B));
 }
 template <bool ACROSS_A = false, bool ACROSS_B = false> DEVICE void multiplyAsync(float (&c)[128], u64 a, u64 b) {
-	asm volatile(PRODUCT(256, SUMS128, "%128", "%129", "%130", "%131")
+	asm volatile(PRODUCT(256, SUMS128, "%128", "%129", "%130, %131")
 		: SUM32(0), SUM32(32), SUM32(64), SUM32(96) : "l"(a), "l"(b), "n"((int)ACROSS_A), "n"((int)ACROSS_B));
+}
+// multiplyAsync with a in registers, warp w's as loadMatrices gives its rows: they stay as they are until the wait.
+template <bool ACROSS_B = false> DEVICE void multiplyAsync(float (&c)[32], const u32 (&a)[4], u64 b) {
+	asm volatile(PRODUCT(64, SUMS32, "{%32,%33,%34,%35}", "%36", "%37")
+		: SUM32(0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"((int)ACROSS_B));
+}
+template <bool ACROSS_B = false> DEVICE void multiplyAsync(float (&c)[64], const u32 (&a)[4], u64 b) {
+	asm volatile(PRODUCT(128, SUMS64, "{%64,%65,%66,%67}", "%68", "%69")
+		: SUM32(0), SUM32(32) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"((int)ACROSS_B));
 }
 // settled keeps the compiler from using sums before the wait in front of it.
 template <int N> DEVICE void settled(float (&c)[N]) {
@@ -141,6 +150,9 @@ enum { PLAIN, SPREAD128, SPREAD64, SPREAD32 };
 DEVICE u64 describe(u32 at, u32 leading, u32 stride, u64 spread) {
 	return (u64)((at & 0x3ffff) >> 4) | (u64)(leading >> 4) << 16 | (u64)(stride >> 4) << 32 | spread << 62;
 }
+
+// swizzle spreads the 16-byte pieces of rows of CHUNKS of them over the banks.
+template <int CHUNKS> DEVICE i32 swizzle(i32 row, i32 chunk) { return chunk ^ (CHUNKS >= 8 ? row & 7 : row / 2 & 3); }
 
 struct alignas(16) Quad { u32 v[4]; };
 

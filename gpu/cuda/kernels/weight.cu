@@ -2,118 +2,24 @@
 // transposed convolution the output's gradient), columns the channels of the straight one, and the sum goes over the points of
 // the coarser grid, in parts that are added up in order. Taps that meet the same points are a group and computed together: rows of
 // a block's tile are groups × channels, each of them for all taps of a group.
-#include "device.h"
+#include "weight.h"
 
-struct WeightArgs {
-	View shifted, straight;
-	Dims q, p; // of shifted and straight
-	Dims grid; // points
-	i32 fromZ, fromY, fromX; // the first point
-	i32 kz, ky, kx, sz, sy, sx, lz, ly, lx; // point j meets shifted j*s - l + k
-	i32 stored, clampQ, clampP; // shifted's columns beyond the ends are in the halo; rows beyond the ends are the nearest
-	i32 steps, share; // of a part: it has steps blockIdx.z*share and on
-	u64 out; // floats [part][rows][columns]
-};
+enum { AHEAD = 3 }; // stages under way
 
-enum { DEPTH = 32, AHEAD = 3 }; // points of a stage, and stages under way
-
-template <int CHUNKS> DEVICE i32 swizzle(i32 row, i32 chunk) { return chunk ^ (CHUNKS >= 8 ? row & 7 : row / 2 & 3); }
-
-DEVICE i32 least(i32 i, i32 j) { return i < j ? i : j; }
-
-DEVICE i32 clamp(i32 i, i32 n) { return i < 0 ? 0 : i >= n ? n - 1 : i; }
-
-// Row is a row of grid points.
-struct Row { i32 n, z, y; };
-
-DEVICE Row rowOf(const WeightArgs &a, i32 r) {
-	i32 plane = r / a.grid.h;
-	return Row{plane / a.grid.d, a.fromZ + plane % a.grid.d, a.fromY + r % a.grid.h};
-}
-
-// shiftedRow is the row of the shifted operand that tap kz, ky meets; ok is false where there is none.
-DEVICE i32 shiftedRow(const WeightArgs &a, const Row &r, i32 kz, i32 ky, bool &ok) {
-	i32 z = r.z * a.sz - a.lz + kz, y = r.y * a.sy - a.ly + ky;
-	if (a.clampQ) z = clamp(z, a.q.d), y = clamp(y, a.q.h);
-	ok = z >= 0 && z < a.q.d && y >= 0 && y < a.q.h;
-	return (r.n * a.q.d + z) * a.q.h + y;
-}
-
-// firstTap is the first of a group of K taps that lie one step of the grid apart.
-template <int K> DEVICE i32 firstTap(i32 group, i32 step) { return K > 1 && step > 1 ? group : group * K; }
-
-DEVICE i32 straightRow(const WeightArgs &a, const Row &r) {
-	i32 z = a.clampP ? clamp(r.z, a.p.d) : r.z, y = a.clampP ? clamp(r.y, a.p.h) : r.y;
-	return (r.n * a.p.d + z) * a.p.h + y;
-}
-
-// Walk is where a part's walk is: in a strip of up to 32 points across a plane of the grid, at row y, with so many rows of it
-// from there on, and then left - rows of the strips behind.
-struct Walk { i32 n, z, y, x0, rows, left; };
-
-DEVICE Walk walkOf(const WeightArgs &a, i32 first, i32 left) {
-	i32 across = (a.grid.w + DEPTH - 1) / DEPTH, strip = first / a.grid.h, plane = strip / across, y = first % a.grid.h;
-	return Walk{plane / a.grid.d, plane % a.grid.d, y, strip % across * DEPTH, least(left, a.grid.h - y), left};
-}
-
-// goOn enters the next strip.
-DEVICE void goOn(const WeightArgs &a, Walk &w) {
-	w.left -= w.rows;
-	w.rows = least(w.left, a.grid.h);
-	w.y = 0;
-	if ((w.x0 += DEPTH) < a.grid.w) return;
-	w.x0 = 0;
-	if (++w.z == a.grid.d) w.z = 0, w.n++;
-}
-
-// weightTile computes KY × KX taps of WM*FM*16 rows × WN*FN*8 columns with WM*WN warps. The taps of a group lie one step of the
-// grid apart: tap i meets at point j what tap 0 meets at point j+i. So a part walks along y in strips of 32 points: a stage is the
-// shifted operand's next row, with the KX-1 points behind the strip, and a row of the straight one; the last KY of those
-// meet it. Nothing is loaded twice but what lies behind a strip.
+// weightTile computes KY × KX taps of WM*FM*16 rows × WN*FN*8 columns with WM*WN warps. A part walks along y in strips: the straight
+// operand's last KY rows are kept, so that nothing is loaded twice but what lies behind a strip.
 template <int KY, int KX, int WM, int WN, int FM, int FN> DEVICE void weightTile(const WeightArgs &a) {
-	constexpr int THREADS = WM * WN * 32, TM = WM * FM * 16, TN = WN * FN * 8, MC = TM / 8, NC = TN / 8;
-	static_assert(THREADS / MC % 8 == 0 && THREADS / NC % 8 == 0, "the swizzle of a thread's points is one");
-	constexpr int STRAIGHT = (DEPTH + KX - 1) * TM * 2, STAGE = STRAIGHT + DEPTH * TN * 2, STAGES = AHEAD + KY;
+	constexpr int TM = WM * FM * 16, TN = WN * FN * 8;
+	typedef Copier<KY, KX, TM, TN, WM * WN * 32> Copy;
+	constexpr int MC = Copy::MC, NC = Copy::NC, STRAIGHT = Copy::SHIFTED, STAGE = STRAIGHT + Copy::STRAIGHT, STAGES = AHEAD + KY;
 	SHARED(u8, memory);
 	i32 t = threadIdx.x, lane = t % 32, wm = t / 32 / WN, wn = t / 32 % WN, m0 = blockIdx.x * TM, n0 = blockIdx.y * TN;
-	Shared ring = sharedAddress(memory), end = ring + STAGES * STAGE;
-
-	// What this thread copies of each stage: one piece of some points' rows, so always the same group of taps and channels.
-	i32 wide = groupsOf(a.q.c) * 8, m = m0 + t % MC * 8, group = m / wide, qc = m % wide, pc = n0 + t % NC * 8;
-	i32 groupsX = a.kx / KX, groupsY = a.ky / KY, kz = group / (groupsX * groupsY);
-	i32 kx = firstTap<KX>(group % groupsX, a.sx), ky = firstTap<KY>(group / groupsX % groupsY, a.sy);
-	i32 qBytes = kz < a.kz ? eight(qc, a.q.c) * 2 : 0, pBytes = eight(pc, a.p.c) * 2, qPitch = a.shifted.pitch * 2, pPitch = a.straight.pitch * 2;
-	i32 lowest = a.stored ? -a.shifted.halo : 0, most = a.stored ? a.q.w + a.shifted.halo : a.q.w; // columns that there are
-	i32 qPoint = t / MC, pPoint = t / NC;
-	i32 qTo = qPoint * TM * 2 + swizzle<MC>(qPoint, t % MC) * 16, pTo = STRAIGHT + pPoint * TN * 2 + swizzle<NC>(pPoint, t % NC) * 16;
-
-	i32 first = blockIdx.z * a.share;
-	Walk at = walkOf(a, first, least(a.steps - first, a.share)), ahead = at;
-	i32 row = 0, rowAhead = 0; // of the strip, counted from at.y on
-	Shared from = ring, to = ring;
+	Shared ring = sharedAddress(memory), end = ring + STAGES * STAGE, from = ring, to = ring;
+	i32 first = blockIdx.z * a.share, row = 0; // of the strip
+	Walk at = walkOf(a, first, least(a.steps - first, a.share));
+	Copy copier(a, at, m0, n0);
 	auto load = [&] {
-		if (ahead.left > 0) {
-			Row r{ahead.n, a.fromZ + ahead.z, a.fromY + ahead.y + rowAhead};
-			bool ok;
-			i32 shifted = shiftedRow(a, r, kz, ky, ok), points = a.grid.w - ahead.x0;
-			const u8 *q = (const u8 *)a.shifted.at + (ok ? (cell(a.shifted, a.q.w, shifted, 0) + qc) * 2 : 0);
-			i32 x = (a.fromX + ahead.x0 + qPoint) * a.sx - a.lx + kx;
-			auto copy = [&](int i) { // the i-th point of this thread's
-				i32 column = x + i * (THREADS / MC) * a.sx;
-				bool in = ok & (qPoint + i * (THREADS / MC) < points + KX - 1) & (column >= lowest) & (column < most);
-				copyAsync(to + qTo + i * (THREADS / MC) * TM * 2, q + (i64)column * qPitch, in ? qBytes : 0);
-			};
-			UNROLL for (int i = 0; i < DEPTH * MC / THREADS; i++) copy(i);
-			if (KX > 1 && t < (KX - 1) * MC) copy(DEPTH * MC / THREADS);
-			if (rowAhead < ahead.rows && (DEPTH * NC >= THREADS || t < DEPTH * NC)) {
-				const u8 *p = (const u8 *)a.straight.at + (cell(a.straight, a.p.w, straightRow(a, r), a.fromX + ahead.x0 + pPoint) + pc) * 2;
-				UNROLL for (int i = 0; i < (DEPTH * NC + THREADS - 1) / THREADS; i++) {
-					copyAsync(to + pTo + i * (THREADS / NC) * TN * 2, p + (i64)(i * (THREADS / NC)) * pPitch, pPoint + i * (THREADS / NC) < points ? pBytes : 0);
-				}
-			}
-			if (++rowAhead == ahead.rows + KY - 1) rowAhead = 0, goOn(a, ahead);
-			if ((to += STAGE) == end) to = ring;
-		}
+		if (copier.copy(a, to, to + STRAIGHT) && (to += STAGE) == end) to = ring;
 		copyCommit();
 	};
 
@@ -122,10 +28,10 @@ template <int KY, int KX, int WM, int WN, int FM, int FN> DEVICE void weightTile
 		UNROLL for (int i = 0; i < KX * FM; i++) UNROLL for (int j = 0; j < FN; j++) UNROLL for (int k = 0; k < 4; k++) sums[y][i][j][k] = 0;
 	}
 	// Of two warps of a block that share a scheduler, the later copies when it has begun to multiply. An idle warp has no rows, or no columns.
-	bool idle = m0 + wm * FM * 16 >= a.kz * groupsY * groupsX * wide || n0 + wn * FN * 8 >= a.p.c, late = t >= 128 && !idle;
+	bool idle = m0 + wm * FM * 16 >= a.kz * (a.ky / KY) * (a.kx / KX) * groupsOf(a.q.c) * 8 || n0 + wn * FN * 8 >= a.p.c, late = t >= 128 && !idle;
 	// all: the strip has each of the KY rows
 	auto product = [&](bool all) __attribute__((always_inline)) {
-		UNROLL for (int k = 0; k < DEPTH / 16; k++) {
+		UNROLL for (int k = 0; k < STRIP / 16; k++) {
 			u32 x[KX * FM][4];
 			UNROLL for (int shift = 0; shift < KX; shift++) {
 				UNROLL for (int i = 0; i < FM; i++) {
@@ -141,7 +47,7 @@ template <int KY, int KX, int WM, int WN, int FM, int FN> DEVICE void weightTile
 				UNROLL for (int j = 0; j < FN; j += 2) {
 					i32 point = k * 16 + lane % 16, chunk = wn * FN + j + lane / 16;
 					u32 r[4];
-					loadTransposed(r, straight + STRAIGHT + point * TN * 2 + swizzle<NC>(point, chunk) * 16);
+					loadTransposed(r, straight + STRAIGHT + pieceOf<NC>(point, chunk));
 					w[j][0] = r[0], w[j][1] = r[1], w[j + 1][0] = r[2], w[j + 1][1] = r[3];
 				}
 				multiply<KX * FM, FN>(sums[y], x, w);
@@ -180,6 +86,7 @@ template <int KY, int KX, int WM, int WN, int FM, int FN> DEVICE void weightTile
 
 KERNEL(weight9x64, WeightArgs, 256, 1) { weightTile<3, 3, 4, 2, 1, 4>(a); }
 KERNEL(weight9x32, WeightArgs, 256, 1) { weightTile<3, 3, 8, 1, 1, 4>(a); }
+KERNEL(weight4x128, WeightArgs, 256, 1) { weightTile<2, 2, 2, 4, 2, 4>(a); }
 KERNEL(weight4x64, WeightArgs, 256, 1) { weightTile<2, 2, 4, 2, 2, 4>(a); }
 KERNEL(weight4x32, WeightArgs, 256, 1) { weightTile<2, 2, 8, 1, 2, 4>(a); }
 KERNEL(weight1x128, WeightArgs, 256, 1) { weightTile<1, 1, 4, 2, 4, 8>(a); }

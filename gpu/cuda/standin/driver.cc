@@ -18,6 +18,7 @@
 #define FLOWRUN_EMULATION
 #define FLOWRUN_EMULATION_BODY
 #include "../kernels/conv.h"
+#include "../kernels/weight.h"
 namespace adversary {
 #include "../kernels/adversary.cu"
 }
@@ -56,6 +57,9 @@ namespace thin {
 }
 namespace weight {
 #include "../kernels/weight.cu"
+}
+namespace weight90 {
+#include "../kernels/weight90.cu"
 }
 
 #include "../include/cuda.h"

@@ -57,11 +57,13 @@ struct Sums {
 	std::vector<float> v;
 };
 
-// Product is one that a warp has asked for.
+// Product is one that a warp has asked for. Its a may be in registers of each lane, which are as they were until it happens.
 struct Product {
 	u64 a, b;
 	bool acrossA, acrossB;
 	Sums *sums;
+	const u32 *at[32];
+	u32 registers[32][4];
 };
 
 struct Warp {
@@ -180,10 +182,15 @@ inline void perform(Warp &w, size_t until) {
 		int row = w.number % 4 * 16, columns = p.sums->each * 2;
 		static float a[16][16], b[256][16]; // [k][row], [column][k]
 		float finite = 0;
+		for (int l = 0; p.at[0] && l < 32; l++) {
+			if (memcmp(p.at[l], p.registers[l], 16)) fail("a register that a product reads has changed");
+		}
 		for (int m = 0; m < 4; m++) {
 			for (int r = 0; r < 8; r++) {
 				int i = m / 2 * 8, k = m % 2 * 8;
-				const u16 *from = p.acrossA ? piece(p.a, true, row + i, k + r) : piece(p.a, false, row + i + r, k);
+				u16 own[8];
+				for (int e = 0; p.at[0] && e < 8; e++) own[e] = (u16)(p.registers[r * 4 + e / 2][m / 2 + m % 2 * 2] >> e % 2 * 16);
+				const u16 *from = p.at[0] ? own : p.acrossA ? piece(p.a, true, row + i, k + r) : piece(p.a, false, row + i + r, k);
 				for (int e = 0; e < 8; e++) {
 					float v = wide(from[e]);
 					a[p.acrossA ? k + r : k + e][p.acrossA ? i + e : i + r] = v, finite += v * 0;
@@ -458,17 +465,18 @@ template <int N> DEVICE void waitProducts() {
 		w.fenced = false;
 	});
 }
-template <bool ACROSS_A = false, bool ACROSS_B = false, int N> DEVICE void multiplyAsync(float (&c)[N], u64 a, u64 b) {
-	struct Mine { float *c; u64 a, b; } mine = {c, a, b};
-	emu::collect(&mine, [](emu::Warp &w) {
-		emu::Sums *sums = nullptr;
+namespace emu {
+template <bool ACROSS_A, bool ACROSS_B, int N> inline void ask(float (&c)[N], u64 a, u64 b, const u32 *registers) {
+	struct Mine { float *c; u64 a, b; const u32 *registers; } mine = {c, a, b, registers};
+	collect(&mine, [](Warp &w) {
+		Sums *sums = nullptr;
 		Mine *first = (Mine *)w.data[0];
 		for (auto &s : w.sums) {
 			if (s->at[0] == first->c) sums = s.get();
 		}
 		if (!sums) {
-			if (!w.fenced) emu::fail("sums that aren't fenced");
-			w.sums.push_back(std::make_unique<emu::Sums>());
+			if (!w.fenced) fail("sums that aren't fenced");
+			w.sums.push_back(std::make_unique<Sums>());
 			sums = w.sums.back().get();
 			sums->each = N;
 			for (int l = 0; l < 32; l++) {
@@ -479,13 +487,20 @@ template <bool ACROSS_A = false, bool ACROSS_B = false, int N> DEVICE void multi
 		}
 		for (int l = 0; l < 32; l++) {
 			Mine *m = (Mine *)w.data[l];
-			if (m->a != first->a || m->b != first->b || m->c != sums->at[l]) emu::fail("a product that lanes don't agree on");
+			if (m->a != first->a || m->b != first->b || m->c != sums->at[l]) fail("a product that lanes don't agree on");
 		}
 		w.products.push_back({first->a, first->b, ACROSS_A, ACROSS_B, sums});
+		for (int l = 0; first->registers && l < 32; l++) {
+			Product &p = w.products.back();
+			memcpy(p.registers[l], p.at[l] = ((Mine *)w.data[l])->registers, 16);
+		}
 		w.asked = (w.asked ^ first->a) * 0x9e3779b97f4a7c15ull + (first->b ^ N);
-		if (emu::draw(3) == 0) emu::perform(w, w.products.size());
+		if (draw(3) == 0) perform(w, w.products.size());
 	});
 }
+} // namespace emu
+template <bool ACROSS_A = false, bool ACROSS_B = false, int N> DEVICE void multiplyAsync(float (&c)[N], u64 a, u64 b) { emu::ask<ACROSS_A, ACROSS_B>(c, a, b, nullptr); }
+template <bool ACROSS_B = false, int N> DEVICE void multiplyAsync(float (&c)[N], const u32 (&a)[4], u64 b) { emu::ask<false, ACROSS_B>(c, 0, b, a); }
 template <int N> DEVICE void settled(float (&c)[N]) {
 	for (float &v : c) asm volatile("" : "+m"(v));
 }

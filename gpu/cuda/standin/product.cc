@@ -45,6 +45,7 @@ float widened(u16 h) {
 }
 
 u32 columnsOf(const Op &op) { return op.target & 0xffff; }
+bool inRegisters(const Op &op) { return op.target >> 18 & 1; } // a, the four behind the sums
 Matrix left(const Product &p) { return Matrix(p.a, p.op->target >> 16 & 1); }
 Matrix right(const Product &p) { return Matrix(p.b, p.op->target >> 17 & 1); }
 
@@ -52,7 +53,7 @@ Matrix right(const Product &p) { return Matrix(p.b, p.op->target >> 17 & 1); }
 void touch(Warp &w, const Product &p, Touch how) {
 	u32 part = w.number % 4, n = columnsOf(*p.op);
 	auto one = [&](u32 at, u32, u32) { reach(w, *p.op, 0, at, Space::SHARED, 16, how, 16); };
-	eachPiece(left(p), part * 16, part * 16 + 16, one);
+	if (!inRegisters(*p.op)) eachPiece(left(p), part * 16, part * 16 + 16, one);
 	eachPiece(right(p), part * n / 32 * 8, (part + 1) * n / 32 * 8, one);
 }
 
@@ -71,7 +72,18 @@ void perform(Warp &w, const Product &p) {
 			}
 		});
 	};
-	spread(left(p), first, first + 16, [&](u32 i, u32 k, float v) { a[i - first][k] = v; });
+	if (inRegisters(*p.op)) {
+		for (u32 q = 0; q < 4; q++) {
+			for (u32 l = 0; l < 32; l++) {
+				u32 v = w.lanes<u32>(d[n / 2 + q])[l];
+				if (v != p.own[q * 32 + l]) w.fail(l, "racecheck", "a register that a product reads has been written before the wait");
+				float *to = &a[l / 4 + q % 2 * 8][l % 4 * 2 + q / 2 * 8];
+				to[0] = widened((u16)v), to[1] = widened((u16)(v >> 16));
+			}
+		}
+	} else {
+		spread(left(p), first, first + 16, [&](u32 i, u32 k, float v) { a[i - first][k] = v; });
+	}
 	spread(right(p), 0, n, [&](u32 j, u32 k, float v) { b[k][j] = v; });
 	for (u32 i = 0; i < 16; i++) {
 		float s[256] = {};
@@ -86,14 +98,15 @@ void perform(Warp &w, const Product &p) {
 }
 
 void ask(Warp &w, const Op &op, u32 active) {
-	const u64 *a = w.lanes<u64>(op.a), *b = w.lanes<u64>(op.b);
+	bool own = inRegisters(op);
+	const u64 *b = w.lanes<u64>(op.b), *a = own ? b : w.lanes<u64>(op.a);
 	u32 adds = *w.lanes<u32>(op.c);
 	if (active != ~0u) w.fail(0, "synccheck", "a product of less than a warp");
 	if (!w.fenced) w.fail(0, "racecheck", "a product without wgmma.fence in front of it");
 	for (u32 l = 1; l < 32; l++) {
 		if (a[l] != a[0] || b[l] != b[0]) w.fail(l, "synccheck", "a product whose lanes have different descriptors");
 	}
-	Product p{&op, a[0], b[0], adds != 0};
+	Product p{&op, a[0], b[0], adds != 0, {}};
 	for (u64 d : {p.a, p.b}) {
 		Matrix m(d, false);
 		u32 phase = (1u << m.swizzle) - 1; // base offsets, for matrices that begin inside the pattern, aren't in use here
@@ -101,6 +114,10 @@ void ask(Warp &w, const Op &op, u32 active) {
 	}
 	touch(w, p, Touch::FETCH);
 	const u32 *d = &w.kernel->lists[op.list];
+	for (u32 q = 0; own && q < 4; q++) {
+		const u32 *v = w.lanes<u32>(d[columnsOf(op) / 2 + q]);
+		p.own.insert(p.own.end(), v, v + 32);
+	}
 	for (u32 i = 0; i < columnsOf(op) / 2; i++) {
 		if (p.add && !w.busy[d[i]] && ~w.known[d[i]]) w.fail(0, "initcheck", "a product is added to a register that has no value");
 		w.busy[d[i]] = 1, w.known[d[i]] = 0; // who reads it, finds no value
@@ -163,7 +180,8 @@ bool decodeProduct(Decoder &d, Op &op) {
 		op.act = waitGroup, op.target = (u32)d.operand(0).bits;
 	} else if (name.compare(0, mma.size(), mma) == 0 && name.size() > mma.size() + types.size() && name.substr(name.size() - types.size()) == types) {
 		u32 n = (u32)atoi(name.c_str() + mma.size());
-		if (d.at->operands.size() != 8 || n % 32 || n < 32 || n > 256) d.fail(name + " of an odd form");
+		bool own = d.at->operands.size() == 7; // a has no descriptor, and is never turned
+		if ((d.at->operands.size() != 8 && !own) || n % 32 || n < 32 || n > 256) d.fail(name + " of an odd form");
 		if (d.operand(0).kind != Operand::LIST || d.operand(0).list.size() != n / 2) d.fail(name + " has " + std::to_string(n / 2) + " sums");
 		op.act = ask;
 		std::vector<u32> sums;
@@ -172,15 +190,22 @@ bool decodeProduct(Decoder &d, Op &op) {
 			if (r == d.registers.end() || r->second.bytes != 4) d.fail(name + ": sums are registers of 32 bits");
 			sums.push_back(r->second.unit);
 		}
+		if (own) {
+			const Operand &a = d.operand(1);
+			if (a.kind != Operand::LIST || a.list.size() != 4) d.fail(name + ": a is a descriptor or four registers");
+			for (const Operand &o : a.list) sums.push_back(d.read(op, o, 4));
+		} else {
+			op.a = d.read(op, d.operand(1), 8);
+		}
 		op.list = d.listed(sums);
-		op.a = d.read(op, d.operand(1), 8), op.b = d.read(op, d.operand(2), 8), op.c = d.read(op, d.operand(3), 0);
-		u32 across[2];
-		for (size_t i = 4; i < 8; i++) {
+		op.b = d.read(op, d.operand(2), 8), op.c = d.read(op, d.operand(3), 0);
+		u32 across[2] = {};
+		for (size_t i = 4; i < d.at->operands.size(); i++) {
 			const Operand &o = d.operand(i);
 			if (o.kind != Operand::NUMBER || (i < 6 ? o.bits != 1 : o.bits > 1)) d.fail(name + " of an odd form");
-			if (i >= 6) across[i - 6] = (u32)o.bits;
+			if (i >= 6) across[own ? 1 : i - 6] = (u32)o.bits;
 		}
-		op.target = n | across[0] << 16 | across[1] << 17;
+		op.target = n | across[0] << 16 | across[1] << 17 | (u32)own << 18;
 	} else {
 		op.kind = Kind::PLAIN;
 		return false;

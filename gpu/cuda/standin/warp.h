@@ -17,6 +17,7 @@ struct Product {
 	const Op *op;
 	u64 a, b; // descriptors
 	bool add; // to what the sums are
+	std::vector<u32> own; // a of each lane, where it is in registers: four of 32
 };
 
 struct Group {
