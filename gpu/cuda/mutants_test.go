@@ -58,7 +58,16 @@ func mutant(t *testing.T, e *Engine, kernel, pattern, with string, n int) error 
 			at = m[1]
 		}
 		e.own = of.target != everyone
-		return e.o.wait(func() error { return e.compile(module{text[:from] + string(changed) + text[from+at:], of.target}) })
+		return e.o.wait(func() error {
+			for _, m := range all { // the card's own, unchanged
+				if m.target == of.target && e.own && m != of {
+					if err := e.compile(m); err != nil {
+						return err
+					}
+				}
+			}
+			return e.compile(module{text[:from] + string(changed) + text[from+at:], of.target})
+		})
 	}
 	t.Fatalf("no kernel %s", kernel)
 	return nil
