@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"runtime/debug"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"github.com/flowrun/flowrun/gpu"
+	"gorgonia.org/cu"
 )
 
 // first keeps the first error.
@@ -201,5 +204,46 @@ func TestStreams(t *testing.T) {
 				t.Log(err)
 			})
 		}
+	}
+}
+
+// The host may not write what a copy is yet to read, nor read what one is yet to write: that is a fault.
+func TestPinned(t *testing.T) {
+	onMachine(t)
+	t.Setenv("FLOWRUN_STANDIN_LAZY", "1")
+	s := &side{Engine: open(t)}
+	if err := s.Reserve(1 << 20); err != nil {
+		t.Fatal(err)
+	}
+	e := s.Engine.(*Engine)
+	staging := &e.staging
+	var read float32
+	faults := func(f func()) (fault bool) {
+		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+		defer func() { fault = recover() != nil }()
+		f()
+		return
+	}
+	x := s.floats(noise(64))
+	if host := staging.small.slots[0].host; !faults(func() { host[0] = 1 }) || faults(func() { read += host[0] }) {
+		t.Error("it may write what is to be copied to the device, or may not read it")
+	}
+	if err := s.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if host := staging.small.slots[0].host; faults(func() { host[0] = 1 }) {
+		t.Error("it may not write what was copied")
+	}
+	err := e.wait(func() error {
+		return cu.MemcpyDtoHAsync(unsafe.Pointer(&staging.small.slots[1].host[0]), cu.DevicePtr(e.at(x)), 64, e.compute)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if host := staging.small.slots[1].host; !faults(func() { read += host[0] }) {
+		t.Error("it may read what was not copied yet")
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -86,7 +86,13 @@ size_t used;
 thread_local CUcontext current;
 CUresult broken; // the device's, once it is lost
 std::string report; // what broke it
-std::map<uintptr_t, size_t> pinned; // host memory
+// Pinned is host memory that copies reach while the program runs. Until the host has waited for them, it may not read what they write nor write
+// what they read: where memory is watched, that is a fault.
+struct Pinned {
+	size_t n;
+	std::vector<std::pair<ptx::u32, bool>> pending; // copies; whether they write here
+};
+std::map<uintptr_t, Pinned> pinned;
 std::map<std::string, int> calls;
 struct Piece {
 	size_t n, mapped;  // as asked for; with the guard behind it
@@ -155,6 +161,8 @@ struct Function {
 struct Work {
 	std::string name;
 	std::function<void(ptx::u32, int)> f;
+	const void *host = nullptr; // memory that it reads or writes
+	bool writes = false;
 };
 typedef std::vector<Work> Recording;
 Recording *recording;
@@ -257,19 +265,6 @@ CUresult fault(const char *call) {
 	return ++calls[name] == atoi(at) ? code : CUDA_SUCCESS;
 }
 
-// does puts work on a stream, or records it.
-CUresult does(CUstream stream, const Work &w) {
-	if (recording) {
-		recording->push_back(w);
-		return CUDA_SUCCESS;
-	}
-	Stream *s = (Stream *)stream;
-	ptx::u32 deed = sequence.put(s->number, w.name);
-	int number = s->number;
-	s->put({{}, [=] { w.f(deed, number); }});
-	return CUDA_SUCCESS;
-}
-
 size_t page() { return (size_t)sysconf(_SC_PAGESIZE); }
 size_t pages(size_t n) { return (n + page() - 1) / page() * page(); }
 
@@ -285,6 +280,52 @@ void *zeros(size_t n) {
 
 // watches says whether what happens in memory is looked at.
 bool watches() { return number("FLOWRUN_STANDIN_PTX", 0) != 0; }
+
+// pinnedAt finds the pinned memory that an address is in.
+std::map<uintptr_t, Pinned>::iterator pinnedAt(const void *p) {
+	auto at = pinned.upper_bound((uintptr_t)p);
+	if (at == pinned.begin() || (uintptr_t)p >= (--at)->first + at->second.n) return pinned.end();
+	return at;
+}
+
+// guard lets the host do what it may with pinned memory.
+void guard(std::map<uintptr_t, Pinned>::iterator p) {
+	int may = PROT_READ | PROT_WRITE;
+	for (auto &c : p->second.pending) may &= c.second ? PROT_NONE : PROT_READ;
+	mprotect((void *)p->first, pages(p->second.n), may);
+}
+
+// waited tells memory that the host has waited for something.
+void waited() {
+	for (auto p = pinned.begin(); p != pinned.end(); p++) {
+		auto &c = p->second.pending;
+		size_t before = c.size();
+		c.erase(std::remove_if(c.begin(), c.end(), [](auto &one) { return sequence.known(one.first); }), c.end());
+		if (c.size() != before) guard(p);
+	}
+}
+
+void unpin(uintptr_t at) {
+	auto p = pinned.find(at);
+	if (p == pinned.end()) return;
+	p->second.pending.clear();
+	guard(p);
+	free((void *)at);
+	pinned.erase(p);
+}
+
+// moves copies between the host and a device, whatever the host may do.
+void moves(void *to, const void *from, size_t n) {
+	for (const void *side : {(const void *)to, from}) {
+		auto p = pinnedAt(side);
+		if (p != pinned.end() && !p->second.pending.empty()) mprotect((void *)p->first, pages(p->second.n), PROT_READ | PROT_WRITE);
+	}
+	memcpy(to, from, n);
+	for (const void *side : {(const void *)to, from}) {
+		auto p = pinnedAt(side);
+		if (p != pinned.end() && !p->second.pending.empty()) guard(p);
+	}
+}
 
 // Watch is work on a stream that touches memory.
 struct Watch : ptx::Outside {
@@ -327,6 +368,24 @@ void ran(const std::string &kernel) {
 		fprintf(f, "%s\n", kernel.c_str());
 		fclose(f);
 	}
+}
+
+// does puts work on a stream, or records it.
+CUresult does(CUstream stream, const Work &w) {
+	if (recording) {
+		recording->push_back(w);
+		return CUDA_SUCCESS;
+	}
+	Stream *s = (Stream *)stream;
+	ptx::u32 deed = sequence.put(s->number, w.name);
+	auto p = pinnedAt(w.host);
+	if (watches() && p != pinned.end()) {
+		p->second.pending.push_back({deed, w.writes});
+		guard(p);
+	}
+	int number = s->number;
+	s->put({{}, [=] { w.f(deed, number); }});
+	return CUDA_SUCCESS;
 }
 
 // accepted says whether a card and its driver take a text: a later PTX than CUDA 11.0's 7.0 wants a later driver; sm_90a is that very card.
@@ -418,8 +477,7 @@ API(cuDevicePrimaryCtxRelease)(CUdevice) {
 	if (--contexts == 0) { // all that it had goes with it
 		sequence = {};
 		while (!allocated.empty()) release(allocated.begin());
-		for (auto &p : pinned) free((void *)p.first);
-		pinned.clear();
+		while (!pinned.empty()) unpin(pinned.begin()->first);
 	}
 	return CUDA_SUCCESS;
 }
@@ -431,6 +489,7 @@ API(cuCtxSynchronize)(void) {
 	INSIDE(cuCtxSynchronize);
 	runAll();
 	for (Stream *s : streams) sequence.hostWaitsFor(s->number);
+	waited();
 	return CUDA_SUCCESS;
 }
 API(cuMemGetInfo)(size_t *unused, size_t *total) {
@@ -463,15 +522,14 @@ API(cuMemFree)(CUdeviceptr at) {
 }
 API(cuMemHostAlloc)(void **p, size_t n, unsigned) {
 	INSIDE(cuMemHostAlloc);
-	*p = aligned_alloc(4096, (n + 4095) / 4096 * 4096);
-	pinned[(uintptr_t)*p] = n;
+	*p = aligned_alloc(page(), pages(n));
+	pinned[(uintptr_t)*p].n = n;
 	return CUDA_SUCCESS;
 }
 API(cuMemFreeHost)(void *p) {
 	std::lock_guard<std::mutex> one(alone);
 	runAll();
-	pinned.erase((uintptr_t)p);
-	free(p);
+	unpin((uintptr_t)p);
 	return broken;
 }
 API(cuMemcpyHtoD)(CUdeviceptr to, const void *from, size_t n) {
@@ -482,20 +540,19 @@ API(cuMemcpyHtoD)(CUdeviceptr to, const void *from, size_t n) {
 }
 API(cuMemcpyHtoDAsync)(CUdeviceptr to, const void *from, size_t n, CUstream s) {
 	INSIDE_ON(cuMemcpyHtoDAsync, s);
-	auto at = pinned.upper_bound((uintptr_t)from);
-	bool stays = at != pinned.begin() && (uintptr_t)from < (--at)->first + at->second;
+	bool stays = pinnedAt(from) != pinned.end();
 	std::string staged(stays ? "" : std::string((const char *)from, n)); // what is pageable may change when the call has returned
 	return does(s, {"cuMemcpyHtoDAsync", [=](ptx::u32 deed, int stream) {
 		Watch(deed, stream).copies(to, n, true);
-		memcpy((void *)to, stays ? from : staged.data(), n);
-	}});
+		moves((void *)to, stays ? from : staged.data(), n);
+	}, from, false});
 }
 API(cuMemcpyDtoHAsync)(void *to, CUdeviceptr from, size_t n, CUstream s) {
 	INSIDE_ON(cuMemcpyDtoHAsync, s);
 	return does(s, {"cuMemcpyDtoHAsync", [=](ptx::u32 deed, int stream) {
 		Watch(deed, stream).copies(from, n, false);
-		memcpy(to, (void *)from, n);
-	}});
+		moves(to, (void *)from, n);
+	}, to, true});
 }
 API(cuMemcpyDtoDAsync)(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream s) {
 	INSIDE_ON(cuMemcpyDtoDAsync, s);
@@ -529,6 +586,7 @@ API(cuStreamSynchronize)(CUstream s) {
 	if (recording) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 	((Stream *)s)->run(((Stream *)s)->end());
 	sequence.hostWaitsFor(((Stream *)s)->number);
+	waited();
 	return broken;
 }
 API(cuStreamWaitEvent)(CUstream s, CUevent e, unsigned) {
@@ -594,6 +652,7 @@ API(cuEventQuery)(CUevent e) {
 	INSIDE(cuEventQuery);
 	if (!((Event *)e)->happened()) return CUDA_ERROR_NOT_READY;
 	sequence.hostWaits(((Event *)e)->clock);
+	waited();
 	return CUDA_SUCCESS;
 }
 API(cuEventSynchronize)(CUevent e) {
@@ -601,6 +660,7 @@ API(cuEventSynchronize)(CUevent e) {
 	if (fault("wait")) return CUDA_SUCCESS;
 	((Event *)e)->wait();
 	sequence.hostWaits(((Event *)e)->clock);
+	waited();
 	return broken;
 }
 API(cuEventElapsedTime)(float *ms, CUevent start, CUevent end) {

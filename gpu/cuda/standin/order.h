@@ -64,6 +64,13 @@ public:
 		auto known = then->before.find(first->stream);
 		return known != then->before.end() && known->second >= first->before.at(first->stream);
 	}
+	// known says whether the host has waited for a deed.
+	bool known(ptx::u32 deed) const {
+		const Deed *d = of(deed);
+		if (!d || !streams.count(d->stream)) return true;
+		auto h = host.find(d->stream);
+		return h != host.end() && h->second >= d->before.at(d->stream);
+	}
 	std::string name(ptx::u32 deed) const {
 		const Deed *d = of(deed);
 		return d ? d->name + " on stream " + std::to_string(d->stream) : "nothing";
