@@ -62,92 +62,29 @@ namespace weight90 {
 #include "../kernels/weight90.cu"
 }
 
-#include "../include/cuda.h"
-#include "order.h"
-#include "ptx.h"
-#include <algorithm>
+#include "memory.h"
 #include <chrono>
-#include <cstdlib>
-#include <deque>
 #include <dlfcn.h>
-#include <functional>
-#include <map>
-#include <memory>
 #include <mutex>
-#include <set>
-#include <string>
-#include <sys/mman.h>
-#include <unistd.h>
 
 namespace {
 
-const size_t poisoned = 24 << 20; // of an allocation, from its start
-size_t used;
 thread_local CUcontext current;
-CUresult broken; // the device's, once it is lost
-std::string report; // what broke it
-// Pinned is host memory that copies reach while the program runs. Until the host has waited for them, it may not read what they write nor write
-// what they read: where memory is watched, that is a fault.
-struct Pinned {
-	size_t n;
-	std::vector<std::pair<ptx::u32, bool>> pending; // copies; whether they write here
-};
-std::map<uintptr_t, Pinned> pinned;
-std::map<std::string, int> calls;
-struct Piece {
-	size_t n, mapped;  // as asked for; with the guard behind it
-	ptx::Piece shadow; // of what runs PTX
-};
-std::map<CUdeviceptr, Piece> allocated;
 int contexts; // how often the primary one is retained
-
-// number reads one from the environment.
-size_t number(const char *name, size_t otherwise) {
-	const char *s = getenv(name);
-	return s && *s ? strtoull(s, 0, 10) : otherwise;
-}
-size_t memory() { return number("FLOWRUN_STANDIN_MEMORY", 1ull << 30); }
-
-void capability(int &major, int &minor) {
-	major = 8, minor = 0;
-	if (const char *s = getenv("FLOWRUN_STANDIN_CAPABILITY")) sscanf(s, "%d.%d", &major, &minor);
-}
-
-// sharedLimit is the bytes of shared memory that a block of the cards may have (CUDA C++ Programming Guide, technical specifications).
-int sharedLimit() {
-	int major, minor;
-	capability(major, minor);
-	return major == 8 && minor == 0 ? 163 << 10 : major == 9 ? 227 << 10 : 99 << 10;
-}
-
-// cards is how many of them the program may see: those that CUDA_VISIBLE_DEVICES lists in front of the first that isn't there.
-int cards() {
-	int all = (int)number("FLOWRUN_STANDIN_CARDS", 1), n = 0;
-	const char *s = getenv("CUDA_VISIBLE_DEVICES");
-	if (!s) return all;
-	for (char *end; n < all; n++, s = end + 1) {
-		long card = strtol(s, &end, 10);
-		if (end == s || card < 0 || card >= all) return n;
-		if (*end != ',') return n + 1;
-	}
-	return n;
-}
-
-// holds notes a change of the memory in use.
-void holds(size_t n) {
-	used = n;
-	const char *name = getenv("FLOWRUN_STANDIN_LOG");
-	FILE *f = name && *name ? fopen(name, "a") : 0;
-	if (!f) return;
-	fprintf(f, "%zu\n", used);
-	fclose(f);
-}
 
 // Module is a text and, where it is to be run itself, what was read of it.
 struct Module {
 	std::string text;
-	std::unique_ptr<ptx::Module> program;
+	std::shared_ptr<ptx::Module> program;
 };
+
+// read gives what a text says. The machine is asked once for each.
+std::shared_ptr<ptx::Module> read(const std::string &text) {
+	static std::map<std::string, std::shared_ptr<ptx::Module>> all;
+	auto &m = all[text];
+	if (!m) m = ptx::parse(text.c_str());
+	return m;
+}
 
 struct Function {
 	ptx::Kernel *kernel; // or nil: run is the emulation
@@ -157,256 +94,16 @@ struct Function {
 	unsigned threads; // of a block: the PTX's .maxntid, which kernels count on
 };
 
-// Work is something to be done on a stream, under a number that order knows.
-struct Work {
-	std::string name;
-	std::function<void(ptx::u32, int)> f;
-	const void *host = nullptr; // memory that it reads or writes
-	bool writes = false;
-};
-typedef std::vector<Work> Recording;
-Recording *recording;
-order::Order sequence;
-
-// Event is a place on a stream; none before it is recorded.
-struct Event {
-	struct Stream *stream;
-	size_t at;
-	order::Clock clock;
-	bool timed;
-	std::shared_ptr<double> when; // milliseconds, once it has happened; of one that is timed
-
-	bool happened();
-	void wait();
-};
-
-// Step is work, behind an event.
-struct Step {
-	Event behind;
-	std::function<void()> work;
-};
-
-// breaks is what a failure does, as on a card.
-void breaks(const ptx::Failure &f) {
-	report = f.what();
-	broken = f.kind == ptx::Failure::ADDRESS ? CUDA_ERROR_ILLEGAL_ADDRESS : f.kind == ptx::Failure::ALIGNMENT ? CUDA_ERROR_MISALIGNED_ADDRESS : CUDA_ERROR_LAUNCH_FAILED;
-}
-
-// Stream is what is yet to happen. Behind a failure it never does.
-struct Stream {
-	int number;
-	std::deque<Step> steps;
-	size_t done; // before the first of steps
-	unsigned left;
-	bool lazy;
-
-	void next() {
-		Step s = std::move(steps.front());
-		steps.pop_front();
-		s.behind.wait();
-		done++;
-		if (broken || !s.work) return;
-		try {
-			s.work();
-		} catch (const ptx::Failure &f) {
-			breaks(f);
-		}
-	}
-	void run(size_t until) {
-		while (done < until && !steps.empty()) next();
-	}
-	void put(Step s) {
-		static unsigned chance = 1;
-		steps.push_back(s);
-		if (left-- == 0) { // for a while it is lazy, or isn't
-			chance = chance * 1664525 + 1013904223;
-			lazy = chance >> 31, left = chance >> 8 & 1023;
-		}
-		while (!lazy && !getenv("FLOWRUN_STANDIN_LAZY") && !steps.empty() && steps.front().behind.happened()) next();
-	}
-	size_t end() { return done + steps.size(); }
-};
-std::vector<Stream *> streams;
-
-bool Event::happened() { return !stream || stream->done >= at; }
-void Event::wait() {
-	if (stream) stream->run(at);
-}
-
-void runAll() {
-	for (Stream *s : streams) s->run(s->end());
-}
+int numberOf(CUstream s) { return s ? ((Stream *)s)->number : 0; }
 
 std::mutex alone;
 
-void trace(const char *call, CUstream s) {
-	const char *file = getenv("FLOWRUN_STANDIN_TRACE");
-	if (!file || !*file) return;
-	if (FILE *f = fopen(file, "a")) {
-		fprintf(f, "%s %d\n", call, s ? ((Stream *)s)->number : 0);
-		fclose(f);
-	}
-}
-
-// fault is what a call is told to give.
-CUresult fault(const char *call) {
-	if (broken) return broken;
-	const char *f = getenv("FLOWRUN_STANDIN_FAULT");
-	if (!f || !*f) {
-		calls.clear();
-		return CUDA_SUCCESS;
-	}
-	std::string text = f, name = text.substr(0, text.find('='));
-	if (name != call) return CUDA_SUCCESS;
-	char *at;
-	CUresult code = (CUresult)strtol(f + name.size() + 1, &at, 10);
-	if (*at++ != '@') return CUDA_SUCCESS;
-	if (*at < '0' || *at > '9') return access(at, F_OK) ? CUDA_SUCCESS : code;
-	return ++calls[name] == atoi(at) ? code : CUDA_SUCCESS;
-}
-
-size_t page() { return (size_t)sysconf(_SC_PAGESIZE); }
-size_t pages(size_t n) { return (n + page() - 1) / page() * page(); }
-
-size_t cellBytes(size_t n) { return pages((n / 2 + 16) * sizeof(ptx::Cell)); }
-size_t lineBytes(size_t n) { return pages((n / ptx::Line::BYTES + 2) * sizeof(ptx::Line)); }
-
-// zeros is memory that takes none before it is used.
-void *zeros(size_t n) {
-	void *p = mmap(0, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (p == MAP_FAILED) throw ptx::Failure(ptx::Failure::OTHER, "machine: no memory to keep watch over an allocation");
-	return p;
-}
-
-// watches says whether what happens in memory is looked at.
-bool watches() { return number("FLOWRUN_STANDIN_PTX", 0) != 0; }
-
-// pinnedAt finds the pinned memory that an address is in.
-std::map<uintptr_t, Pinned>::iterator pinnedAt(const void *p) {
-	auto at = pinned.upper_bound((uintptr_t)p);
-	if (at == pinned.begin() || (uintptr_t)p >= (--at)->first + at->second.n) return pinned.end();
-	return at;
-}
-
-// guard lets the host do what it may with pinned memory.
-void guard(std::map<uintptr_t, Pinned>::iterator p) {
-	int may = PROT_READ | PROT_WRITE;
-	for (auto &c : p->second.pending) may &= c.second ? PROT_NONE : PROT_READ;
-	mprotect((void *)p->first, pages(p->second.n), may);
-}
-
-// waited tells memory that the host has waited for something.
-void waited() {
-	for (auto p = pinned.begin(); p != pinned.end(); p++) {
-		auto &c = p->second.pending;
-		size_t before = c.size();
-		c.erase(std::remove_if(c.begin(), c.end(), [](auto &one) { return sequence.known(one.first); }), c.end());
-		if (c.size() != before) guard(p);
-	}
-}
-
-void unpin(uintptr_t at) {
-	auto p = pinned.find(at);
-	if (p == pinned.end()) return;
-	p->second.pending.clear();
-	guard(p);
-	free((void *)at);
-	pinned.erase(p);
-}
-
-// moves copies between the host and a device, whatever the host may do.
-void moves(void *to, const void *from, size_t n) {
-	for (const void *side : {(const void *)to, from}) {
-		auto p = pinnedAt(side);
-		if (p != pinned.end() && !p->second.pending.empty()) mprotect((void *)p->first, pages(p->second.n), PROT_READ | PROT_WRITE);
-	}
-	memcpy(to, from, n);
-	for (const void *side : {(const void *)to, from}) {
-		auto p = pinnedAt(side);
-		if (p != pinned.end() && !p->second.pending.empty()) guard(p);
-	}
-}
-
-// Watch is work on a stream that touches memory.
-struct Watch : ptx::Outside {
-	Watch(ptx::u32 number, int on) { deed = number, stream = on; }
-
-	const ptx::Piece *find(ptx::u64 at) override {
-		auto it = allocated.upper_bound(at);
-		if (it == allocated.begin()) return nullptr;
-		Piece &p = (--it)->second;
-		if (at - it->first >= p.n) return nullptr;
-		if (!p.shadow.cells) p.shadow = {it->first, p.n, (ptx::Cell *)zeros(cellBytes(p.n)), (ptx::Line *)zeros(lineBytes(p.n))};
-		return &p.shadow;
-	}
-	std::string touches(ptx::Line &l, bool writes) override { return sequence.touches(l, deed, writes); }
-
-	// copies notes that a copy touches device memory.
-	void copies(ptx::u64 at, size_t n, bool writes) {
-		if (!watches() || n == 0) return;
-		const ptx::Piece *p = find(at);
-		if (!p || at - p->at + n > p->bytes) throw ptx::Failure(ptx::Failure::ADDRESS, "memcheck: " + sequence.name(deed) + ": memory that isn't in an allocation");
-		std::string wrong = touch(*p, at, n, writes);
-		if (!wrong.empty()) throw ptx::Failure(ptx::Failure::OTHER, "racecheck: " + wrong);
-	}
-};
-
-void release(std::map<CUdeviceptr, Piece>::iterator it) {
-	const Piece &p = it->second;
-	munmap((void *)(it->first / page() * page()), p.mapped);
-	if (p.shadow.cells) munmap(p.shadow.cells, cellBytes(p.n)), munmap(p.shadow.lines, lineBytes(p.n));
-	holds(used - p.n);
-	allocated.erase(it);
-}
-
-// ran notes a kernel that runs for the first time.
-void ran(const std::string &kernel) {
-	static std::set<std::string> all;
-	const char *name = getenv("FLOWRUN_STANDIN_KERNELS");
-	if (!name || !*name || !all.insert(name + kernel).second) return;
-	if (FILE *f = fopen(name, "a")) {
-		fprintf(f, "%s\n", kernel.c_str());
-		fclose(f);
-	}
-}
-
-// does puts work on a stream, or records it.
-CUresult does(CUstream stream, const Work &w) {
-	if (recording) {
-		recording->push_back(w);
-		return CUDA_SUCCESS;
-	}
-	Stream *s = (Stream *)stream;
-	ptx::u32 deed = sequence.put(s->number, w.name);
-	auto p = pinnedAt(w.host);
-	if (watches() && p != pinned.end()) {
-		p->second.pending.push_back({deed, w.writes});
-		guard(p);
-	}
-	int number = s->number;
-	s->put({{}, [=] { w.f(deed, number); }});
-	return CUDA_SUCCESS;
-}
-
-// accepted says whether a card and its driver take a text: a later PTX than CUDA 11.0's 7.0 wants a later driver; sm_90a is that very card.
-CUresult accepted(const std::string &text) {
-	int ofPtx[2], target, major, minor;
-	char only = 0;
-	size_t version = text.find(".version "), card = text.find(".target sm_");
-	if (version == std::string::npos || card == std::string::npos) return CUDA_ERROR_INVALID_PTX;
-	sscanf(text.c_str() + version, ".version %d.%d", &ofPtx[0], &ofPtx[1]);
-	sscanf(text.c_str() + card, ".target sm_%d%c", &target, &only);
-	if ((ofPtx[0] + 4) * 1000 + ofPtx[1] * 10 > (int)number("FLOWRUN_STANDIN_VERSION", 12040)) return CUDA_ERROR_UNSUPPORTED_PTX_VERSION;
-	capability(major, minor);
-	int mine = major * 10 + minor;
-	return (only == 'a' ? target == mine : target <= mine) ? CUDA_SUCCESS : CUDA_ERROR_NO_BINARY_FOR_GPU;
-}
 } // namespace
 
 #define API(name) extern "C" __attribute__((visibility("default"))) CUresult name
 #define ENTER_ON(name, stream) \
 	std::lock_guard<std::mutex> one(alone); \
-	trace(#name, stream); \
+	trace(#name, numberOf(stream)); \
 	if (CUresult rc = fault(#name)) return rc
 #define ENTER(name) ENTER_ON(name, nullptr)
 #define INSIDE_ON(name, stream) \
@@ -679,7 +376,7 @@ API(cuModuleLoadDataEx)(CUmodule *m, const void *image, unsigned n, CUjit_option
 	if (!rc) rc = accepted(module->text);
 	if (!rc && number("FLOWRUN_STANDIN_PTX", 0)) {
 		try {
-			module->program = ptx::parse(module->text.c_str());
+			module->program = read(module->text);
 		} catch (const ptx::Error &e) {
 			rc = CUDA_ERROR_INVALID_PTX, log = e.what();
 		}
