@@ -117,7 +117,11 @@ func (e *Engine) PackConv(c gpu.Conv, w, packed, packedGrad gpu.Ptr) {
 func (e *Engine) pack(c gpu.Conv, w, out uint64, k, n, stepK, stepN int) {
 	a := packArgs{W: w, Out: out, Taps: int32(c.Taps()), K: int32(k), N: int32(n), StepK: int32(stepK), StepN: int32(stepN)}
 	a.Chunks, a.Padded, a.Tiled = tiling(c.Type, k, n)
-	run(e, "pack", blocks(int(packedBytes(c.Type, c.Taps(), k, n)/width(c.Type)), 256), 256, a)
+	each := int64(4) // bytes that a thread makes
+	if a.Tiled == 1 {
+		each = 16
+	}
+	run(e, "pack", blocks(int(packedBytes(c.Type, c.Taps(), k, n)/each), 256), 256, a)
 }
 
 // tiling says how weights from k to n channels are packed.

@@ -95,11 +95,13 @@ KERNEL(perceptual, PerceptualArgs, 256) {
 			i32 n = eight(c, a.d.c);
 			get8(a.a, a.d.w, row, col, c, n, x);
 			get8(a.b, a.d.w, row, col, c, n, y);
+			float some = 0; // of eight: few cards are quick with doubles
 			UNROLL for (int k = 0; k < 8; k++) {
 				float e = x[k] * p - y[k] * q, w = k < n ? ((const float *)a.w)[c + k] : 0;
-				sum += w * e * e;
+				some += w * e * e;
 				dot += w * e * x[k] * p;
 			}
+			sum += some;
 		}
 		dot = sumLanes(dot, a.lanes);
 		if (!a.da.at) continue;

@@ -181,24 +181,22 @@ struct PackArgs {
 	i32 chunks, padded, tiled;
 };
 
-// pack lays weights out as [tap][chunk of 32 sources][target][32] bfloat16, or as [tap][source][target] floats.
+// pack lays weights out as [tap][chunk of 32 sources][target][32] bfloat16, or as [tap][source][target] floats. A thread makes eight, or one.
 KERNEL(pack, PackArgs, 256) {
-	i64 all = a.tiled ? (i64)a.taps * a.chunks * a.padded * DEPTH : (i64)a.taps * a.k * a.n;
-	for (i64 o = (i64)blockIdx.x * 256 + threadIdx.x; o < all; o += (i64)gridDim.x * 256) {
-		i32 i, j, tap;
-		if (a.tiled) {
-			i64 row = o / DEPTH, slab = row / a.padded;
-			j = (i32)(row % a.padded);
-			i = (i32)(slab % a.chunks) * DEPTH + (i32)(o % DEPTH);
-			tap = (i32)(slab / a.chunks);
-		} else {
-			i64 row = o / a.n;
-			j = (i32)(o % a.n);
-			i = (i32)(row % a.k);
-			tap = (i32)(row / a.k);
+	u32 all = a.tiled ? a.taps * a.chunks * a.padded * (DEPTH / 8) : a.taps * a.k * a.n;
+	for (u32 o = blockIdx.x * 256 + threadIdx.x; o < all; o += gridDim.x * 256) {
+		if (!a.tiled) {
+			u32 row = o / a.n, j = o % a.n, i = row % a.k, tap = row / a.k;
+			((float *)a.out)[o] = ((const float *)a.w)[tap * (u32)(a.k * a.n) + i * a.stepK + j * a.stepN];
+			continue;
 		}
-		float v = i < a.k && j < a.n ? ((const float *)a.w)[(i64)tap * a.k * a.n + (i64)i * a.stepK + (i64)j * a.stepN] : 0;
-		if (a.tiled) ((u16 *)a.out)[o] = narrow(v);
-		else ((float *)a.out)[o] = v;
+		u32 rest = o / a.padded, slab = rest / (DEPTH / 8), tap = slab / a.chunks;
+		i32 j = o % a.padded, piece = rest % (DEPTH / 8) * 8, i = slab % a.chunks * DEPTH + piece;
+		const float *w = (const float *)a.w + (u64)tap * (u32)(a.k * a.n) + (u64)i * a.stepK + (u64)j * a.stepN;
+		float v[8];
+		UNROLL for (int e = 0; e < 8; e++) v[e] = i + e < a.k && j < a.n ? w[e * a.stepK] : 0;
+		Quad q;
+		UNROLL for (int e = 0; e < 4; e++) q.v[e] = narrow2(v[2 * e], v[2 * e + 1]);
+		*(Quad *)((u16 *)a.out + ((u64)slab * a.padded + j) * DEPTH + piece) = q;
 	}
 }
