@@ -65,13 +65,13 @@ var sharedBytes = map[string]int{
 }
 
 // pair is the bytes of two stages of a convolution: targets, eight more that runs reach, and the weights of a run's taps, bfloat16.
-// Half of the sums pass through it too.
-func pair(t tile) int { return max(2*(t.m+8+longest*t.n)*depth*2, t.m/2*t.n*4) }
+// Half of the sums pass through it too, with eight bytes for each target.
+func pair(t tile) int { return max(2*(t.m+8+longest*t.n)*depth*2, t.m/2*(t.n*4+8)) }
 
 // woven is the bytes of the stages of a convolution on Hopper: targets, eight more for each later tap of a run, and the weights. All of the
-// sums pass through them.
+// sums pass through them, with eight bytes for each target.
 func woven(t tile, stages int) int {
-	return max(stages*(t.m+8*(longest-1)+longest*t.n)*depth*2, t.m*t.n*4)
+	return max(stages*(t.m+8*(longest-1)+longest*t.n)*depth*2, t.m*(t.n*4+8))
 }
 
 // ring is the bytes of the stages of a weight gradient, three under way and those that taps along y meet, each of both operands in bfloat16.

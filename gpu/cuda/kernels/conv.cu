@@ -41,21 +41,22 @@ template <int WM, int WN, int FN> DEVICE void convTile(const ConvArgs &a) {
 		}
 	}
 
-	// The sums go through shared memory, half of each warp's rows at a time, turned by eight floats each.
-	float *tile = (float *)memory;
+	// Half of each warp's rows at a time, turned by eight floats each.
+	Way<TM / 2, TN> way(memory);
 	UNROLL for (int half = 0; half < 2; half++) {
 		barrier();
+		way.targets(a, box, m0, [=](i32 row) { return row / 32 * 64 + half * 32 + row % 32; });
 		UNROLL for (int i = 0; i < 2; i++) {
 			UNROLL for (int j = 0; j < FN; j++) {
 				UNROLL for (int part = 0; part < 2; part++) {
 					i32 row = wm * 32 + i * 16 + part * 8 + lane / 4, column = (wn * FN + j) * 8 + lane % 4 * 2;
-					float *p = tile + row * TN + (column + row * 8) % TN;
+					float *p = way.tile + row * TN + (column + row * 8) % TN;
 					p[0] = sums[half * 2 + i][j][part * 2], p[1] = sums[half * 2 + i][j][part * 2 + 1];
 				}
 			}
 		}
 		barrier();
-		leave<TN>(a, box, tile, TM / 2, m0, n0, [=](i32 row) { return row / 32 * 64 + half * 32 + row % 32; }, [](i32 row) { return row * 8; });
+		way.leave(a, n0, [](i32 row) { return row * 8; });
 	}
 }
 
@@ -115,7 +116,7 @@ KERNEL(convDirect, ConvArgs, 256, 2) {
 			UNROLL for (int k = 0; k < 8; k++) {
 				UNROLL for (int j = 0; j < TOGETHER; j++) v[k] = j == 0 || u == j ? sum[j][k] : v[k];
 			}
-			if (at < positions) finish(a, box, placeOf(box, at), c, n, v);
+			if (at < positions) finish(a, targetOf(a, box, placeOf(box, at)), c, n, v);
 		}
 	}
 }
@@ -167,7 +168,7 @@ template <int N> DEVICE void convNarrow(const ConvArgs &a) {
 				UNROLL for (int j = 0; j < TOGETHER; j++) v[o] = j == 0 || u == j ? sum[j][o] : v[o];
 			}
 			i32 at = m + u * each;
-			if (at < positions && at < m0 + DIRECT) finish(a, box, placeOf(box, at), 0, a.t.c, v);
+			if (at < positions && at < m0 + DIRECT) finish(a, targetOf(a, box, placeOf(box, at)), 0, a.t.c, v);
 		}
 	}
 }

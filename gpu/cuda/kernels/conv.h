@@ -70,8 +70,7 @@ DEVICE Target targetOf(const ConvArgs &a, const Box *b, const Place &p) {
 DEVICE u32 voxelOf(const View &v, i32 w, const Target &t) { return (u32)t.row * (u32)(w + 2 * v.halo) + (u32)(t.x + v.halo); }
 
 // finish adds bias and add to n sums of a target and writes them.
-DEVICE void finish(const ConvArgs &a, const Box *b, const Place &p, i32 c, i32 n, float (&v)[8]) {
-	Target to = targetOf(a, b, p);
+DEVICE void finish(const ConvArgs &a, const Target &to, i32 c, i32 n, float (&v)[8]) {
 	if (a.bias) UNROLL for (int k = 0; k < 8; k++) v[k] += k < n ? ((const float *)a.bias)[c + k] : 0;
 	if (a.add.at) {
 		float plus[8];
@@ -135,63 +134,70 @@ template <int TM, int TN, int RING, bool WOVEN> struct Stages {
 	}
 };
 
-enum { AT_ONCE = 4 };
+// Way is how the sums of a block's rows leave: through shared memory, with the targets of rows behind them. A row is of position m0 + at(row)
+// of a box and turned by turn(row).
+template <int ROWS, int TN> struct Way {
+	static constexpr int GROUPS = TN / 8, STRIDE = THREADS / GROUPS, AT_ONCE = 4;
+	static_assert(ROWS % (AT_ONCE * STRIDE) == 0, "rows that threads share out");
+	float *tile; // [ROWS][TN]
+	i32 *y, *x; // [ROWS] of targets, x -1 where there is none
 
-// leave writes rows of TN sums that lie in shared memory, of positions at(row), turned by turn(row), with bias and add: 16 bytes of a target at
-// a time. A thread has the same channels of each of its rows; where all is bfloat16, what is added to a few of them comes before it needs the first.
-template <int TN, class At, class Turn> DEVICE void leave(const ConvArgs &a, const Box *of, const float *tile, i32 rows, i32 m0, i32 n0, At at, Turn turn) {
-	constexpr int GROUPS = TN / 8, STRIDE = THREADS / GROUPS;
-	const Box here = *of, *box = &here;
-	i32 t = threadIdx.x, c = n0 + t % GROUPS * 8, n = eight(c, a.t.c), positions = positionsOf(a, box), was = m0;
-	if (n == 0) return;
-	Place p = placeOf(box, m0);
-	// next goes on to a row's place and says whether it is a target.
-	auto next = [&](i32 row) {
-		i32 m = m0 + at(row);
-		if (row >= rows || m >= positions) return false;
-		advance(box, p, m - was);
-		was = m;
-		return p.x < box->count[2];
-	};
-	if (a.dst.type != BFLOAT16 || (a.add.at && a.add.type != BFLOAT16)) {
-		NOUNROLL for (i32 row = t / GROUPS; row < rows; row += STRIDE) {
-			if (!next(row)) continue;
-			float v[8];
-			UNROLL for (int k = 0; k < 8; k++) v[k] = tile[row * TN + (c - n0 + turn(row)) % TN + k];
-			finish(a, box, p, c, n, v);
-		}
-		return;
-	}
-	const u16 *add = (const u16 *)a.add.at + c;
-	u16 *out = (u16 *)a.dst.at + c;
-	float bias[8];
-	UNROLL for (int k = 0; k < 8; k++) bias[k] = a.bias && k < n ? ((const float *)a.bias)[c + k] : 0;
-	NOUNROLL for (i32 first = t / GROUPS; first < rows; first += AT_ONCE * STRIDE) {
-		Target to[AT_ONCE];
-		Quad q[AT_ONCE];
-		UNROLL for (int i = 0; i < AT_ONCE; i++) {
-			to[i].x = -1;
-			q[i] = Quad{};
-			if (!next(first + i * STRIDE)) continue;
-			to[i] = targetOf(a, box, p);
-			if (a.add.at) q[i] = *(const Quad *)(add + (u64)voxelOf(a.add, a.t.w, to[i]) * a.add.pitch);
-		}
-		UNROLL for (int i = 0; i < AT_ONCE; i++) {
-			i32 row = first + i * STRIDE, x = to[i].x;
-			if (x < 0) continue;
-			const float *from = tile + row * TN + (c - n0 + turn(row)) % TN;
-			UNROLL for (int k = 0; k < 4; k++) {
-				u32 plus = q[i].v[k];
-				q[i].v[k] = narrow2(from[2 * k] + bias[2 * k] + widen((u16)plus), from[2 * k + 1] + bias[2 * k + 1] + widen((u16)(plus >> 16)));
-			}
-			u16 *dst = out + (u64)voxelOf(a.dst, a.t.w, to[i]) * a.dst.pitch;
-			*(Quad *)dst = q[i];
-			if (x > 0 && x < a.t.w - 1) continue;
-			if (a.dst.pad != REPLICATE) q[i] = Quad{};
-			NOUNROLL for (i32 k = a.dst.pitch; k <= a.dst.halo * a.dst.pitch; k += a.dst.pitch) {
-				if (x == 0) *(Quad *)(dst - k) = q[i];
-				if (x == a.t.w - 1) *(Quad *)(dst + k) = q[i];
-			}
+	__device__ __attribute__((always_inline)) Way(void *memory) : tile((float *)memory), y((i32 *)(tile + ROWS * TN)), x(y + ROWS) {}
+
+	// targets notes the rows' targets.
+	template <class At> __device__ __attribute__((always_inline)) void targets(const ConvArgs &a, const Box *box, i32 m0, At at) {
+		i32 positions = positionsOf(a, box);
+		NOUNROLL for (i32 row = threadIdx.x; row < ROWS; row += THREADS) {
+			i32 m = m0 + at(row);
+			Place p = placeOf(box, m);
+			Target to = targetOf(a, box, p);
+			y[row] = to.row, x[row] = m < positions && p.x < box->count[2] ? to.x : -1;
 		}
 	}
-}
+
+	// leave writes the sums with bias and add, 16 bytes of a target at a time. A thread has the same channels of each of its rows; where all is
+	// bfloat16, what is added to a few of them comes before it needs the first.
+	template <class Turn> __device__ __attribute__((always_inline)) void leave(const ConvArgs &a, i32 n0, Turn turn) {
+		i32 t = threadIdx.x, c = n0 + t % GROUPS * 8, n = eight(c, a.t.c);
+		if (n == 0) return;
+		if (a.dst.type != BFLOAT16 || (a.add.at && a.add.type != BFLOAT16)) {
+			NOUNROLL for (i32 row = t / GROUPS; row < ROWS; row += STRIDE) {
+				if (x[row] < 0) continue;
+				float v[8];
+				UNROLL for (int k = 0; k < 8; k++) v[k] = tile[row * TN + (c - n0 + turn(row)) % TN + k];
+				finish(a, Target{y[row], x[row]}, c, n, v);
+			}
+			return;
+		}
+		const u16 *add = (const u16 *)a.add.at + c;
+		u16 *out = (u16 *)a.dst.at + c;
+		float bias[8];
+		UNROLL for (int k = 0; k < 8; k++) bias[k] = a.bias && k < n ? ((const float *)a.bias)[c + k] : 0;
+		NOUNROLL for (i32 first = t / GROUPS; first < ROWS; first += AT_ONCE * STRIDE) {
+			Target here[AT_ONCE];
+			Quad q[AT_ONCE];
+			UNROLL for (int i = 0; i < AT_ONCE; i++) {
+				here[i] = Target{y[first + i * STRIDE], x[first + i * STRIDE]};
+				q[i] = Quad{};
+				if (a.add.at && here[i].x >= 0) q[i] = *(const Quad *)(add + (u64)voxelOf(a.add, a.t.w, here[i]) * a.add.pitch);
+			}
+			UNROLL for (int i = 0; i < AT_ONCE; i++) {
+				i32 row = first + i * STRIDE, at = here[i].x;
+				if (at < 0) continue;
+				const float *from = tile + row * TN + (c - n0 + turn(row)) % TN;
+				UNROLL for (int k = 0; k < 4; k++) {
+					u32 plus = q[i].v[k];
+					q[i].v[k] = narrow2(from[2 * k] + bias[2 * k] + widen((u16)plus), from[2 * k + 1] + bias[2 * k + 1] + widen((u16)(plus >> 16)));
+				}
+				u16 *dst = out + (u64)voxelOf(a.dst, a.t.w, here[i]) * a.dst.pitch;
+				*(Quad *)dst = q[i];
+				if (at > 0 && at < a.t.w - 1) continue;
+				if (a.dst.pad != REPLICATE) q[i] = Quad{};
+				NOUNROLL for (i32 k = a.dst.pitch; k <= a.dst.halo * a.dst.pitch; k += a.dst.pitch) {
+					if (at == 0) *(Quad *)(dst - k) = q[i];
+					if (at == a.t.w - 1) *(Quad *)(dst + k) = q[i];
+				}
+			}
+		}
+	}
+};

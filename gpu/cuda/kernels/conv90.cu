@@ -46,17 +46,18 @@ template <int TM, int TN, int RING, int PARTS> DEVICE void convTile(const ConvAr
 	else if (stages.length == 2) multiplyStages<TN, 2, RING, PARTS, N>(stages, channel, eights, sums);
 	else multiplyStages<TN, 1, RING, PARTS, N>(stages, channel, eights, sums);
 
-	// The sums go through shared memory, turned so that a warp meets no bank twice.
-	float *tile = (float *)memory;
+	// The sums leave turned so that a warp meets no bank twice.
+	Way<TM, TN> way(memory);
 	barrier();
+	way.targets(a, box, m0, [](i32 row) { return row; });
 	UNROLL for (int part = 0; part < PARTS; part++) {
 		UNROLL for (int i = 0; i < N / 2; i++) {
 			i32 m = (lane % 4 * 2 + i % 2) * (TM / 8) + eights + part * (N / 8) + i / 4, c = channel + t / 32 % 4 * 16 + i / 2 % 2 * 8 + lane / 4;
-			tile[m * TN + (c + lane % 4 * 8) % TN] = sums[part][i];
+			way.tile[m * TN + (c + lane % 4 * 8) % TN] = sums[part][i];
 		}
 	}
 	barrier();
-	leave<TN>(a, box, tile, TM, m0, n0, [](i32 row) { return row; }, [](i32 row) { return row / (TM / 4) * 8; });
+	way.leave(a, n0, [](i32 row) { return row / (TM / 4) * 8; });
 }
 
 // The larger of two with as many channels asks the L2 cache for less, the smaller has the last round of blocks end sooner.
