@@ -44,12 +44,14 @@ DEVICE i32 straightRow(const WeightArgs &a, const Row &r) {
 }
 
 // Walk is where a part's walk is: in a strip of up to 32 points across a plane of the grid, at row y, with so many rows of it
-// from there on, and then left - rows of the strips behind.
+// from there on, and then left - rows of the strips behind. The next strip is the next plane's: what taps along z share, which is other
+// blocks' business, has been read a strip ago and is in the L2 cache yet.
 struct Walk { i32 n, z, y, x0, rows, left; };
 
 DEVICE Walk walkOf(const WeightArgs &a, i32 first, i32 left) {
-	i32 across = (a.grid.w + STRIP - 1) / STRIP, strip = first / a.grid.h, plane = strip / across, y = first % a.grid.h;
-	return Walk{plane / a.grid.d, plane % a.grid.d, y, strip % across * STRIP, least(left, a.grid.h - y), left};
+	i32 across = (a.grid.w + STRIP - 1) / STRIP, strip = first / a.grid.h, column = strip / a.grid.d;
+	i32 y = first % a.grid.h;
+	return Walk{column / across, strip % a.grid.d, y, column % across * STRIP, least(left, a.grid.h - y), left};
 }
 
 // goOn enters the next strip.
@@ -57,9 +59,9 @@ DEVICE void goOn(const WeightArgs &a, Walk &w) {
 	w.left -= w.rows;
 	w.rows = least(w.left, a.grid.h);
 	w.y = 0;
-	if ((w.x0 += STRIP) < a.grid.w) return;
-	w.x0 = 0;
-	if (++w.z == a.grid.d) w.z = 0, w.n++;
+	if (++w.z < a.grid.d) return;
+	w.z = 0;
+	if ((w.x0 += STRIP) >= a.grid.w) w.x0 = 0, w.n++;
 }
 
 // pieceOf is where chunk of a point lies: points of CHUNKS 16-byte pieces, at most eight next to each other, the next eight behind a strip.
