@@ -190,7 +190,7 @@ type weightArgs struct {
 	From, K, S, Lo         [3]int32
 	Stored, ClampQ, ClampP int32
 	Steps, Share           int32
-	Out                    uint64
+	Out, Bias              uint64
 }
 
 // gatherWeightsArgs is kernels/weight.cu's GatherWeightsArgs.
@@ -239,6 +239,9 @@ func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace 
 		g.N, g.Rows, g.Columns, g.Wide = int32(divUp(steps, share)), int32(w.rows()), int32(w.columns()), int32(roundUp(shifted.C, 8))
 		g.Group = [2]int32{int32(w.tile.group[0]), int32(w.tile.group[1])}
 		used = int(g.N) * w.floats()
+		if !c.Transposed {
+			a.Bias = a.Out + uint64(aligned(4*int64(used)))
+		}
 		kernel, threads := w.tile.kernel(), 256
 		if _, ok := e.kernels[kernel+"Hopper"]; e.own && ok {
 			kernel, threads = kernel+"Hopper", w.tile.hopper()
@@ -253,7 +256,10 @@ func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace 
 		run(e, "weightDirect", [3]int{divUp(all, 256), 1, int(g.N)}, 256, a)
 	}
 	run(e, "gatherWeights", blocks(c.Taps()*c.In.C*c.Out.C, 256), 256, g)
-
+	if a.Bias != 0 {
+		e.columns(a.Bias, e.at(db), int(g.N), w.columns(), dy.C, 0, 1, true)
+		return
+	}
 	e.biasGrad(dy, db, a.Out+uint64(aligned(4*int64(used))))
 }
 

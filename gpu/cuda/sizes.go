@@ -49,7 +49,7 @@ func (Sizes) ConvSizes(c gpu.Conv) gpu.ConvSizes {
 	if t := thinGradOf(c); t != nil {
 		floats = max(floats, t.floats(taps))
 	}
-	s.Workspace = aligned(4*int64(floats)) + aligned(4*int64(sumParts(c.Out.Voxels())*co))
+	s.Workspace = aligned(4*int64(floats)) + aligned(4*int64(max(sumParts(c.Out.Voxels())*co, w.parts*w.columns())))
 	return s
 }
 

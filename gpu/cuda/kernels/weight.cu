@@ -27,6 +27,8 @@ template <int KY, int KX, int WM, int WN, int FM, int FN> DEVICE void weightTile
 	UNROLL for (int y = 0; y < KY; y++) {
 		UNROLL for (int i = 0; i < KX * FM; i++) UNROLL for (int j = 0; j < FN; j++) UNROLL for (int k = 0; k < 4; k++) sums[y][i][j][k] = 0;
 	}
+	bool adds = a.bias && blockIdx.x == 0;
+	Columns<TN> bias = {{0, 0}};
 	// Of two warps of a block that share a scheduler, the later copies when it has begun to multiply. An idle warp has no rows, or no columns.
 	bool idle = m0 + wm * FM * 16 >= a.kz * (a.ky / KY) * (a.kx / KX) * groupsOf(a.q.c) * 8 || n0 + wn * FN * 8 >= a.p.c, late = t >= 128 && !idle;
 	// all: the strip has each of the KY rows
@@ -60,6 +62,7 @@ template <int KY, int KX, int WM, int WN, int FM, int FN> DEVICE void weightTile
 		copyWait<AHEAD - 1>();
 		barrier();
 		if (!late) load();
+		if (adds && row < at.rows) bias.add(memory + (from - ring) + STRAIGHT);
 		if (!idle) {
 			if (row >= KY - 1 && row < at.rows) product(true);
 			else product(false);
@@ -68,8 +71,9 @@ template <int KY, int KX, int WM, int WN, int FM, int FN> DEVICE void weightTile
 		if (++row == at.rows + KY - 1) row = 0, goOn(a, at);
 	}
 	copyWait<0>();
-	if (idle) return;
 	u64 rows = gridDim.x * TM, columns = gridDim.y * TN;
+	if (adds) bias.leave((float *)memory, (float *)a.bias + blockIdx.z * columns + n0);
+	if (idle) return;
 	float *out = (float *)a.out + (blockIdx.z * (KY * KX) * rows + m0) * columns + n0;
 	UNROLL for (int y = 0; y < KY; y++) {
 		UNROLL for (int i = 0; i < KX * FM; i++) {

@@ -11,6 +11,7 @@ struct WeightArgs {
 	i32 stored, clampQ, clampP; // shifted's columns beyond the ends are in the halo; rows beyond the ends are the nearest
 	i32 steps, share; // of a part: it has steps blockIdx.z*share and on
 	u64 out; // floats [part][rows][columns]
+	u64 bias; // floats [part][columns], sums of the straight operand; or 0
 };
 
 enum { STRIP = 32 }; // points of a stage
@@ -137,5 +138,33 @@ template <int KY, int KX, int TM, int TN, int THREADS> struct Copier {
 		qy += a.sy, py++;
 		if (++row == at.rows + KY - 1) row = 0, goOn(a, at), enter(a);
 		return true;
+	}
+};
+
+// Columns adds up the straight operand's channels, for blocks that are the first of their columns: a thread of the first 256 has two
+// channels of some points of each stage.
+template <int TN> struct Columns {
+	static constexpr int PAIRS = TN / 2, PER = 256 / PAIRS; // points that the threads have at a time
+	float sum[2];
+
+	__device__ __attribute__((always_inline)) void add(const u8 *stage) {
+		i32 t = threadIdx.x, pair = t % PAIRS;
+		if (t >= 256) return;
+		UNROLL for (int i = 0; i < STRIP / PER; i++) {
+			u32 v = *(const u32 *)(stage + pieceOf<TN / 8>(t / PAIRS + i * PER, pair / 4) + pair % 4 * 4);
+			sum[0] += widen((u16)v), sum[1] += widen((u16)(v >> 16));
+		}
+	}
+
+	// leave writes the sums, in order, by way of the stages' memory, that nobody reads any more.
+	__device__ __attribute__((always_inline)) void leave(float *shared, float *out) {
+		i32 t = threadIdx.x;
+		barrier();
+		if (t < 256) shared[2 * t] = sum[0], shared[2 * t + 1] = sum[1];
+		barrier();
+		if (t >= TN) return;
+		float s = 0;
+		for (i32 i = t; i < 512; i += TN) s += shared[i];
+		out[t] = s;
 	}
 };

@@ -23,6 +23,8 @@ template <int KY, int KX, int TN> DEVICE void weightTile(const WeightArgs &a) {
 
 	float sums[KY][TN / 2];
 	UNROLL for (int y = 0; y < KY; y++) UNROLL for (int i = 0; i < TN / 2; i++) sums[y][i] = 0;
+	bool adds = a.bias && blockIdx.x == 0;
+	Columns<TN> bias = {{0, 0}};
 	u32 x[STRIP / 16][4];
 	i32 point = lane % 8 + lane / 16 * 8 + shift, chunk = t / 32 % 4 * 2 + lane / 8 % 2, xAt = SHIFTED + point * TM * 2 + swizzle<TM / 8>(point, chunk) * 16;
 	for (i32 i = t; i < Copy::STRAIGHT / 16; i += KX * 128) copyAsync(ring + ZEROS + i * 16, (const void *)a.straight.at, 0);
@@ -44,12 +46,14 @@ template <int KY, int KX, int TN> DEVICE void weightTile(const WeightArgs &a) {
 			commitProducts();
 		}
 		load();
+		if (adds && row < at.rows) bias.add(memory + slot * Copy::STRAIGHT);
 		if (++slot == STAGES) slot = 0;
 		if (++row == at.rows + KY - 1) row = 0, goOn(a, at);
 	}
 	waitProducts<0>();
 	copyWait<0>();
 	u64 all = gridDim.x * TM, columns = gridDim.y * TN;
+	if (adds) bias.leave((float *)memory, (float *)a.bias + blockIdx.z * columns + n0);
 	UNROLL for (int y = 0; y < KY; y++) {
 		settled(sums[y]);
 		float *out = (float *)a.out + ((blockIdx.z * (KY * KX) + y * KX + shift) * all + m0 + t / 32 % 4 * 16 + lane / 4) * columns + n0 + lane % 4 * 2;
