@@ -119,12 +119,17 @@ func (e *Engine) compile(of module) error {
 		}
 		e.kernels[name] = f
 		if bytes := sharedBytes[name]; bytes > 0 {
-			if err := check("cuFuncSetAttribute "+name, C.cuFuncSetAttribute(handle(f), C.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, C.int(bytes))); err != nil {
+			if err := share(name, f, bytes); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// share lets launches of a kernel have so many bytes of dynamic shared memory.
+func share(name string, f cu.Function, bytes int) error {
+	return check("cuFuncSetAttribute "+name, C.cuFuncSetAttribute(handle(f), C.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, C.int(bytes)))
 }
 
 // handle is the driver's own value: cu.Function holds nothing else.

@@ -247,3 +247,43 @@ func TestPinned(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A launch that a card refuses is refused.
+func TestLaunches(t *testing.T) {
+	onMachine(t)
+	for _, c := range []struct {
+		name, kernel string
+		grid         [3]int
+		threads      int
+	}{
+		{"threads that it isn't compiled for", "sumSquares", [3]int{1, 1, 1}, 512},
+		{"no blocks", "sumSquares", [3]int{0, 1, 1}, 256},
+		{"too many blocks along y", "sumSquares", [3]int{1, 65536, 1}, 256},
+		{"too many blocks along z", "sumSquares", [3]int{1, 1, 65536}, 256},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e := open(t).(*Engine)
+			run(e, c.kernel, c.grid, c.threads, sumArgs{})
+			if err := e.Sync(); !errors.Is(err, ErrLaunch) {
+				t.Errorf("%v, want %v", err, ErrLaunch)
+			}
+			if err := e.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("more shared memory than a card has", func(t *testing.T) {
+		for capability, fits := range map[string]int{"8.0": 163 << 10, "8.6": 99 << 10, "9.0": 227 << 10} {
+			t.Setenv("FLOWRUN_STANDIN_CAPABILITY", capability)
+			t.Setenv(OwnKernels, "off")
+			e := open(t).(*Engine)
+			for _, bytes := range []int{fits, fits + 1} {
+				err := e.o.wait(func() error { return share("conv256x128", e.kernels["conv256x128"], bytes) })
+				if (err == nil) != (bytes == fits) {
+					t.Errorf("%d bytes on %s: %v", bytes, capability, err)
+				}
+			}
+			_ = e.Close()
+		}
+	})
+}
