@@ -118,25 +118,40 @@ func (c test) run(t *testing.T, open func() gpu.Engine, kind gpu.Type) {
 type rig struct {
 	e    gpu.Engine
 	next gpu.Ptr
+	gaps []gpu.Ptr // of gpu.Align bytes
 	kind gpu.Type
 }
 
-// check runs a property, each time with an empty arena that holds NaN where the last run wrote.
+// check runs a property, each time with an empty arena that holds NaN where the last run wrote. Nothing may be written between what was
+// allocated.
 func (r *rig) check(t *testing.T, f func(*rapid.T)) {
 	t.Helper()
 	rapid.Check(t, func(rt *rapid.T) {
 		r.e.Fill(0, int(r.next)/4, float32(math.NaN()))
-		r.next = 0
+		r.next, r.gaps = 0, nil
 		f(rt)
+		var gap [gpu.Align / 4]float32
+		for _, at := range r.gaps {
+			r.e.Read(gap[:], at)
+			for i, v := range gap {
+				if v == v {
+					rt.Fatalf("%v was written %d bytes behind an operand that ends at %d", v, 4*i, at)
+				}
+			}
+		}
 	})
 }
 
+// alloc takes memory, with a gap of NaN behind it.
 func (r *rig) alloc(bytes int64) gpu.Ptr {
 	p := r.next
 	r.next += gpu.Ptr((max(bytes, 1) + gpu.Align - 1) / gpu.Align * gpu.Align)
+	r.gaps = append(r.gaps, r.next)
+	r.next += gpu.Align
 	if r.next > arenaBytes {
 		panic("enginetest: the arena is full")
 	}
+	r.e.Fill(r.next-gpu.Align, gpu.Align/4, float32(math.NaN()))
 	return p
 }
 
