@@ -18,6 +18,7 @@ template <int WM, int WN, int FN> DEVICE void convTile(const ConvArgs &a) {
 	// Two warps share a scheduler. The later of them copies when it has begun to multiply, so that the tensor cores don't wait for both.
 	bool idle = m0 + wm * 64 >= stages.last, late = t >= THREADS / 2 && !idle;
 	stages.load(0);
+	fetchAdd<TM, TN>(a, box, m0, n0);
 	for (i32 step = 0; step < stages.steps; step++) {
 		copyWait<0>();
 		barrier(); // the stage has come, and nobody reads the other any more

@@ -134,10 +134,22 @@ template <int TM, int TN, int RING, bool WOVEN> struct Stages {
 	}
 };
 
+// fetchAdd has what is added to a tile's sums come to the L2 cache while they are summed up.
+template <int TM, int TN> DEVICE void fetchAdd(const ConvArgs &a, const Box *box, i32 m0, i32 n0) {
+	if (!a.add.at) return;
+	i32 positions = positionsOf(a, box), size = a.add.type == BFLOAT16 ? 2 : 4, n = (a.t.c - n0 < TN ? a.t.c - n0 : TN) * size;
+	NOUNROLL for (i32 m = m0 + threadIdx.x; m < m0 + TM && m < positions; m += THREADS) {
+		Place p = placeOf(box, m);
+		if (p.x >= box->count[2]) continue;
+		const u8 *from = (const u8 *)a.add.at + ((u64)voxelOf(a.add, a.t.w, targetOf(a, box, p)) * a.add.pitch + n0) * size;
+		NOUNROLL for (i32 i = 0; i < n; i += 128) prefetch(from + i);
+	}
+}
+
 // Way is how the sums of a block's rows leave: through shared memory, with the targets of rows behind them. A row is of position m0 + at(row)
 // of a box and turned by turn(row).
 template <int ROWS, int TN> struct Way {
-	static constexpr int GROUPS = TN / 8, STRIDE = THREADS / GROUPS, AT_ONCE = 4;
+	static constexpr int GROUPS = TN / 8, STRIDE = THREADS / GROUPS, AT_ONCE = ROWS / STRIDE % 8 == 0 ? 8 : 4;
 	static_assert(ROWS % (AT_ONCE * STRIDE) == 0, "rows that threads share out");
 	float *tile; // [ROWS][TN]
 	i32 *y, *x; // [ROWS] of targets, x -1 where there is none

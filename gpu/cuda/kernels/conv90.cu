@@ -42,6 +42,7 @@ template <int TM, int TN, int RING, int PARTS> DEVICE void convTile(const ConvAr
 	float sums[PARTS][N / 2];
 	UNROLL for (int part = 0; part < PARTS; part++) UNROLL for (int i = 0; i < N / 2; i++) sums[part][i] = 0;
 	UNROLL for (int i = 0; i < RING - 2; i++) stages.load(i);
+	fetchAdd<TM, TN>(a, box, m0, n0);
 	if (stages.length == 3) multiplyStages<TN, 3, RING, PARTS, N>(stages, channel, eights, sums);
 	else if (stages.length == 2) multiplyStages<TN, 2, RING, PARTS, N>(stages, channel, eights, sums);
 	else multiplyStages<TN, 1, RING, PARTS, N>(stages, channel, eights, sums);

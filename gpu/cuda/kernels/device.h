@@ -63,6 +63,9 @@ DEVICE void copyAsync(Shared to, const void *from, int n) {
 DEVICE void copyCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> DEVICE void copyWait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
+// prefetch has the 128 bytes around an address come to the L2 cache.
+DEVICE void prefetch(const void *at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
+
 // Four 8×8 matrices of 16 bits: lane l gives the address of row l%8 of matrix l/8 and gets of matrix m, in r[m], row l/4,
 // columns 2*(l%4) and the next; transposed, column l/4 and rows.
 DEVICE void loadMatrices(u32 (&r)[4], Shared at) {

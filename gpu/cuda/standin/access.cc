@@ -249,6 +249,9 @@ bool decodeAccess(Decoder &d, Op &op) {
 		if (d.at->operands.size() == 4) op.c = d.read(op, d.operand(3), 4);
 	} else if (name == "cp.async.commit_group") {
 		op.act = commit;
+	} else if (name == "prefetch.global.L2") { // a cache changes nothing
+		op.act = [](Warp &, const Op &, u32) {};
+		d.base(op, d.operand(0));
 	} else if (name == "cp.async.wait_group") {
 		if (d.operand(0).kind != Operand::NUMBER) d.fail(name + " of anything but a number");
 		op.act = waitGroup, op.target = (u32)d.operand(0).bits;

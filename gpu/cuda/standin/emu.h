@@ -359,6 +359,7 @@ DEVICE void copyAsync(Shared to, const void *from, int n) {
 	emu::block.current->copies.push_back({to, (const char *)from, n, false});
 	if (emu::draw(4) == 0) emu::perform(emu::block.current->copies.back());
 }
+DEVICE void prefetch(const void *at) { (void)*(const volatile char *)at; }
 DEVICE void copyCommit() { emu::block.current->groups.push_back(emu::block.current->copies.size()); }
 template <int N> DEVICE void copyWait() {
 	emu::Fiber &f = *emu::block.current;
