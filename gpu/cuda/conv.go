@@ -30,6 +30,7 @@ type planKey struct {
 type convPlan struct {
 	boxes, runs  uint64
 	count, tiles int
+	most         int      // taps that a box has: borders that replicate may have more than the kernel
 	thin         *thinBox // what the first box is, if it is one
 }
 
@@ -52,6 +53,9 @@ func (e *Engine) plan(key planKey) *convPlan {
 		}
 	}
 	p := &convPlan{count: len(bs), tiles: tiles, thin: thin}
+	for _, b := range bs {
+		p.most = max(p.most, int(b.Runs*b.Length))
+	}
 	if len(bs) > 0 {
 		p.boxes, p.runs = put(e, bs), put(e, runs)
 	}
@@ -163,7 +167,7 @@ func (e *Engine) convolve(c gpu.Conv, src gpu.Tensor, packed, bias gpu.Ptr, add 
 	kernel, columns, key := fmt.Sprintf("conv%dx%d", t.m, t.n), divUp(dst.C, t.n), planKey{c: c, forward: forward, inRuns: true, samples: src.N, halo: src.Halo, per: t.m}
 	if c.Type != gpu.BFloat16 || src.Type != gpu.BFloat16 {
 		kernel, columns, key.per, key.inRuns = "convDirect", divUp(dst.C, 8*directGroups), directTargets, false
-		if n := narrowKernel(dst.C); n > 0 && allWhole(src) && c.Taps()*src.C*n <= directKept {
+		if n := narrowKernel(dst.C); n > 0 && allWhole(src) && e.plan(key).most*src.C*n <= directKept {
 			kernel = fmt.Sprintf("convNarrow%d", n)
 		}
 	}

@@ -215,6 +215,20 @@ func wide(t *testing.T) {
 	for _, c := range [][3]int{{1, 40, 32}, {1, 40, 136}, {3, 40, 32}, {3, 72, 64}, {3, 40, 136}, {4, 40, 32}, {4, 24, 64}, {4, 24, 72}} {
 		t.Run(fmt.Sprintf("k%d from %d to %d", c[0], c[1], c[2]), func(t *testing.T) { both(t, convolve(filter(c[0], d, c[1], c[2]))) })
 	}
+	t.Run("few channels, and more taps at borders than there is room for", func(t *testing.T) {
+		c := gpu.Conv{K: [3]int{1, 4, 4}, S: [3]int{1, 1, 1}, Lo: [3]int{0, 2, 2}, Pad: gpu.Replicate}
+		c.In = gpu.Dims{N: 1, D: 1, H: 4, W: 5, C: 1}
+		c.Out = c.In
+		c.Out.C = 256
+		both(t, func(s *side, kind gpu.Type) [][]float32 {
+			sizes := s.ConvSizes(c)
+			packed, grad := s.alloc(sizes.Packed), s.alloc(sizes.PackedGrad)
+			s.PackConv(c, s.floats(noise(c.Taps()*c.Out.C)), packed, grad)
+			dy, dx := s.tensor(c.Out, c.Halo(), kind, noise(c.Out.Len())), s.tensor(c.In, 0, gpu.Float32, nil)
+			s.ConvGradInput(c, dy, grad, dx)
+			return [][]float32{s.read(dx)}
+		})
+	})
 	for name, channels := range map[string]int{"1": 64, "2": 384, "8": 1032} {
 		t.Run("channel norm of "+name, func(t *testing.T) {
 			both(t, normalise(gpu.Dims{N: 1, D: 1, H: 2, W: 9, C: channels}))
