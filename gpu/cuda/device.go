@@ -31,10 +31,12 @@ func (d Device) Usable() error {
 	return nil
 }
 
-// own is the target of the kernels for cards of this kind alone, "" where there are none or the driver is too old for them: PTX 8.0 came
-// with CUDA 12.0.
+// hopperDriver is the CUDA version of the drivers that know the PTX of Hopper's own kernels, 8.0.
+const hopperDriver = 12
+
+// own is the target of the kernels for cards of this kind alone, "" where there are none or the driver is too old for them.
 func (d Device) own() string {
-	if d.Major == 9 && d.Minor == 0 && d.Driver[0] >= 12 {
+	if d.Major == 9 && d.Minor == 0 && d.Driver[0] >= hopperDriver {
 		return "sm_90a"
 	}
 	return ""

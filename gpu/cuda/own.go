@@ -17,6 +17,9 @@ import (
 // card before it is met. Otherwise the engine, or another where it is lost, goes on without, and Less says why.
 func withOwn(e *Engine, dev cu.Device) (Card, error) {
 	if e.device.own() == "" {
+		if d := e.device; d.Major == 9 && d.Minor == 0 {
+			e.less = fmt.Sprintf("the NVIDIA driver is for CUDA %d.%d: with one for %d.0 or later %s computes faster (update it)", d.Driver[0], d.Driver[1], hopperDriver, d.Name)
+		}
 		return e, nil
 	}
 	if os.Getenv(OwnKernels) == "off" {

@@ -82,7 +82,7 @@ func TestOwnTraining(t *testing.T) {
 	}
 }
 
-// Where the card's own kernels are switched off, don't compile, don't run, lose the device or give something else, the engine says so and goes
+// Where the card's own kernels are switched off, too new for the driver, don't compile, don't run, lose the device or give something else, the engine says so and goes
 // on without.
 func TestLess(t *testing.T) {
 	if !strings.Contains(os.Getenv(Library), "standin") {
@@ -100,6 +100,7 @@ func TestLess(t *testing.T) {
 	}
 	for _, c := range []struct{ name, variable, value, less string }{
 		{"off", OwnKernels, "off", "is off"},
+		{"old", "FLOWRUN_STANDIN_VERSION", "11080", "for CUDA 11.8: with one for 12.0"},
 		{"compile", "FLOWRUN_STANDIN_FAULT", fmt.Sprint("cuModuleLoadDataEx=218@", first), "ptxas"},
 		{"launch", "FLOWRUN_STANDIN_FAULT", "cuLaunchKernel=701@5", "error 701"},
 		{"lost", "FLOWRUN_STANDIN_FAULT", "async=719@5", "error 719"},
