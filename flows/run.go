@@ -32,8 +32,9 @@ import (
 // UI is where a verb talks to people.
 type UI struct {
 	Out, Err io.Writer
-	Terminal bool // Err is one
-	Quiet    bool // only warnings and errors on Err
+	Terminal bool   // Err is one
+	Quiet    bool   // only warnings and errors on Err
+	Begun    func() // is told when the graph begins, before which a stop has nothing to save; may be nil
 }
 
 // run is one run of a job, from the lock on its folder to its outcome.
@@ -125,6 +126,9 @@ func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) 
 	if err := r.prepare(ctx); err != nil {
 		err, _ = cured(err)
 		return err
+	}
+	if ui.Begun != nil {
+		ui.Begun()
 	}
 	err, failed := cured(r.carryOut(ctx, soft))
 	if failed {

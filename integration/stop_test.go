@@ -126,3 +126,20 @@ func TestFolderReplaced(t *testing.T) {
 	p.must("train.yaml", "run.seed=8", "run.dir=alone")
 	p.sameRun("alone", "run")
 }
+
+// A run that hasn't begun has nothing to save: one signal ends it, whatever it waits for.
+func TestStopBeforeItBegins(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.check(syscall.Mkfifo(p.path("waits.yaml"), 0o666))
+	r := p.start("waits.yaml")
+	r.until(func() bool { // somebody reads what this test never writes
+		f, err := os.OpenFile(p.path("waits.yaml"), os.O_WRONLY|syscall.O_NONBLOCK, 0)
+		if err == nil {
+			p.Cleanup(func() { _ = f.Close() })
+		}
+		return err == nil
+	})
+	r.signal(syscall.SIGTERM)
+	p.tells(r.wait(), 75, "stopped at once; the same command goes on")
+}

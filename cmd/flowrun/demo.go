@@ -32,9 +32,11 @@ goes on with a demo that was stopped.`,
 			if err := fileFirst("demo", append([]string{""}, args...)); err != nil {
 				return err
 			}
-			ctx, soft, release := stops(c.Context(), c.ErrOrStderr())
+			ctx, soft, begun, release := stops(c.Context(), c.ErrOrStderr())
 			defer release()
-			return demo(ctx, soft, dir, args, ui(c.OutOrStdout(), c.ErrOrStderr(), quiet))
+			u := ui(c.OutOrStdout(), c.ErrOrStderr(), quiet)
+			u.Begun = begun
+			return demo(ctx, soft, dir, args, u)
 		},
 	}
 	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "say only what is wrong")

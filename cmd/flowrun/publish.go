@@ -36,9 +36,11 @@ name of a context of the nats tool; the last two want --run.`,
 			case len(args) > 0 && o.Watch != "":
 				return usagef("publish", "--watch goes without scans: those that are in the folder now are published, too")
 			}
-			ctx, soft, release := stops(c.Context(), c.ErrOrStderr())
+			ctx, soft, begun, release := stops(c.Context(), c.ErrOrStderr())
 			defer release()
-			return publish(ctx, soft, at, o, ui(c.OutOrStdout(), c.ErrOrStderr(), quiet))
+			u := ui(c.OutOrStdout(), c.ErrOrStderr(), quiet)
+			u.Begun = begun
+			return publish(ctx, soft, at, o, u)
 		},
 	}
 	f := c.Flags()

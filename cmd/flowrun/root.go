@@ -53,9 +53,11 @@ func rootCommand() *cobra.Command {
 			if err := fileFirst("", args); err != nil {
 				return err
 			}
-			ctx, soft, release := stops(c.Context(), c.ErrOrStderr())
+			ctx, soft, begun, release := stops(c.Context(), c.ErrOrStderr())
 			defer release()
-			return runFile(ctx, soft, args[0], args[1:], ui(c.OutOrStdout(), c.ErrOrStderr(), quiet))
+			u := ui(c.OutOrStdout(), c.ErrOrStderr(), quiet)
+			u.Begun = begun
+			return runFile(ctx, soft, args[0], args[1:], u)
 		},
 	}
 	root.Version = version()

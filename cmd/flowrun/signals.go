@@ -6,11 +6,16 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/flowrun/flowrun/flows"
 )
+
+// patience is how long a run that hasn't begun, and so has nothing to save, may take to end once it was told to: until then it looks
+// for scans, which may lie on a server that is away.
+const patience = 5 * time.Second
 
 // hardStop is how long a run may take to end once it was told to end at once. An optimiser step that takes longer is left
 // where it is.
@@ -27,10 +32,11 @@ func stopSignals() []os.Signal {
 }
 
 // stops turns signals into a run's two stops: soft is closed by the first, the context is cancelled by the second. A run
-// that doesn't end then is left behind with the exit code of an interruption; its last checkpoint is whole, as always.
-func stops(parent context.Context, stderr io.Writer) (ctx context.Context, soft <-chan struct{}, release func()) {
+// that doesn't end then is left behind with the exit code of an interruption; its last checkpoint is whole, as always. Until begun has
+// been called the first will do.
+func stops(parent context.Context, stderr io.Writer) (ctx context.Context, soft <-chan struct{}, begun, release func()) {
 	ctx, cancel := context.WithCancel(parent)
-	signals, stop, done := make(chan os.Signal, 4), make(chan struct{}), make(chan struct{})
+	signals, stop, done, runs := make(chan os.Signal, 4), make(chan struct{}), make(chan struct{}), make(chan struct{})
 	signal.Notify(signals, stopSignals()...)
 	go func() {
 		select {
@@ -39,10 +45,19 @@ func stops(parent context.Context, stderr io.Writer) (ctx context.Context, soft 
 			return
 		}
 		close(stop)
-		select {
-		case <-signals:
-		case <-done:
-			return
+		idle := time.NewTimer(patience)
+		for began, told := runs, false; !told; {
+			select {
+			case <-signals:
+				told = true
+			case <-idle.C:
+				told = true
+			case <-began:
+				idle.Stop()
+				began = nil
+			case <-done:
+				return
+			}
 		}
 		cancel()
 		abandon := time.NewTimer(hardStop)
@@ -55,7 +70,7 @@ func stops(parent context.Context, stderr io.Writer) (ctx context.Context, soft 
 		_, _ = fmt.Fprintln(stderr, "flowrun: stopped at once; the same command goes on, a training run from its last checkpoint")
 		os.Exit(flows.ExitInterrupted)
 	}()
-	return ctx, stop, func() {
+	return ctx, stop, sync.OnceFunc(func() { close(runs) }), func() {
 		signal.Stop(signals)
 		close(done)
 		cancel()

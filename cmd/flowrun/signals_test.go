@@ -9,7 +9,8 @@ import (
 
 // The first signal closes soft and leaves the context alone; the second cancels it.
 func TestStops(t *testing.T) {
-	ctx, soft, release := stops(t.Context(), io.Discard)
+	ctx, soft, begun, release := stops(t.Context(), io.Discard)
+	begun()
 	defer release()
 	signal := func() {
 		if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
