@@ -96,3 +96,24 @@ func TestCardFails(t *testing.T) {
 		p.sameRun("whole", "run")
 	}
 }
+
+// A card that could compute faster than it does says why, in the log of what it does.
+func TestCardDoesWithout(t *testing.T) {
+	t.Parallel()
+	p := newCard(t)
+	if !p.standsIn() {
+		t.Skip("a real driver is as old as it is")
+	}
+	for i, c := range []struct{ env, want string }{
+		{cuda.OwnKernels + "=on", ""},
+		{cuda.OwnKernels + "=off", "FLOWRUN_OWN_KERNELS is off"},
+		{"FLOWRUN_STANDIN_VERSION=11080", "with one for 12.0 or later"},
+	} {
+		dir := fmt.Sprint("run", i)
+		p.with("FLOWRUN_STANDIN_CAPABILITY=9.0", c.env).must("train.yaml", "run.dir="+dir, "train.max_steps=1", "train.validate.share=0", "train.validate.scans=[]")
+		said := p.events(dir, "device")
+		if c.want == "" && len(said) > 0 || c.want != "" && (len(said) != 1 || !strings.Contains(fmt.Sprint(said[0]["message"]), c.want)) {
+			t.Errorf("%s: %v, want %q", c.env, said, c.want)
+		}
+	}
+}
