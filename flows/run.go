@@ -124,6 +124,9 @@ func (j *Job) Run(ctx context.Context, soft <-chan struct{}, ui UI) (err error) 
 		return err
 	}
 	if err := r.prepare(ctx); err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("%w before it began; the same command goes on", ErrInterrupted)
+		}
 		err, _ = cured(err)
 		return err
 	}

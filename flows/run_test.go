@@ -523,3 +523,12 @@ func TestRunNowhere(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Who stops a run before it has begun is told so.
+func TestStoppedBeforeItBegins(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := do(t, ctx, nil, tiny(t, t.TempDir())); !errors.Is(err, ErrInterrupted) || !strings.Contains(err.Error(), "before it began") {
+		t.Error(err)
+	}
+}
