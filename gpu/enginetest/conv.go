@@ -184,14 +184,22 @@ var thinShapes = []struct {
 	{axisKind{k: 4, s: 1, lo: 2, margin: 1}, false, 1, []gpu.Padding{gpu.Zero}},
 	{axisKind{k: 4, s: 1, lo: 2, margin: 1}, true, 1, []gpu.Padding{gpu.Zero}},
 	{axisKind{k: 4, s: 1, lo: 2}, true, 1, []gpu.Padding{gpu.Replicate}},
+	{axisKind{k: 4, s: 1, lo: 1, transposed: true}, false, 1, []gpu.Padding{gpu.Replicate}}, // borders fold more taps than there are
 }
 
 // testConvThin is testConv of thin layers, each of them with rows that are longer than what a kernel takes at a time, or shorter.
 func testConvThin(t *testing.T, r *rig) {
 	r.check(t, func(t *rapid.T) {
 		for _, s := range thinShapes {
-			c := gpu.Conv{Pad: rapid.SampledFrom(s.pads).Draw(t, "pad"), In: gpu.Dims{N: rapid.IntRange(1, 2).Draw(t, "n"), C: s.few}}
-			c.Out.C = rapid.SampledFrom([]int{2, 5, 16, 40, 64, 72, 130, 264}).Draw(t, "channels")
+			c := gpu.Conv{Pad: rapid.SampledFrom(s.pads).Draw(t, "pad"), Transposed: s.axis.transposed, In: gpu.Dims{N: rapid.IntRange(1, 2).Draw(t, "n"), C: s.few}}
+			many := []int{2, 5, 16, 40, 64, 72, 130, 264}
+			switch {
+			case s.few > 1:
+				many = []int{16, 40}
+			case c.Transposed:
+				many = []int{64}
+			}
+			c.Out.C = rapid.SampledFrom(many).Draw(t, "channels")
 			c.In.D, c.In.H = rapid.IntRange(1, 4).Draw(t, "d"), rapid.IntRange(1, 4).Draw(t, "h")
 			c.In.W = rapid.OneOf(rapid.IntRange(1, 40), rapid.IntRange(290, 600)).Draw(t, "w")
 			types := [2]gpu.Type{gpu.Float32, r.kind}
