@@ -40,41 +40,48 @@ func markCopies(ctx context.Context, scans []*volume.Scan, origins []origin) {
 				compressed[origins[i].size] = true
 			}
 		}
-		first := map[string]string{}
-		for _, i := range group {
+		contents, alike := make([]string, len(group)), map[string]int{}
+		for n, i := range group {
 			if ctx.Err() != nil {
 				return
 			}
-			content, image := scans[i].Content, origins[i].image
-			switch {
-			case content != "":
+			switch image := origins[i].image; {
+			case scans[i].Content != "":
+				contents[n] = scans[i].Content
 			case compressed[image.Size]:
-				content, _ = nifti.Content(image.Path) // where it can't be read, it is nobody's copy
+				contents[n], _ = nifti.Content(image.Path) // where it can't be read, it is nobody's copy
 			default:
-				content = samplesOf(image)
+				contents[n] = samplesOf(image, 1)
+				alike[contents[n]]++
 			}
-			switch of, ok := first[content]; {
-			case content == "":
+		}
+		first := map[string]string{}
+		for n, i := range group {
+			if alike[contents[n]] > 1 {
+				contents[n] = samplesOf(origins[i].image, 32)
+			}
+			switch of, ok := first[contents[n]]; {
+			case contents[n] == "":
 			case ok:
 				scans[i].Copy = of
 			default:
-				first[content] = scans[i].ID
+				first[contents[n]] = scans[i].ID
 			}
 		}
 	}
 }
 
-// samplesOf is a digest of a file's size and of pieces all through it.
-func samplesOf(file nifti.File) string {
-	const pieces, length = 32, 4 << 10
+// samplesOf is a digest of a file's size and of the middle of each of so many parts of it.
+func samplesOf(file nifti.File, parts int64) string {
+	const length = 4 << 10
 	f, err := os.Open(file.Path)
 	if err != nil {
 		return ""
 	}
 	defer func() { _ = f.Close() }()
 	sum, b := sha256.New(), make([]byte, length)
-	for i := range int64(pieces) {
-		n, err := f.ReadAt(b, i*max(file.Size-length, 0)/(pieces-1))
+	for i := range parts {
+		n, err := f.ReadAt(b, (2*i+1)*max(file.Size-length, 0)/(2*parts))
 		if err != nil && !errors.Is(err, io.EOF) {
 			return ""
 		}
