@@ -44,11 +44,11 @@ func TestMachine(t *testing.T) {
 	})
 	for name, gan := range map[string]bool{"autoencoder": false, "GAN": true} {
 		t.Run(name, func(t *testing.T) {
-			norm := "channel"
+			c, o := tiny("channel", false)
 			if gan {
-				norm = "group"
+				c, o = tiny("group", true)
+				o.Patch, o.Loss.L2, o.Loss.SSIM, o.GAN.R1Every = [3]int{12, 12, 12}, 1, 1, 1
 			}
-			c, o := tiny(norm, gan)
 			host, card := cpu.New(1), open(t)
 			want, _ := train(t, host, c, o, 1)
 			got, _ := train(t, card, c, o, 1)

@@ -207,7 +207,21 @@ void conversions(Table &t) {
 	SELECT("selp.b64", u64) SELECT("selp.f64", u64)
 }
 
-// Approximations are as good as they get: within what NVIDIA promises, not what a card gives.
+// rough is v as an approximation may give it: off by so many units in the last place, one way or the other as its bits have it.
+float rough(float v, i32 units) {
+	if (v == 0 || v - v != 0) return v;
+	u32 bits = bitsAs<u32>(v), up = bits * 0x9e3779b9u >> 31;
+	float r = bitsAs<float>(up ? bits + units : bits - units);
+	return r - r != 0 || std::fabs(r) < 0x1p-126f ? v : r;
+}
+
+float exp2Approx(float a) { return a == 0 ? 1 : rough(std::exp2(a), 1); } // 2^-22 of it
+float log2Approx(float a) { // 2^-22
+	float v = std::log2(a);
+	return v - v != 0 ? v : v + (bitsAs<u32>(a) * 0x9e3779b9u >> 31 ? 0x1p-23f : -0x1p-23f);
+}
+
+// Approximations are within what NVIDIA promises; a card's own are others.
 void floats(Table &t) {
 	BINARY("add.f32", float, float, float, a + b)
 	BINARY("sub.f32", float, float, float, a - b)
@@ -220,13 +234,13 @@ void floats(Table &t) {
 	UNARY("abs.f32", float, float, std::fabs(a))
 	BINARY("min.f32", float, float, float, std::fmin(a, b)) // of a number and NaN the number
 	BINARY("max.f32", float, float, float, std::fmax(a, b))
-	UNARY("ex2.approx.f32", float, float, std::exp2(a))
-	UNARY("ex2.approx.ftz.f32", float, float, flushed(std::exp2(flushed(a))))
-	UNARY("lg2.approx.f32", float, float, std::log2(a))
-	UNARY("ex2.approx.ftz.f32", float, float, flushed(std::exp2(flushed(a))))
-	UNARY("lg2.approx.ftz.f32", float, float, flushed(std::log2(flushed(a))))
-	UNARY("rcp.approx.f32", float, float, 1 / a)
-	UNARY("rcp.approx.ftz.f32", float, float, flushed(1 / flushed(a)))
+	UNARY("ex2.approx.f32", float, float, exp2Approx(a))
+	UNARY("ex2.approx.ftz.f32", float, float, flushed(exp2Approx(flushed(a))))
+	UNARY("lg2.approx.f32", float, float, log2Approx(a))
+	UNARY("ex2.approx.ftz.f32", float, float, flushed(exp2Approx(flushed(a))))
+	UNARY("lg2.approx.ftz.f32", float, float, flushed(log2Approx(flushed(a))))
+	UNARY("rcp.approx.f32", float, float, rough(1 / a, 1))
+	UNARY("rcp.approx.ftz.f32", float, float, flushed(rough(1 / flushed(a), 1)))
 	BINARY("add.f64", double, double, double, a + b)
 	BINARY("sub.f64", double, double, double, a - b)
 	BINARY("mul.f64", double, double, double, a * b)
