@@ -212,6 +212,11 @@ type biasArgs struct {
 	Lanes, _ int32
 }
 
+// hopper is the threads of a block of Hopper's own kernel: four warps for each shift along x.
+func (t weightTile) hopper() int { return 128 * t.group[1] }
+
+func (t weightTile) kernel() string { return fmt.Sprintf("weight%dx%d", t.taps(), t.n) }
+
 // ConvGradWeight adds to dw and db.
 func (e *Engine) ConvGradWeight(c gpu.Conv, x, dy gpu.Tensor, dw, db, workspace gpu.Ptr) {
 	checkConv(c, x.Dims, dy.Dims)

@@ -31,17 +31,6 @@ func (d Device) Usable() error {
 	return nil
 }
 
-// hopperDriver is the CUDA version of the drivers that know the PTX of Hopper's own kernels, 8.0.
-const hopperDriver = 12
-
-// own is the target of the kernels for cards of this kind alone, "" where there are none or the driver is too old for them.
-func (d Device) own() string {
-	if d.Major == 9 && d.Minor == 0 && d.Driver[0] >= hopperDriver {
-		return "sm_90a"
-	}
-	return ""
-}
-
 // OwnKernels names the environment variable that, where it is off, leaves kernels for one kind of cards alone: those that every card runs
 // do the work.
 const OwnKernels = "FLOWRUN_OWN_KERNELS"

@@ -7,7 +7,8 @@
 // for, so one program serves machines with and without it.
 //
 // Reading order: sizes.go and tile.go (what a tensor takes), box.go (how a convolution falls into boxes), shim.c and driver.go (the
-// driver), owner.go (the thread), engine.go, own.go (kernels for one kind of cards), conv.go, ops.go (launches), kernels/ (CUDA C++, compiled to the PTX beside it).
+// driver), owner.go (the thread), engine.go, own.go (kernels for one kind of cards), conv.go, thin.go,
+// norm.go, pointwise.go, optim.go (launches), record.go (graphs of them), kernels/ (CUDA C++, compiled to the PTX beside it).
 //
 // Bits. Sums have a fixed order that depends on shapes only, whatever the shape of a launch, and there are no float atomics: the
 // same calls give the same bits on devices of one kind.

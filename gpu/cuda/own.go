@@ -13,6 +13,17 @@ import (
 	"gorgonia.org/cu"
 )
 
+// hopperDriver is the CUDA version of the drivers that know the PTX of Hopper's own kernels, 8.0.
+const hopperDriver = 12
+
+// own is the target of the kernels for cards of this kind alone, "" where there are none or the driver is too old for them.
+func (d Device) own() string {
+	if d.Major == 9 && d.Minor == 0 && d.Driver[0] >= hopperDriver {
+		return "sm_90a"
+	}
+	return ""
+}
+
 // withOwn adds the kernels of the card's own kind to an engine, if there are some and they prove right there: they can't be tried on each
 // card before it is met. Otherwise the engine, or another where it is lost, goes on without, and Less says why.
 func withOwn(e *Engine, dev cu.Device) (Card, error) {

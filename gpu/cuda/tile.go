@@ -1,7 +1,6 @@
 package cuda
 
 import (
-	"fmt"
 	"slices"
 
 	"github.com/flowrun/flowrun/gpu"
@@ -35,11 +34,6 @@ type weightTile struct {
 }
 
 func (t weightTile) taps() int { return t.group[0] * t.group[1] }
-
-// hopper is the threads of a block of Hopper's own kernel: four warps for each shift along x.
-func (t weightTile) hopper() int { return 128 * t.group[1] }
-
-func (t weightTile) kernel() string { return fmt.Sprintf("weight%dx%d", t.taps(), t.n) }
 
 // The tiles: k3; k4, whose taps are groups of two along an axis with any step; and what else there is, tap by tap.
 var (
