@@ -11,7 +11,7 @@ import (
 func TestSignalsStopWithACheckpoint(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
-	words := []string{"train.yaml", "train.epochs=1", "shuffle.volumes=3", "checkpoint.every=1000"}
+	words := []string{"train.yaml", "train.epochs=6", "shuffle.volumes=3", "checkpoint.every=1000"}
 	p.must(append(words, "run.dir=whole")...)
 	for i, s := range []os.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
 		r := p.start(words...)
