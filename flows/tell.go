@@ -104,13 +104,16 @@ func (w *watch) stalls(now time.Time) {
 	}
 }
 
+func (w *watch) stalled() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state == report.Stalled
+}
+
 // service tells the service manager that the run is alive, unless it is stalled.
 func (w *watch) service(now time.Time) {
 	if every := w.systemd.Watchdog() / 3; every > 0 && now.Sub(w.petted) >= every {
-		w.mu.Lock()
-		stalled := w.state == report.Stalled
-		w.mu.Unlock()
-		if !stalled {
+		if !w.stalled() {
 			_ = w.systemd.Tell("WATCHDOG=1") // it will find out by itself
 		}
 		w.petted = now

@@ -234,6 +234,9 @@ func (w *watch) kept(path string, step int) {
 // over notes that the graph has ended: its counters stand still.
 func (w *watch) over() {
 	w.events.close()
+	if w.stalled() {
+		w.stalls(time.Now()) // the end may come soon behind what moved again
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.stats != nil {
