@@ -16,6 +16,7 @@ import (
 	"github.com/flowrun/flowrun/gpu"
 	"github.com/flowrun/flowrun/gpu/cpu"
 	"github.com/flowrun/flowrun/gpu/enginetest"
+	x86 "golang.org/x/sys/cpu"
 )
 
 // onMachine has launches run the very PTX that a card would get, on the stand-in's machine for it, which fails a kernel as NVIDIA's
@@ -24,6 +25,9 @@ func onMachine(t *testing.T) {
 	t.Helper()
 	if !strings.Contains(os.Getenv(Library), "standin") {
 		t.Skip("a real driver runs PTX anyway")
+	}
+	if !x86.X86.HasAVX2 || !x86.X86.HasFMA {
+		t.Skip("the machine wants AVX2 and FMA")
 	}
 	t.Setenv("FLOWRUN_STANDIN_PTX", "1")
 }

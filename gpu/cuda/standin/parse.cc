@@ -291,7 +291,10 @@ public:
 };
 } // namespace
 
-std::unique_ptr<Module> parse(const char *text) { return Parser(text).module(); }
+std::unique_ptr<Module> parse(const char *text) {
+	if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) throw Error("the stand-in's machine for PTX wants a CPU with AVX2 and FMA");
+	return Parser(text).module();
+}
 
 std::vector<std::string> split(const std::string &name, char by) {
 	std::vector<std::string> parts(1);
