@@ -35,7 +35,7 @@ cd "$work"
 # What is measured, by size. model are words that every model gets; cases are name, preset, patch, micro-batch, more words.
 case ${SIZES:-full} in
 full)
-	limit=570 steps=200 every=50 tail=20 checks=25 tests='TestEngine|TestTraining|TestArguments|TestReplay|TestOwnKernels|TestProof|TestOwnTraining' model=()
+	limit=570 steps=200 every=50 tail=20 checks=25 tests='TestEngine|TestTraining|TestArguments|TestReplay|TestOwnKernels|TestProof|TestOwnTraining|TestWeightTiles|TestOwnWeightTiles|TestNormOfWholes|TestInstructions|TestManyTransfers|TestClock|TestWaitsSleep' model=()
 	scans=96,96,96 patch=64,64,32 seconds=3 large=288,288,160 whole=512,512,604 tile='[256, 256, 128]' stride='[192, 192, 96]' preset=vqgan3d
 	cases='vqgan3d [256,256,128] 1
 vqgan3d [256,256,128] 1 train.gan.weight=1
