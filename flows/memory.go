@@ -78,24 +78,33 @@ func (j *Job) divide(d *data, arena, snapshot int64, batches int64) (memory, err
 		m.least = max(m.least, min(m.least+n, total(d.train, j.cost)))
 		others = " and those whose tiles share a batch with theirs"
 	}
-	if m.scans < 0 && m.batches > -m.scans {
-		return m, configErrorf("run.memory: too little: %s: lower batch.size, or raise run.memory", m)
+	lack := m.least - m.scans
+	if lack <= 0 {
+		return m, nil
 	}
-	if m.least > m.scans {
-		hint := "raise run.memory"
-		if int64(held)*most <= m.scans {
-			hint = "lower batch.size, or raise run.memory"
-		}
-		if room := m.scans/most - 1; windows > 0 && room >= windows {
-			hint = fmt.Sprintf("set shuffle.volumes to %d or less, or raise run.memory", room/windows)
-		}
-		scans := fmt.Sprintf("%d scans as large as %s (%s)%s are", held, big.ID, size(most), others)
-		if held == 1 && others == "" {
-			scans = fmt.Sprintf("one scan as large as %s (%s) is", big.ID, size(most))
-		}
-		return m, configErrorf("run.memory: too little: %s, but %s held at a time, %s: %s", m, scans, size(m.least), hint)
+	hint := "raise run.memory"
+	switch room := m.scans/most - 1; {
+	case windows > 0 && room >= windows:
+		hint = fmt.Sprintf("set shuffle.volumes to %d or less, or raise run.memory", room/windows)
+	case int64(held)*most <= m.scans, j.oneByOne(m.batches) >= lack:
+		hint = "lower batch.size, or raise run.memory"
+	case m.engine/2 >= lack:
+		hint = "choose a smaller tile.patch or model, or raise run.memory"
 	}
-	return m, nil
+	if m.scans < 0 {
+		return m, configErrorf("run.memory: too little: %s: %s", m, hint)
+	}
+	scans := fmt.Sprintf("%d scans as large as %s (%s)%s are", held, big.ID, size(most), others)
+	if held == 1 && others == "" {
+		scans = fmt.Sprintf("one scan as large as %s (%s) is", big.ID, size(most))
+	}
+	return m, configErrorf("run.memory: too little: %s, but %s held at a time, %s: %s", m, scans, size(m.least), hint)
+}
+
+// oneByOne is what batches of one patch would take less.
+func (j *Job) oneByOne(batches int64) int64 {
+	o, _ := option[batch.Options](j)
+	return batches - batches/int64(max(1, o.Size))
 }
 
 // heap is what Go's heap should stay below: all but the engine's arena, which lies elsewhere. Where no scans are read their share is

@@ -40,14 +40,18 @@ func TestDivide(t *testing.T) {
 		windows     []int // of the shuffles
 		train, held []int64
 		fixed       int64 // engine, batches and snapshot, a third each
+		batch       int   // 0: no such stage
 		scans       int64 // left for scans; 0: refused
 		hint        string
 	}{
 		{name: "one scan at a time", limit: 10, train: []int64{10, 10, 5}, scans: 10},
 		{name: "less than one scan", limit: 9, train: []int64{5, 10}, hint: "raise run.memory"},
-		{name: "what is fixed counts", limit: 39, train: []int64{10}, fixed: 30, hint: "raise run.memory"},
+		{name: "what is fixed counts", limit: 39, train: []int64{10}, fixed: 30, hint: "choose a smaller tile.patch or model, or raise run.memory"},
 		{name: "and leaves the rest", limit: 41, train: []int64{10}, fixed: 30, scans: 11},
-		{name: "more than there is", limit: 29, train: []int64{10}, fixed: 30, hint: "lower batch.size, or raise run.memory"},
+		{name: "more than there is", limit: 29, train: []int64{10}, fixed: 30, hint: "raise run.memory"},
+		{name: "more than there is and batches of one patch would give back", limit: 50, train: []int64{10}, fixed: 60, batch: 20, hint: "raise run.memory"},
+		{name: "what batches of one patch would give back", limit: 51, train: []int64{10}, fixed: 60, batch: 20, hint: "lower batch.size, or raise run.memory"},
+		{name: "what half a patch would give back", limit: 60, train: []int64{10}, fixed: 60, hint: "choose a smaller tile.patch or model, or raise run.memory"},
 		{name: "the largest held-out scan counts", limit: 30, train: []int64{10}, held: []int64{5, 20, 6}, scans: 10},
 		{name: "the largest held-out scan is too much", limit: 29, train: []int64{10}, held: []int64{5, 20, 6}, hint: "raise run.memory"},
 		{name: "a window and the scan on its way", limit: 50, windows: []int{4}, train: []int64{10, 10, 10, 10, 10, 10}, scans: 50},
@@ -65,6 +69,9 @@ func TestDivide(t *testing.T) {
 				text := fmt.Sprintf("run: {memory: %dMiB}\nmodel: {downsample: [2, 2, 2]}\nflow:\n - read: {scans: [x]}\n - tile: {patch: [4, 4, 4]}\n", c.limit)
 				for _, n := range windows {
 					text += fmt.Sprintf(" - shuffle: {volumes: %d}\n", n)
+				}
+				if c.batch > 0 {
+					text += fmt.Sprintf(" - batch: {size: %d}\n", c.batch)
 				}
 				return mustLoad(t, text)
 			}
