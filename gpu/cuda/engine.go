@@ -149,8 +149,11 @@ func (e *Engine) Less() string { return e.less }
 
 // Free is the device memory that an arena may take, in bytes; 0 where the driver doesn't say.
 func (e *Engine) Free() int64 {
-	free, _ := e.memoryInfo()
-	return max(0, free-Overhead)
+	free, total := e.memoryInfo()
+	if total == 0 {
+		return 0
+	}
+	return max(1, free-Overhead-Spare)
 }
 
 // Used is the device memory in use, by this process and others, in bytes; 0 where the driver doesn't say.

@@ -4,6 +4,7 @@
 // through a table. shim_open fills the table from libcuda.so.1; until then each of them returns CUDA_ERROR_NOT_INITIALIZED.
 #include <dlfcn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include "shim.h"
 
 #define HIDDEN __attribute__((visibility("hidden")))
@@ -51,6 +52,8 @@ __asm__(".text\n.set shim_i, 0\n"
 int shim_open(const char *library, char *reason, int n) {
 	static void *open;
 	if (open) return 0;
+	// Kernels are brought to the device when they are compiled, not at their first launch, for which no memory may be left.
+	setenv("CUDA_MODULE_LOADING", "EAGER", 0);
 	void *l = dlopen(library, RTLD_NOW | RTLD_LOCAL);
 	if (!l) {
 		snprintf(reason, n, "%s", dlerror());

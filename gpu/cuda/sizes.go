@@ -117,6 +117,9 @@ func roundUp(n, to int) int { return divUp(n, to) * to }
 // convolutions.
 const Overhead = stagingBytes*stagingSlots + smallBytes*smallSlots + tableBytes
 
+// Spare is device memory that is left to the driver, for what it takes as it goes: graphs, events, pinned memory's tables.
+const Spare = 128 << 20
+
 const (
 	stagingBytes = 8 << 20 // of a slot, here and in pinned host memory
 	stagingSlots = 4
@@ -128,7 +131,7 @@ const (
 // Card is an engine on a GPU, or the plan of one.
 type Card interface {
 	gpu.Engine
-	// Free is the device memory that an arena may take, in bytes; 0 where that isn't known.
+	// Free is the device memory that an arena may take, in bytes, with Overhead and Spare left; 0 where that isn't known.
 	Free() int64
 	// Used is the device memory in use, by this process and others, in bytes; 0 where that isn't known.
 	Used() int64

@@ -68,7 +68,7 @@ func (s *slot) open(at uint64, bytes int) error {
 func makeEvents(events ...*cu.Event) error {
 	for _, e := range events {
 		var err error
-		if *e, err = cu.MakeEvent(cu.DisableTiming); err != nil {
+		if *e, err = cu.MakeEvent(cu.DisableTiming | cu.BlockingSyncEvent); err != nil {
 			return failed("cuEventCreate", err)
 		}
 	}
