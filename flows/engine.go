@@ -1,9 +1,9 @@
 package flows
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -23,14 +23,16 @@ func (j *Job) engine(device string) (gpu.Engine, error) {
 		j.ready = nil
 		return e, nil
 	}
-	j.card = nil
+	j.card, j.passed = nil, nil
 	switch ordinal, named := cudaOrdinal(device); {
 	case named:
 		return j.open(ordinal)
 	case device == "auto":
-		if ordinal, ok := firstCard(); ok {
+		ordinal, err := firstCard()
+		if ordinal >= 0 {
 			return j.open(ordinal)
 		}
+		j.passed = err
 	}
 	return cpu.New(j.workers()), nil
 }
@@ -44,8 +46,11 @@ func (j *Job) open(ordinal int) (gpu.Engine, error) {
 	return card, nil
 }
 
-// warnLess says why a GPU computes more slowly than it could.
+// warnLess says why a GPU computes more slowly than it could, or not at all.
 func (r *run) warnLess() {
+	if err := r.job.passed; err != nil {
+		r.log.Warn().Str("event", "device").Msgf("device: auto: the CPU computes: %v; see flowrun devices", err)
+	}
 	if c := r.job.card; c != nil && c.Less() != "" {
 		r.log.Warn().Str("event", "device").Msg(c.Less())
 	}
@@ -83,14 +88,20 @@ func cudaOrdinal(device string) (int, bool) {
 	return n, named && err == nil
 }
 
-// firstCard is the first GPU that the engine can use.
-func firstCard() (ordinal int, ok bool) {
+// firstCard is the first GPU that the engine can use, -1 if there is none: err says why, where a driver promises one.
+func firstCard() (ordinal int, err error) {
 	devices, err := cuda.Devices()
-	if err != nil {
-		return 0, false
+	if errors.Is(err, cuda.ErrNoDriver) || errors.Is(err, cuda.ErrNotBuilt) {
+		return -1, nil
 	}
-	i := slices.IndexFunc(devices, func(d cuda.Device) bool { return d.Usable() == nil })
-	return max(i, 0), i >= 0
+	for i, d := range devices {
+		unfit := d.Usable()
+		if unfit == nil {
+			return i, nil
+		}
+		err = cmp.Or(err, fmt.Errorf("cuda:%d: %w", i, unfit))
+	}
+	return -1, err
 }
 
 // checkDevice refuses a GPU that can't be used here.

@@ -38,6 +38,7 @@ type Job struct {
 	reserved int64      // host memory that isn't the engine's; 0 until it is known
 	ready    gpu.Engine // opened, for who asks for an engine next; else nil
 	card     cuda.Card  // the GPU that the model is on, or planned for; nil on the CPU
+	passed   error      // why device: auto passed a GPU's driver over
 	resolved []byte     // the file with every default written out
 }
 

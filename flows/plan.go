@@ -256,6 +256,9 @@ func (p *planner) takes(e gpu.Engine, plan *nn.Plan, without train.Options, patc
 // engineLine names the engine, and says why it can't be opened here and for how much memory it is planned instead.
 func (p *planner) engineLine(e gpu.Engine, memory int64, missing error) {
 	p.line("engine\t%s", e.Name())
+	if p.passed != nil {
+		p.line("  no GPU\t%v", p.passed)
+	}
 	if p.card != nil {
 		p.line("  beside the arena\t%s for copies and tables, and the driver's context (a few hundred MiB)", size(cuda.Overhead))
 	}

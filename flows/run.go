@@ -197,6 +197,9 @@ func (r *run) prepare(ctx context.Context) error {
 		return err
 	}
 	e := r.log.Info().Str("event", "start").Str("memory", r.parts.String())
+	if r.engine != nil {
+		e = e.Str("device", r.engine.Name())
+	}
 	if r.loop != nil {
 		e = e.Int("train_scans", len(r.data.train)).Int("held_out_scans", len(r.data.held)).Int("patches_per_epoch", r.data.perEpoch())
 	} else {

@@ -98,23 +98,31 @@ func TestCardFails(t *testing.T) {
 	}
 }
 
-// A card that could compute faster than it does says why, in the log of what it does.
+// A card that could compute faster than it does says why, in the log of what it does, and so does a driver that device: auto passed over. What
+// computes is in the log in any case.
 func TestCardDoesWithout(t *testing.T) {
 	t.Parallel()
 	p := newCard(t)
 	if !p.standsIn() {
 		t.Skip("a real driver is as old as it is")
 	}
-	for i, c := range []struct{ env, want string }{
-		{cuda.OwnKernels + "=on", ""},
-		{cuda.OwnKernels + "=off", "FLOWRUN_OWN_KERNELS is off"},
-		{"FLOWRUN_STANDIN_VERSION=11080", "with one for 12.0 or later"},
+	for i, c := range []struct{ env, device, computes, want string }{
+		{cuda.OwnKernels + "=on", "cuda:0", "cuda:0 (", ""},
+		{cuda.OwnKernels + "=off", "cuda:0", "cuda:0 (", "FLOWRUN_OWN_KERNELS is off"},
+		{"FLOWRUN_STANDIN_VERSION=11080", "cuda:0", "cuda:0 (", "with one for 12.0 or later"},
+		{"FLOWRUN_STANDIN_VERSION=11080", "auto", "cuda:0 (", "with one for 12.0 or later"},
+		{"FLOWRUN_STANDIN_VERSION=10020", "auto", "cpu (", "the CPU computes: cuda:0: the NVIDIA driver is for CUDA 10.2"},
+		{"FLOWRUN_STANDIN_FAULT=cuInit=803@1", "auto", "cpu (", "the CPU computes: no usable NVIDIA driver: cuInit: error 803"},
+		{"FLOWRUN_LIBCUDA=none.so", "auto", "cpu (", ""},
 	} {
 		dir := fmt.Sprint("run", i)
-		p.with("FLOWRUN_STANDIN_CAPABILITY=9.0", c.env).must("train.yaml", "run.dir="+dir, "train.max_steps=1", "train.validate.share=0", "train.validate.scans=[]")
+		p.with("FLOWRUN_STANDIN_CAPABILITY=9.0", c.env).must("train.yaml", "run.dir="+dir, "train.device="+c.device, "train.max_steps=1", "train.validate.share=0", "train.validate.scans=[]")
 		said := p.events(dir, "device")
 		if c.want == "" && len(said) > 0 || c.want != "" && (len(said) != 1 || !strings.Contains(fmt.Sprint(said[0]["message"]), c.want)) {
 			t.Errorf("%s: %v, want %q", c.env, said, c.want)
+		}
+		if start := p.events(dir, "start"); len(start) != 1 || !strings.HasPrefix(fmt.Sprint(start[0]["device"]), c.computes) {
+			t.Errorf("%s: %v, want the device %s", c.env, start, c.computes)
 		}
 	}
 }

@@ -38,6 +38,12 @@ const OwnKernels = "FLOWRUN_OWN_KERNELS"
 // Library names the environment variable with another file than libcuda.so.1 to load the driver from.
 const Library = "FLOWRUN_LIBCUDA"
 
+// Why there are no devices to ask for: the machine has no NVIDIA driver, as one without a GPU, or the program no CUDA engine.
+var (
+	ErrNoDriver = errors.New("no usable NVIDIA driver")
+	ErrNotBuilt = errors.New("this flowrun was built without its CUDA engine (make build brings it in where there is a C compiler)")
+)
+
 // What can go wrong with a device. errors.Is finds them in what the engine's methods return.
 var (
 	ErrOutOfMemory = errors.New("out of device memory")

@@ -40,6 +40,8 @@ func openDriver() error {
 		return nil
 	case C.CUDA_ERROR_NO_DEVICE:
 		return noDevice()
+	case C.SHIM_NO_LIBRARY:
+		return fmt.Errorf("%w: %s", ErrNoDriver, C.GoString(&reason[0]))
 	}
 	return fmt.Errorf("no usable NVIDIA driver: %s", C.GoString(&reason[0]))
 }

@@ -2,11 +2,6 @@
 
 package cuda
 
-import "errors"
-
-// ErrNotBuilt says that the program has no CUDA engine in it.
-var ErrNotBuilt = errors.New("this flowrun was built without its CUDA engine (make build brings it in where there is a C compiler)")
-
 // Devices fails with ErrNotBuilt.
 func Devices() ([]Device, error) { return nil, ErrNotBuilt }
 

@@ -57,7 +57,7 @@ int shim_open(const char *library, char *reason, int n) {
 	void *l = dlopen(library, RTLD_NOW | RTLD_LOCAL);
 	if (!l) {
 		snprintf(reason, n, "%s", dlerror());
-		return -1;
+		return SHIM_NO_LIBRARY;
 	}
 	int (*init)(unsigned) = (int (*)(unsigned))dlsym(l, "cuInit");
 	int rc = init ? init(0) : 999;
