@@ -82,6 +82,7 @@ cuda-api: ## our cuda.h beside NVIDIA's: CUDA_H=a toolkit's cuda.h, DRIVER=a dri
 
 ptxcheck: ## every test of the CUDA engine on the kernels' PTX, checked as compute-sanitizer would; CHECKS random shapes of each op
 	FLOWRUN_STANDIN_PTX=1 $(CUDA) $(GO) test $(TAGS) ./gpu/cuda -count 1 -timeout 2h -rapid.checks $(CHECKS)
+	FLOWRUN_STANDIN_PTX=1 $(CUDA) $(GO) test $(TAGS) ./integration -run '^TestCard$$' -count 1
 
 kernels: ## the CUDA kernels' PTX; needs clang++-19
 	cd gpu/cuda && $(GO) run ./internal/compile
