@@ -47,7 +47,8 @@ func trainCharts() []struct {
 		{report.Chart{Title: "Perplexity of the codes"}, []curve{
 			{"train/perplexity", "training", 1, false, 0}, {"val/perplexity", "validation", 0, false, 0}}},
 		{report.Chart{Title: "Codes used", Unit: "% of the codebook", Zero: true}, []curve{
-			{"val/codebook_usage", "validation", 0, false, 100}, {"val/ema_codebook_usage", "validation, EMA", 2, false, 100}}},
+			{"train/codebook_usage", "training, in a batch", 1, false, 100}, {"val/codebook_usage", "validation", 0, false, 100}, {"val/ema_codebook_usage", "validation, EMA", 2, false, 100}}},
+		{report.Chart{Title: "Codes restarted", Unit: "a step", Zero: true}, []curve{{"train/codebook_restarts", "training", 1, false, 0}}},
 		{report.Chart{Title: "Learning rate"}, []curve{{"lr", "learning rate", 0, false, 0}}},
 		{report.Chart{Title: "Gradient norm", Unit: "before clipping", Log: true}, []curve{
 			{"train/grad_norm", "training", 1, false, 0}, {"train/disc_grad_norm", "discriminators", 0, false, 0}}},

@@ -50,10 +50,14 @@ func (r *run) report(s train.Step) {
 	r.late(s)
 }
 
-// more is what the losses that the run has beside the autoencoder's say.
+// more is what the quantiser says, and the losses that the run has beside the autoencoder's.
 func (r *run) more(s vqgan.Stats) map[string]float64 {
 	o, _ := option[train.Options](r.job)
-	more := map[string]float64{}
+	model := &r.job.model
+	more := map[string]float64{"train/codebook_usage": float64(s.Used) / float64(model.Depth()*model.Codes)}
+	if model.Quantizer != vqgan.FSQ {
+		more["train/codebook_restarts"] = float64(s.Restarted)
+	}
 	if o.Loss.SSIM > 0 {
 		more["train/ssim_loss"] = s.SSIM
 	}

@@ -17,7 +17,7 @@ import (
 // What scripts rely on, by the key's name.
 var (
 	stepKeys = []string{"step", "epoch", "train/recon_loss", "train/commitment_loss", "train/perplexity", "train/psnr", "lr",
-		"voxels_per_second", "bound_by"}
+		"voxels_per_second", "bound_by", "train/codebook_usage", "train/codebook_restarts"}
 	valKeys = []string{"step", "val/recon_loss", "val/psnr", "val/ssim", "val/perplexity", "val/codebook_usage", "val/psnr_trilinear",
 		"val/ema_psnr"}
 )

@@ -47,10 +47,10 @@ func TestRecordHasTheNamesThatScriptsRelyOn(t *testing.T) {
 	dir := t.TempDir()
 	m := openMetrics(t, dir, 0)
 	check(t, m.Train(Step{Step: 1, Recon: 0.1, LR: 3e-4, VoxelsPerSecond: 12345678.9, BoundBy: `a "b", 5%`, PSNR: math.Inf(1), GradNorm: math.NaN(), Loss: 2e-7}))
-	check(t, m.Train(Step{Step: 2, More: map[string]float64{"train/gan_loss": -0.5, "train/r1": 2, "train/unknown": 7}}))
+	check(t, m.Train(Step{Step: 2, More: map[string]float64{"train/gan_loss": -0.5, "train/r1": 2, "train/codebook_usage": 0.25, "train/unknown": 7}}))
 	check(t, m.Validation(Val{Step: 1, Epoch: 2, Metrics: map[string]float64{"val/psnr": 31.25, "val/ema_ssim": 0.5, "val/new": 7}}))
 	want := `{"step":1,"epoch":0,"train/recon_loss":0.1,"train/commitment_loss":0,"train/loss":2e-07,"train/perplexity":0,"train/psnr":null,"train/grad_norm":null,"lr":0.0003,"seconds":0,"voxels_per_second":12345679,"bound_by":"a \"b\", 5%","rss_bytes":0,"goroutines":0}
-{"step":2,"epoch":0,"train/recon_loss":0,"train/commitment_loss":0,"train/loss":0,"train/perplexity":0,"train/psnr":0,"train/grad_norm":0,"lr":0,"seconds":0,"voxels_per_second":0,"bound_by":"","rss_bytes":0,"goroutines":0,"train/gan_loss":-0.5,"train/r1":2}
+{"step":2,"epoch":0,"train/recon_loss":0,"train/commitment_loss":0,"train/loss":0,"train/perplexity":0,"train/psnr":0,"train/grad_norm":0,"lr":0,"seconds":0,"voxels_per_second":0,"bound_by":"","rss_bytes":0,"goroutines":0,"train/gan_loss":-0.5,"train/r1":2,"train/codebook_usage":0.25}
 {"step":1,"epoch":2,"val/recon_loss":null,"val/psnr":31.25,"val/psnr_mean":null,"val/psnr_body":null,"val/ssim":null,"val/hfen":null,"val/hf_ratio":null,"val/mae_hu":null,"val/perplexity":null,"val/codebook_usage":null,"val/psnr_trilinear":null,"val/ssim_trilinear":null,"val/psnr_window_hu":null,"val/scans":null,"val/patches":null,"val/ema_ssim":0.5,"val/new":7}
 `
 	if got := read(t, dir, "metrics.jsonl"); got != want {
@@ -59,10 +59,10 @@ func TestRecordHasTheNamesThatScriptsRelyOn(t *testing.T) {
 	want = `step,epoch,train/recon_loss,train/commitment_loss,train/loss,train/perplexity,train/psnr,train/grad_norm,lr,seconds,voxels_per_second,bound_by,rss_bytes,goroutines,` +
 		`val/recon_loss,val/psnr,val/psnr_mean,val/psnr_body,val/ssim,val/hfen,val/hf_ratio,val/mae_hu,val/perplexity,val/codebook_usage,val/psnr_trilinear,val/ssim_trilinear,val/psnr_window_hu,val/scans,val/patches,` +
 		`val/ema_recon_loss,val/ema_psnr,val/ema_psnr_mean,val/ema_psnr_body,val/ema_ssim,val/ema_hfen,val/ema_hf_ratio,val/ema_mae_hu,val/ema_perplexity,val/ema_codebook_usage,` +
-		`train/ssim_loss,train/perceptual_loss,train/gan_loss,train/disc_loss,train/gan_feat_loss,train/gan_weight,train/logits_real,train/logits_fake,train/disc_grad_norm,train/r1
-1,0,0.1,0,2e-07,0,,,0.0003,0,12345679,"a ""b"", 5%",0,0,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,
-2,0,0,0,0,0,0,0,0,0,0,,0,0,,,,,,,,,,,,,,,,,,,,,,,,,,,,-0.5,,,,,,,2
-1,2,,,,,,,,,,,,,,31.25,,,,,,,,,,,,,,,,,,0.5,,,,,,,,,,,,,,,
+		`train/ssim_loss,train/perceptual_loss,train/gan_loss,train/disc_loss,train/gan_feat_loss,train/gan_weight,train/logits_real,train/logits_fake,train/disc_grad_norm,train/r1,train/codebook_usage,train/codebook_restarts
+1,0,0.1,0,2e-07,0,,,0.0003,0,12345679,"a ""b"", 5%",0,0,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,
+2,0,0,0,0,0,0,0,0,0,0,,0,0,,,,,,,,,,,,,,,,,,,,,,,,,,,,-0.5,,,,,,,2,0.25,
+1,2,,,,,,,,,,,,,,31.25,,,,,,,,,,,,,,,,,,0.5,,,,,,,,,,,,,,,,,
 `
 	if got := read(t, dir, "metrics.csv"); got != want {
 		t.Errorf("metrics.csv:\n%s\nwant\n%s", got, want)

@@ -25,10 +25,10 @@ type Step struct {
 	BoundBy         string // see BoundBy; "" if not known
 	RSS             int64  // resident bytes of the process
 	Goroutines      int
-	More            map[string]float64 // what else the run's losses say, by names of moreNames
+	More            map[string]float64 // what else the run's quantiser and losses say, by names of moreNames
 }
 
-// moreNames are figures that a step has only with the losses which they are of.
+// moreNames are figures that a step has only with the quantiser or the losses which they are of.
 var moreNames = [...]string{
 	"train/ssim_loss",                   // 1 - multi-scale SSIM
 	"train/perceptual_loss",             // LPIPS
@@ -37,6 +37,8 @@ var moreNames = [...]string{
 	"train/gan_weight",                       // what the adversarial losses are multiplied by: weight, ramp and adaptive weight
 	"train/logits_real", "train/logits_fake", // mean logits of scans and of reconstructions
 	"train/disc_grad_norm", "train/r1",
+	"train/codebook_usage",    // share of the codes that the batch used
+	"train/codebook_restarts", // codes that moved to a latent, having been used too little
 }
 
 // Val is what metrics.jsonl says of a validation. Metrics are by their full names: those of valNames, and the same with
